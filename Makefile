@@ -1,0 +1,58 @@
+# Rhizome: `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUF := node_modules/.bin/buf
+DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/launcher libs/testing \
+         services/engine services/proxy services/gateway
+RUNTIME_DISTS := $(filter-out libs/testing,$(DISTS))
+EDITABLES = $(addprefix -e ,$(1))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints-cpu.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format typecheck proto clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.runtime: requirements/constraints-cpu.txt $(addsuffix /pyproject.toml,$(RUNTIME_DISTS))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation $(call EDITABLES,$(RUNTIME_DISTS)) openai
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt libs/testing/pyproject.toml
+	$(PIP) --no-build-isolation $(call EDITABLES,$(DISTS)) -r requirements/dev.txt
+	touch $@
+
+$(BUF): package.json package-lock.json
+	npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+setup: $(VENV)/.dev ## create .venv with everything that development needs
+
+demo: $(VENV)/.runtime ## start two engines, a proxy and a gateway on the bundled model, ask a question, stay up
+	$(BIN)/rhizome demo
+
+test: $(VENV)/.dev $(BUF) ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev $(BUF) ## check style, formatting and contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd proto && ../$(BUF) lint && ../$(BUF) format --diff --exit-code
+
+format: $(VENV)/.dev $(BUF) ## format code and contracts
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	cd proto && ../$(BUF) format -w
+
+typecheck: $(VENV)/.dev ## check types (mypy --strict)
+	$(BIN)/mypy
+
+proto: $(VENV)/.dev ## regenerate libs/protocol from proto/
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate_protocol.py
+
+clean: ## remove what the targets created
+	rm -rf $(VENV) node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .run

@@ -1,0 +1,1 @@
+"""EngineClient over gRPC and ZeroMQ, and the gRPC server kit."""

@@ -1,0 +1,74 @@
+"""What a gateway, a proxy or a front needs from an engine, whatever carries it.
+
+`grpc_client.GrpcEngineClient` and `zmq_client.ZmqEngineClient` implement this one interface; both speak the
+frames of `rhizome/engine/v1/frames.proto`, so that all requests of a peer share one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.load_pb2 import Load
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """The files that turn text into token ids and back.
+
+    Attributes:
+        files: content by name (`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`,
+            `generation_config.json`; those that the checkpoint has).
+        sha256: hash of all of them, as `GetTokenizer` defines it.
+    """
+
+    files: Mapping[str, bytes]
+    sha256: str
+
+
+class EngineClient(Protocol):
+    """An engine, or a proxy that stands for several.
+
+    Every method raises `rhizome_transport.errors.EngineError` when the engine cannot or will not answer.
+    """
+
+    def generate(
+        self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """Run one request and yield its events: `started`, `delta`s, `finished`.
+
+        Closing the generator (`aclose`, or cancelling the task that reads it) before `finished` cancels the
+        request in the engine. An empty `request_id` is filled in. Token deltas of a slow reader arrive
+        merged.
+        """
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request but keep reading it: a `finished` event with reason CANCELLED, usage and timings
+        follows on its generator. Unknown ids are ignored.
+        """
+        ...
+
+    async def model_info(self, model: str = "") -> GetModelInfoResponse:
+        """Describe what is served; an empty name means the only model."""
+        ...
+
+    async def tokenizer_files(self, model: str = "") -> TokenizerFiles:
+        """Fetch the tokenizer and check its hash."""
+        ...
+
+    async def load(self) -> Load:
+        """Say how busy the engine is."""
+        ...
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return once the engine serves a model; EngineError(UNAVAILABLE) when it does not in time."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what is open and release the connection."""
+        ...

@@ -1,0 +1,1 @@
+"""The engine: front process, core process, model, radix KV cache, scheduler."""
