@@ -1,0 +1,90 @@
+"""The `rhizome` command."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rhizome_launcher.stack import StackError, StackSettings
+
+app = typer.Typer(
+    help="Serve large language models behind the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    Path,
+    typer.Option("--model", "-m", help="Checkpoint: config.json, tokenizer.json, *.safetensors."),
+]
+HostOption = Annotated[str, typer.Option(help="Address that the gateway listens on.")]
+PortOption = Annotated[int, typer.Option(help="Port of the gateway.", min=1, max=65535)]
+EnginesOption = Annotated[int, typer.Option(help="Engines; from two on a proxy balances them.", min=1)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+NameOption = Annotated[
+    str, typer.Option("--served-model-name", help="Name in the API; default: the directory's.")
+]
+
+
+@app.command()
+def serve(
+    model: ModelOption,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    engines: EnginesOption = 1,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    served_model_name: NameOption = "",
+) -> None:
+    """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
+    from rhizome_launcher.serve import run_until_interrupted
+
+    arguments = ["--device", device, "--dtype", dtype]
+    if served_model_name:
+        arguments += ["--served-model-name", served_model_name]
+    settings = StackSettings(
+        model=model, engines=engines, host=host, port=port, engine_arguments=tuple(arguments)
+    )
+    _run(run_until_interrupted(settings))
+
+
+@app.command()
+def demo(
+    model: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("models/demo"),
+    port: PortOption = 8000,
+    question: Annotated[str, typer.Option(help="What to ask.")] = "Who are you, please?",
+    stay: Annotated[bool, typer.Option(help="Stay up after the answer.")] = True,
+) -> None:
+    """Start two engines, a proxy and a gateway, ask one question, and stay up until Ctrl-C."""
+    from rhizome_launcher.demo import run_demo
+
+    _run(run_demo(model, port, question, stay_up=stay))
+
+
+@app.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Report device, dtype, attention back end, memory, ports and what is missing."""
+    from rhizome_launcher.doctor import examine, print_report
+
+    report = examine()
+    print_report(report, as_json=json_output)
+    raise typer.Exit(1 if report.missing else 0)
+
+
+def _run(main: object) -> None:
+    """Run a coroutine to its exit code, and show a person what went wrong without a traceback."""
+    assert asyncio.iscoroutine(main)
+    try:
+        code = asyncio.run(main)
+    except StackError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)

@@ -1,0 +1,202 @@
+"""A local stack: engines, a proxy where there are several, and a gateway, as child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from rhizome_launcher.service_process import ServiceProcess
+
+ENGINE_PORT = 50051
+PROXY_PORT = 50050
+STOP_TIMEOUT_S = 15.0
+POLL_INTERVAL_S = 0.1
+
+
+class StackError(Exception):
+    """A stack that cannot start, with the reason and what to do, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """What to start.
+
+    Attributes:
+        model: checkpoint directory.
+        engines: how many engines; a proxy joins from two on, or with `proxy`.
+        host: address that the gateway listens on; everything else stays on loopback.
+        port: the gateway's port.
+        proxy: start a proxy even for one engine.
+        strict_port: refuse when `port` is taken, instead of taking the next free one.
+        engine_arguments: passed on to every engine.
+        log_dir: where each service's output goes.
+        ready_timeout_s: how long to wait until everything serves, in seconds.
+    """
+
+    model: Path
+    engines: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8000
+    proxy: bool = False
+    strict_port: bool = True
+    engine_arguments: tuple[str, ...] = ()
+    log_dir: Path = Path(".run/logs")
+    ready_timeout_s: float = 600.0
+
+
+class Stack:
+    """The running processes; an async context manager that stops them however the block ends.
+
+    Raises:
+        StackError: on entering, when the model is missing, a port is taken, or a service ends early.
+    """
+
+    def __init__(self, settings: StackSettings, *, on_line: Callable[[str, str], None] | None = None) -> None:
+        self.settings = settings
+        self.services: list[ServiceProcess] = []
+        self._on_line = on_line
+        self._gateway_port = settings.port
+
+    @property
+    def url(self) -> str:
+        """The gateway's address as a browser on this host reaches it."""
+        host = "127.0.0.1" if self.settings.host in {"0.0.0.0", "::"} else self.settings.host  # noqa: S104
+        return f"http://{host}:{self._gateway_port}"
+
+    async def __aenter__(self) -> Self:
+        """Start everything and wait until the gateway can answer with every engine."""
+        self._plan()
+        try:
+            await asyncio.gather(*(service.start() for service in self.services))
+            await self._wait_ready()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        await self.stop()
+
+    async def wait(self) -> ServiceProcess:
+        """Return the first service that ends by itself."""
+        tasks = {asyncio.create_task(service.wait()): service for service in self.services}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return tasks[done.pop()]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def stop(self) -> None:
+        """Stop the services in the order in which requests reach them, so that nobody loses an answer."""
+        try:
+            for layer in ("gateway", "proxy", "engine"):
+                members = [service for service in self.services if service.name.startswith(layer)]
+                await asyncio.gather(*(service.stop(STOP_TIMEOUT_S) for service in members))
+        finally:
+            for service in self.services:
+                service.kill()
+
+    def _plan(self) -> None:
+        settings = self.settings
+        if not (settings.model / "config.json").is_file():
+            raise StackError(
+                f"{settings.model} is no checkpoint: there is no config.json. Give --model a directory with "
+                "config.json, tokenizer.json and *.safetensors, as downloaded from a model hub."
+            )
+        if settings.engines < 1:
+            raise StackError(f"--engines must be at least 1, not {settings.engines}.")
+        taken: set[int] = set()
+        self._gateway_port = _choose_port(settings.host, settings.port, taken, strict=settings.strict_port)
+        ports = [_choose_port("127.0.0.1", ENGINE_PORT + i, taken) for i in range(settings.engines)]
+        threads = max(1, (os.cpu_count() or 1) // settings.engines)
+        for index, port in enumerate(ports):
+            self._add(
+                f"engine-{index}" if len(ports) > 1 else "engine",
+                "rhizome_engine",
+                ["--model", str(settings.model), "--port", str(port), *settings.engine_arguments],
+                {"RHIZOME_ENGINE_NUM_THREADS": str(threads)},
+            )
+        target = f"127.0.0.1:{ports[0]}"
+        if settings.proxy or len(ports) > 1:
+            backends = ",".join(f"127.0.0.1:{port}" for port in ports)
+            proxy_port = _choose_port("127.0.0.1", PROXY_PORT, taken)
+            self._add("proxy", "rhizome_proxy", ["--port", str(proxy_port), "--backends", backends])
+            target = f"127.0.0.1:{proxy_port}"
+        gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]
+        self._add("gateway", "rhizome_gateway", gateway)
+        self._addresses = {f"127.0.0.1:{port}" for port in ports}
+
+    def _add(
+        self, name: str, module: str, arguments: list[str], environment: dict[str, str] | None = None
+    ) -> None:
+        log_path = self.settings.log_dir / f"{name}.log"
+        self.services.append(
+            ServiceProcess(
+                name, module, arguments, log_path=log_path, environment=environment, on_line=self._on_line
+            )
+        )
+
+    async def _wait_ready(self) -> None:
+        from rhizome_launcher.readiness import engines_serving
+
+        deadline = time.monotonic() + self.settings.ready_timeout_s
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while True:
+                self._raise_if_ended()
+                if await engines_serving(self._addresses) and await self._gateway_ready(session):
+                    return
+                if time.monotonic() > deadline:
+                    waited, logs = self.settings.ready_timeout_s, self.settings.log_dir
+                    raise StackError(f"not ready after {waited:.0f} s; logs in {logs}")
+                await asyncio.sleep(POLL_INTERVAL_S)
+
+    def _raise_if_ended(self) -> None:
+        for service in self.services:
+            if service.exit_code is not None:
+                raise StackError(
+                    f"{service.name} ended with exit code {service.exit_code} before it was ready:\n"
+                    f"{service.log_tail()}"
+                )
+
+    async def _gateway_ready(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(f"{self.url}/ready") as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _choose_port(host: str, wanted: int, taken: set[int], *, strict: bool = False) -> int:
+    """Return `wanted` or, unless `strict`, the next free port after it; remember it in `taken`."""
+    if strict and not port_is_free(host, wanted):
+        raise StackError(f"port {wanted} on {host} is taken; choose another one with --port.")
+    for port in range(wanted, min(wanted + 1000, 65536)):
+        if port not in taken and port_is_free(host, port):
+            taken.add(port)
+            return port
+    raise StackError(f"no free port from {wanted} on; stop something, or choose another range.")
