@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from rhizome_transport.probe import is_serving
+from rhizome_transport.probe import SERVING, probe
 
 ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
 
@@ -13,6 +13,6 @@ ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
 async def engines_serving(addresses: Iterable[str], timeout_s: float = 1.0) -> bool:
     """Whether every address answers that it serves a model."""
     answers = await asyncio.gather(
-        *(is_serving(address, ENGINE_SERVICE, timeout_s=timeout_s) for address in addresses)
+        *(asyncio.to_thread(probe, address, ENGINE_SERVICE, timeout_s) for address in addresses)
     )
-    return all(answers)
+    return all(code == SERVING for code, _ in answers)

@@ -6,14 +6,15 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import aiohttp
 
+from rhizome_launcher.readiness import engines_serving
 from rhizome_launcher.service_process import ServiceProcess
 
 ENGINE_PORT = 50051
@@ -38,6 +39,7 @@ class StackSettings:
         proxy: start a proxy even for one engine.
         strict_port: refuse when `port` is taken, instead of taking the next free one.
         engine_arguments: passed on to every engine.
+        environment: added to the environment of every service.
         log_dir: where each service's output goes.
         ready_timeout_s: how long to wait until everything serves, in seconds.
     """
@@ -49,12 +51,18 @@ class StackSettings:
     proxy: bool = False
     strict_port: bool = True
     engine_arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     log_dir: Path = Path(".run/logs")
     ready_timeout_s: float = 600.0
 
 
 class Stack:
     """The running processes; an async context manager that stops them however the block ends.
+
+    Attributes:
+        services: the processes, engines first.
+        engine_addresses: host:port of each engine.
+        proxy_address: host:port of the proxy, empty without one.
 
     Raises:
         StackError: on entering, when the model is missing, a port is taken, or a service ends early.
@@ -65,6 +73,8 @@ class Stack:
         self.services: list[ServiceProcess] = []
         self._on_line = on_line
         self._gateway_port = settings.port
+        self.engine_addresses: list[str] = []
+        self.proxy_address = ""
 
     @property
     def url(self) -> str:
@@ -121,6 +131,7 @@ class Stack:
         taken: set[int] = set()
         self._gateway_port = _choose_port(settings.host, settings.port, taken, strict=settings.strict_port)
         ports = [_choose_port("127.0.0.1", ENGINE_PORT + i, taken) for i in range(settings.engines)]
+        self.engine_addresses = [f"127.0.0.1:{port}" for port in ports]
         threads = max(1, (os.cpu_count() or 1) // settings.engines)
         for index, port in enumerate(ports):
             self._add(
@@ -129,34 +140,35 @@ class Stack:
                 ["--model", str(settings.model), "--port", str(port), *settings.engine_arguments],
                 {"RHIZOME_ENGINE_NUM_THREADS": str(threads)},
             )
-        target = f"127.0.0.1:{ports[0]}"
+        target = self.engine_addresses[0]
         if settings.proxy or len(ports) > 1:
-            backends = ",".join(f"127.0.0.1:{port}" for port in ports)
+            backends = ",".join(self.engine_addresses)
             proxy_port = _choose_port("127.0.0.1", PROXY_PORT, taken)
             self._add("proxy", "rhizome_proxy", ["--port", str(proxy_port), "--backends", backends])
-            target = f"127.0.0.1:{proxy_port}"
+            target = self.proxy_address = f"127.0.0.1:{proxy_port}"
         gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]
         self._add("gateway", "rhizome_gateway", gateway)
-        self._addresses = {f"127.0.0.1:{port}" for port in ports}
 
     def _add(
         self, name: str, module: str, arguments: list[str], environment: dict[str, str] | None = None
     ) -> None:
-        log_path = self.settings.log_dir / f"{name}.log"
         self.services.append(
             ServiceProcess(
-                name, module, arguments, log_path=log_path, environment=environment, on_line=self._on_line
+                name,
+                module,
+                arguments,
+                log_path=self.settings.log_dir / f"{name}.log",
+                environment={**(environment or {}), **self.settings.environment},
+                on_line=self._on_line,
             )
         )
 
     async def _wait_ready(self) -> None:
-        from rhizome_launcher.readiness import engines_serving
-
         deadline = time.monotonic() + self.settings.ready_timeout_s
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 self._raise_if_ended()
-                if await engines_serving(self._addresses) and await self._gateway_ready(session):
+                if await engines_serving(self.engine_addresses) and await self._gateway_ready(session):
                     return
                 if time.monotonic() > deadline:
                     waited, logs = self.settings.ready_timeout_s, self.settings.log_dir

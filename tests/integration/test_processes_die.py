@@ -1,0 +1,102 @@
+"""What a client sees when processes die."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from openai import APIStatusError, OpenAI
+
+from rhizome_launcher.service_process import ServiceProcess
+from rhizome_testing.running_stack import demo_stack_settings as stack_settings
+from rhizome_testing.running_stack import running_stack
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def ask(url: str) -> str:
+    with OpenAI(base_url=f"{url}/v1", api_key="not-needed", max_retries=0, timeout=60) as client:
+        answer = client.chat.completions.create(
+            model="rhizome-demo",
+            messages=QUESTION,  # type: ignore[arg-type]
+            temperature=0,
+        )
+        return str(answer.choices[0].message.content)
+
+
+def core_of(engine: ServiceProcess) -> psutil.Process:
+    """The core process below an engine's front."""
+    (core,) = psutil.Process(engine.pid).children()
+    return core
+
+
+def test_an_engine_that_dies_before_the_first_byte_goes_unnoticed(tmp_path: Path) -> None:
+    """One engine is stopped, so that requests hang in it, then killed: every client gets a normal answer."""
+    with running_stack(stack_settings(tmp_path)) as stack:
+        assert "Paris" in ask(stack.url)
+        victim = stack.service("engine-0")
+        core = core_of(victim)
+        core.suspend()
+        psutil.Process(victim.pid).suspend()
+        answers: list[str] = []
+        clients = [threading.Thread(target=lambda: answers.append(ask(stack.url))) for _ in range(6)]
+        for client in clients:
+            client.start()
+        time.sleep(1)  # let requests reach the engine that does not answer
+        core.kill()
+        victim.kill()
+        for client in clients:
+            client.join(30)
+        assert len(answers) == 6
+        assert all("Paris" in answer for answer in answers)
+
+
+def test_a_killed_core_comes_back_behind_its_front(tmp_path: Path) -> None:
+    with running_stack(stack_settings(tmp_path, engines=1)) as stack:
+        assert "Paris" in ask(stack.url)
+        front = stack.service("engine")
+        core = core_of(front)
+        core.kill()
+        core.wait(10)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert "Paris" in ask(stack.url)
+                break
+            except APIStatusError as error:
+                assert error.status_code == 503
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert front.exit_code is None
+        assert core_of(front).pid != core.pid
+
+
+def test_an_engine_keeps_its_model_when_the_gateway_is_killed(tmp_path: Path) -> None:
+    with running_stack(stack_settings(tmp_path, engines=1)) as stack:
+        assert "Paris" in ask(stack.url)
+        core = core_of(stack.service("engine"))
+        gateway = stack.service("gateway")
+        gateway.kill()
+        stack.run(gateway.wait())
+        stack.run(gateway.start())
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert "Paris" in ask(stack.url)
+                break
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        assert core_of(stack.service("engine")).pid == core.pid
+
+
+def test_stopping_a_stack_leaves_no_process(tmp_path: Path) -> None:
+    with running_stack(stack_settings(tmp_path)) as stack:
+        members = [psutil.Process(service.pid) for service in stack.stack.services]
+        members += [child for member in members for child in member.children(recursive=True)]
+        assert len(members) >= 6
+    _, alive = psutil.wait_procs(members, timeout=10)
+    assert alive == []
