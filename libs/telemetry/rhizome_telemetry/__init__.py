@@ -1,0 +1,1 @@
+"""Logging, tracing and propagation for Rhizome's services."""

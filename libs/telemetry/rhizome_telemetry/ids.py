@@ -1,0 +1,37 @@
+"""Trace and span ids from the operating system's randomness.
+
+The SDK's own generator draws from Python's global `random`, which an engine seeds: two engines with one seed
+would then give different requests the same trace id.
+"""
+
+from __future__ import annotations
+
+import os
+
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+
+def random_trace_id() -> str:
+    """32 random hex digits."""
+    return os.urandom(16).hex()
+
+
+def random_span_id() -> str:
+    """16 random hex digits."""
+    return os.urandom(8).hex()
+
+
+class UrandomIdGenerator(IdGenerator):
+    """What the tracer provider asks for ids."""
+
+    def generate_trace_id(self) -> int:
+        """128 random bits, never zero."""
+        return int.from_bytes(os.urandom(16)) or 1
+
+    def generate_span_id(self) -> int:
+        """64 random bits, never zero."""
+        return int.from_bytes(os.urandom(8)) or 1
+
+    def is_trace_id_random(self) -> bool:
+        """All bits are random, which the trace flags may say."""
+        return True
