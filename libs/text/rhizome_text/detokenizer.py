@@ -1,0 +1,120 @@
+"""Token ids to text while they arrive.
+
+A token may end in the middle of a character, so the text of the tokens so far may end in a broken one. What
+is pushed out here never does, and is never taken back: all pushed pieces together are what `Tokenizer.decode`
+makes of all ids, up to an incomplete character at the end. The cost per token does not depend on how many
+came before.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from rhizome_text.token_bytes import DecodingRule
+from rhizome_text.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+
+
+class _Decoder(Protocol):
+    def push(self, token_ids: Sequence[int]) -> str: ...
+    def finish(self) -> str: ...
+
+
+class IncrementalDetokenizer:
+    """Turns the tokens of one answer into text.
+
+    Args:
+        tokenizer: shared by all answers of a model.
+        skip_special_tokens: leave tokens such as `<|eot_id|>` out of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._decoder: _Decoder
+        if tokenizer.rule is None:
+            self._decoder = _WindowDecoder(tokenizer, skip_special_tokens)
+        else:
+            self._decoder = _ByteDecoder(tokenizer, tokenizer.rule)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Take new tokens, return the whole characters that they completed, possibly none."""
+        tokenizer, skip = self._tokenizer, self._skip_special_tokens
+        return self._decoder.push([i for i in token_ids if tokenizer.is_text(i, skip)])
+
+    def finish(self) -> str:
+        """Return what was held back but is whole; an incomplete character is dropped."""
+        return self._decoder.finish()
+
+
+class _ByteDecoder:
+    """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all."""
+
+    def __init__(self, tokenizer: Tokenizer, rule: DecodingRule) -> None:
+        self._tokenizer = tokenizer
+        self._rule = rule
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip_character, self._strip_left = rule.strip_start
+        self._at_start = True
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
+        pieces = [self._tokenizer.token_bytes(i) for i in token_ids]
+        if self._at_start:
+            self._at_start = False
+            pieces[0] = self._rule.token_bytes(self._tokenizer.token_text(token_ids[0]), first=True)
+        text = self._utf8.decode(b"".join(pieces))
+        while text and self._strip_left:
+            if not text.startswith(self._strip_character):
+                self._strip_left = 0
+                break
+            text = text.removeprefix(self._strip_character)
+            self._strip_left -= 1
+        return text
+
+    def finish(self) -> str:
+        return ""
+
+
+class _WindowDecoder:
+    """For any other decoder: decode a short window twice, without and with the new tokens, and compare.
+
+    The window holds the tokens of the last piece of text, as context for the decoder's rules on spaces, and
+    the tokens since then: those whose text still ends in a broken character.
+
+        [ context: text is out | pending: text is not out ]
+    """
+
+    _MOST_PENDING = 16
+    """No character has more tokens than that; beyond it, a broken one will stay broken."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
+        self._pending.extend(token_ids)
+        text = self._new_text()
+        if not text or (text.endswith(_REPLACEMENT) and len(self._pending) <= self._MOST_PENDING):
+            return ""
+        # One push may bring a whole answer; its last tokens are context enough.
+        self._context, self._pending = self._pending[-self._MOST_PENDING :], []
+        return text
+
+    def finish(self) -> str:
+        text = self._new_text()
+        self._context, self._pending = [], []
+        return text.rstrip(_REPLACEMENT)
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context, self._skip_special_tokens)
+        after = self._tokenizer.decode(self._context + self._pending, self._skip_special_tokens)
+        return after[len(before) :]

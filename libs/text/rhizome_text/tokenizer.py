@@ -1,0 +1,174 @@
+"""Text to token ids and back, from the files of a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from rhizome_text.chat_template import ChatTemplate
+from rhizome_text.token_bytes import decoding_rule
+from rhizome_text.tokenizer_files import read_tokenizer_files
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class TokenizerError(ValueError):
+    """The tokenizer's files cannot be used; the message says why."""
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer with its special tokens and its chat template.
+
+    Safe to share between threads; `encode` lets other threads run meanwhile.
+
+    Attributes:
+        rule: how tokens become bytes; None when the decoder is not a plain map.
+        special_tokens: text by role (`bos_token`, ...), those that the checkpoint names.
+        special_ids: ids that never belong to visible text.
+        longest_token_chars: no token stands for more characters of text than that.
+        vocab_size: ids of the tokenizer, added tokens included; the model may have logits for more.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None = None
+    ) -> None:
+        self._backend = backend
+        # A decoder's pickled state is its section of tokenizer.json; the whole file would take far longer.
+        self.rule = decoding_rule(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
+        self.special_tokens = _special_tokens(config)
+        self.special_ids = frozenset(
+            token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._known_ids = frozenset(vocabulary.values())
+        self.longest_token_chars = max(map(len, vocabulary), default=0)
+        self.vocab_size = max(self._known_ids, default=-1) + 1
+        self._bytes: dict[int, bytes] = {}
+        self._template_sources = _templates(config, template)
+        self._templates: dict[str, ChatTemplate] = {}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """Build from file contents by name, as `GetTokenizer` hands them out.
+
+        Raises:
+            TokenizerError: a file is missing or broken.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        except KeyError:
+            raise TokenizerError("tokenizer.json is missing") from None
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise TokenizerError(f"the tokenizer's files cannot be read: {error}") from error
+        template = files.get("chat_template.jinja")
+        return cls(backend, config, None if template is None else template.decode())
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> Tokenizer:
+        """Build from a checkpoint directory."""
+        return cls.from_files(read_tokenizer_files(directory))
+
+    @property
+    def bos_id(self) -> int | None:
+        """The begin-of-sequence token, where the checkpoint names one."""
+        return self.token_id(self.special_tokens.get("bos_token"))
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end-of-sequence token, where the checkpoint names one."""
+        return self.token_id(self.special_tokens.get("eos_token"))
+
+    def chat_template(self, *, tools: bool = False) -> ChatTemplate | None:
+        """The template for conversations, None where the checkpoint has none.
+
+        Some checkpoints have one of their own for conversations with `tools`.
+
+        Raises:
+            ChatTemplateError: the template does not compile.
+        """
+        name = "tool_use" if tools and "tool_use" in self._template_sources else "default"
+        if name not in self._templates and name in self._template_sources:
+            self._templates[name] = ChatTemplate(self._template_sources[name], **self.special_tokens)
+        return self._templates.get(name)
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token as it is written in the vocabulary."""
+        return None if token is None else self._backend.token_to_id(token)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Tokenise. Leave `add_special_tokens` off for rendered templates: they hold their own.
+
+        Text that looks like a special token becomes that token; telling apart what a user typed is the
+        caller's business (encode the user's spans on their own).
+        """
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; unknown ids count as nothing, broken UTF-8 as U+FFFD.
+
+        Differs from the tokenizers package in one place: there, one broken byte turns its whole run of
+        byte-fallback tokens into U+FFFD, here only itself; so that decoding all at once and bit by bit agree.
+        """
+        text = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        if "\ufffd" in text and self.rule is not None and self.rule.byte_fallback:
+            return self._decode_bytes(token_ids, skip_special_tokens)
+        return text
+
+    def is_text(self, token_id: int, skip_special_tokens: bool = True) -> bool:
+        """Whether an id contributes to the visible text."""
+        return token_id in self._known_ids and not (skip_special_tokens and token_id in self.special_ids)
+
+    def token_text(self, token_id: int) -> str:
+        """The token as it is written in the vocabulary; empty for unknown ids."""
+        return self._backend.id_to_token(token_id) or ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds in the middle of a text; empty for unknown ids."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            if self.rule is not None:
+                known = self.rule.token_bytes(self.token_text(token_id))
+            else:
+                known = self._backend.decode([token_id], skip_special_tokens=False).encode()
+            self._bytes[token_id] = known
+        return known
+
+    def _decode_bytes(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        rule = self.rule
+        assert rule is not None
+        kept = [i for i in token_ids if self.is_text(i, skip_special_tokens)]
+        text = b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
+        character, most = rule.strip_start
+        for _ in range(most):
+            text = text.removeprefix(character)
+        return text
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by role; a token is a string or `{"content": ...}`."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        token = config.get(name)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if isinstance(token, str):
+            tokens[name] = token
+    return tokens
+
+
+def _templates(config: Mapping[str, Any], file: str | None) -> dict[str, str]:
+    """Template sources by name; the file `chat_template.jinja` is the default one if it exists."""
+    configured = config.get("chat_template")
+    sources: dict[str, str] = {}
+    if isinstance(configured, str):
+        sources["default"] = configured
+    elif isinstance(configured, list):
+        sources = {entry["name"]: entry["template"] for entry in configured}
+    if file is not None:
+        sources["default"] = file
+    return sources

@@ -1,0 +1,70 @@
+from typing import Any
+
+import pytest
+
+from rhizome_text.chat_template import ChatTemplate, ChatTemplateError
+
+USER = [{"role": "user", "content": "Hi <&> 你好"}]
+
+
+def _render(source: str, **kwargs: Any) -> str:
+    return ChatTemplate(source, "<s>", "</s>").render(USER, **kwargs)
+
+
+def test_special_tokens_and_messages_are_known() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] }}{% endfor %}{{ eos_token }}"
+    )
+    assert _render(source) == "<s>[user] Hi <&> 你好</s>"
+
+
+def test_renders_what_transformers_renders() -> None:
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+    source = (
+        "{%- if tools %}\n{{ tools | tojson(indent=2) }}\n{%- endif %}\n"
+        "{% for m in messages %}\n  {% if loop.index > 5 %}{% break %}{% endif %}\n"
+        "  {{ m.role }}: {{ m.content | trim }} {{ m | tojson }}\n"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tools = [{"type": "function", "function": {"name": "f", "description": "<ü>"}}]
+    theirs, _ = transformers.render_jinja_template(
+        [USER], tools=tools, chat_template=source, add_generation_prompt=True
+    )
+    assert _render(source, tools=tools) == theirs[0]
+
+
+def test_a_template_can_refuse() -> None:
+    with pytest.raises(ChatTemplateError, match="roles must alternate"):
+        _render("{{ raise_exception('roles must alternate') }}")
+
+
+def test_a_failing_template_says_so_without_a_traceback() -> None:
+    with pytest.raises(ChatTemplateError, match="TypeError"):
+        _render("{{ messages[0].content + 1 }}")
+
+
+def test_a_broken_template_names_the_line() -> None:
+    with pytest.raises(ChatTemplateError, match="line 2"):
+        ChatTemplate("\n{% if %}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({'role': 'system'}) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ range(10000000) | list | length }}",
+    ],
+)
+def test_the_sandbox_holds(source: str) -> None:
+    with pytest.raises(ChatTemplateError):
+        _render(source)
+
+
+def test_variables_of_a_template_can_be_set() -> None:
+    assert (
+        _render("{{ enable_thinking }} {{ strftime_now('%Y') | length }}", enable_thinking=False) == "False 4"
+    )
