@@ -48,8 +48,10 @@ class EngineClient(Protocol):
         ...
 
     async def cancel(self, request_id: str) -> None:
-        """End a request but keep reading it: a `finished` event with reason CANCELLED, usage and timings
-        follows on its generator. Unknown ids are ignored.
+        """End a request but keep reading it.
+
+        A `finished` event with reason CANCELLED, usage and timings follows on its generator. Unknown ids
+        are ignored.
         """
         ...
 

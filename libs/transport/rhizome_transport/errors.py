@@ -13,8 +13,9 @@
 | DEADLINE_EXCEEDED | 504 | timeout_error | timeout |
 | everything else | 500 | server_error | internal_error |
 
-A `reason` (UPPER_SNAKE, as `google.rpc.ErrorInfo` wants it) refines the OpenAI code: `CONTEXT_LENGTH_EXCEEDED`
-becomes `context_length_exceeded`, `OVERLOADED` with any status becomes 503 / `overloaded`.
+A `reason` (UPPER_SNAKE, as `google.rpc.ErrorInfo` wants it) refines the OpenAI code:
+`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `OVERLOADED` with any status becomes 503 /
+`overloaded`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
 from rhizome.common.v1 import common_pb2
 
 DOMAIN = "rhizome"

@@ -1,0 +1,52 @@
+"""gRPC options that every Rhizome channel and server share."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
+ENGINE_ADMIN_SERVICE = "rhizome.engine.v1.EngineAdminService"
+PROTOCOL_VERSION = 1
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""A 128k-token prompt with log probabilities fits; a mistaken upload does not."""
+
+_KEEPALIVE_TIME_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+_MIN_PING_INTERVAL_MS = 10_000
+
+CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Otherwise a second server on the same port starts without an error and takes half of the connections.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+)
+
+
+def open_channel(target: str, *, own_connection: bool = False) -> grpc.aio.Channel:
+    """Open a plaintext channel; must run inside the loop that uses it.
+
+    Args:
+        target: `host:port`, or `unix:/path`.
+        own_connection: do not share the TCP connection with other channels to the same target.
+    """
+    options = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection)))
+    return grpc.aio.insecure_channel(target, options=options)

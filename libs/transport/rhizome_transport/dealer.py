@@ -1,0 +1,117 @@
+"""A ZeroMQ DEALER that says when the other side is gone.
+
+ZeroMQ hides disconnections: a DEALER reconnects on its own and whatever was under way is silently lost. Here
+a connection is used once; its socket monitor tells when it broke, and whoever needs another one opens it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import grpc
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from rhizome_transport.channel import MAX_MESSAGE_BYTES
+from rhizome_transport.errors import EngineError
+
+HEARTBEAT_INTERVAL_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 6_000
+
+_BROKEN_EVENTS = (
+    zmq.Event.DISCONNECTED
+    | zmq.Event.CLOSED
+    | zmq.Event.CONNECT_RETRIED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
+)
+
+
+class DealerConnection:
+    """Carries payloads to and from a `frame_server.FrameServer` until it breaks.
+
+    Must be made inside the running loop.
+
+    Args:
+        context: shared by all connections of a process.
+        endpoint: `ipc:///path`.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.maxmsgsize = MAX_MESSAGE_BYTES
+        self._socket.reconnect_ivl = -1
+        self._socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
+        self._socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+        self._socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+        self._monitor = self._socket.get_monitor_socket(_BROKEN_EVENTS)
+        self._pending: asyncio.Future[bytes] | None = None
+        self._watching = asyncio.ensure_future(self._watch())
+        self._socket.connect(endpoint)
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be sent any more; what arrived before can still be received."""
+        return self._watching.done()
+
+    async def send(self, payload: bytes) -> None:
+        """Send one message.
+
+        Raises:
+            EngineError: UNAVAILABLE, the connection broke.
+        """
+        if self.broken:
+            raise self._lost()
+        sending = asyncio.ensure_future(self._socket.send(payload))
+        if not sending.done():
+            await asyncio.wait((sending, self._watching), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                sending.cancel()
+                raise self._lost()
+        sending.result()
+
+    async def receive(self) -> bytes:
+        """Receive one message; cancelling loses none.
+
+        Raises:
+            EngineError: UNAVAILABLE, the connection broke and everything that came before was received.
+        """
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._socket.recv())
+        pending = self._pending
+        if not pending.done():
+            await asyncio.wait((pending, self._watching), return_when=asyncio.FIRST_COMPLETED)
+        if not pending.done():
+            pending.cancel()
+            pending = asyncio.ensure_future(self._socket.recv(zmq.DONTWAIT))
+        self._pending = None
+        try:
+            return await pending
+        except zmq.Again:
+            raise self._lost() from None
+
+    def close(self) -> None:
+        """Let go of the connection; never raises and may be called twice."""
+        self._watching.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
+        with suppress(zmq.ZMQError):
+            self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    async def _watch(self) -> None:
+        while True:
+            event = parse_monitor_message(await self._monitor.recv_multipart())
+            if event["event"] & _BROKEN_EVENTS:
+                return
+
+    def _lost(self) -> EngineError:
+        return EngineError(
+            grpc.StatusCode.UNAVAILABLE, f"the engine core at {self._endpoint} is gone or not started"
+        )

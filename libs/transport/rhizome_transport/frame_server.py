@@ -1,0 +1,257 @@
+"""The engine core's side of ZeroMQ: a ROUTER without threads, driven by the core's own loop.
+
+The loop calls `poll` for what peers want, `emit` for what happened and `flush` once per step. Nothing here
+blocks, except `poll` for as long as it is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+
+import zmq
+from google.protobuf.message import DecodeError
+from zmq.utils.monitor import parse_monitor_message
+
+from rhizome.engine.v1.frames_pb2 import (
+    CallResult,
+    ClientFrame,
+    EngineFrame,
+    Hello,
+    RequestEvent,
+    Welcome,
+)
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.channel import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from rhizome_transport.dealer import HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
+from rhizome_transport.ipc import IpcLock
+from rhizome_transport.outbox import Outbox
+
+_log = logging.getLogger(__name__)
+
+_LEAST_CREDIT = 1
+_PROBE_EVERY_MS = 20
+_PROBE_FOR_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """Somebody who said Hello.
+
+    Attributes:
+        identity: how ZeroMQ addresses it; never reused.
+        name: as it calls itself.
+        outbox: what waits to be sent.
+        gone: whether the connection ended; then everything sent to it is dropped.
+    """
+
+    identity: bytes
+    name: str
+    outbox: Outbox = field(repr=False)
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class FrameServerCounters:
+    """What was dropped, since start.
+
+    Attributes:
+        undecodable: messages that are no ClientFrame.
+        before_hello: frames of peers that had not said Hello.
+        unknown: frames of a kind that this version does not know.
+        lost_peers: connections that ended.
+    """
+
+    undecodable: int = 0
+    before_hello: int = 0
+    unknown: int = 0
+    lost_peers: int = 0
+
+
+class FrameServer:
+    """Serves any number of peers on one ipc endpoint.
+
+    Hello, Ping and Credit are answered here; `poll` hands out the rest.
+
+    Args:
+        endpoint: `ipc:///path`; see `ipc.IpcLock` for what is refused.
+        instance_id: identifies this start of the core; made up when empty.
+    """
+
+    def __init__(self, endpoint: str, *, instance_id: str = "") -> None:
+        self.instance_id = instance_id or uuid.uuid4().hex
+        self.counters = FrameServerCounters()
+        self._peers: dict[bytes, Peer] = {}
+        self._gone: list[Peer] = []
+        self._probe_until = 0.0
+        self._next_probe = 0.0
+        self._lock = IpcLock(endpoint)
+        self._context = zmq.Context(io_threads=1)
+        try:
+            self._socket = self._bind(endpoint)
+        except BaseException:
+            self._context.destroy(linger=0)
+            self._lock.release()
+            raise
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Who is connected."""
+        return tuple(self._peers.values())
+
+    def poll(self, timeout_ms: int) -> list[tuple[Peer, ClientFrame]]:
+        """Wait for requests.
+
+        Args:
+            timeout_ms: how long to wait when nothing is there; 0 does not wait, negative waits for ever.
+
+        Returns:
+            Submit, Cancel and Call frames in the order of arrival; possibly none before the time is over,
+            when something else wanted attention.
+        """
+        if self._probe_until and timeout_ms != 0:
+            timeout_ms = min(timeout_ms, _PROBE_EVERY_MS) if timeout_ms > 0 else _PROBE_EVERY_MS
+        ready = dict(self._poller.poll(None if timeout_ms < 0 else timeout_ms))
+        received: list[tuple[Peer, ClientFrame]] = []
+        if self._socket in ready:
+            self._receive(received)
+        if self._monitor in ready:
+            self._note_disconnections()
+        self._probe()
+        return received
+
+    def take_gone(self) -> list[Peer]:
+        """Peers whose connection ended since the last call; the core cancels their requests."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def emit(self, peer: Peer, event: RequestEvent) -> None:
+        """Queue one event for the next `flush`."""
+        if not peer.gone:
+            peer.outbox.put(event)
+
+    def reply(self, peer: Peer, result: CallResult) -> None:
+        """Queue one answer to a call for the next `flush`."""
+        if not peer.gone:
+            peer.outbox.put_result(result)
+
+    def flush(self, step: int, load: Load | None = None) -> None:
+        """Send every peer at most one frame.
+
+        Args:
+            step: number of the scheduler step that just ended.
+            load: given to every peer when present.
+        """
+        for peer in list(self._peers.values()):
+            frame = peer.outbox.take(step, load)
+            if frame is not None:
+                self._send(peer, frame)
+
+    def close(self) -> None:
+        """Send nothing more and free the endpoint."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
+        self._lock.release()
+
+    def _bind(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.linger = 0
+        socket.maxmsgsize = MAX_MESSAGE_BYTES
+        socket.router_mandatory = True
+        socket.sndhwm = 0  # credit bounds what is under way; a full pipe could only lose frames
+        socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
+        socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+        socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+        self._monitor = socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        socket.bind(endpoint)
+        self._lock.restrict()
+        return socket
+
+    def _receive(self, received: list[tuple[Peer, ClientFrame]]) -> None:
+        while True:
+            try:
+                parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if len(parts) != 2:
+                self.counters.undecodable += 1
+                continue
+            try:
+                frame = ClientFrame.FromString(parts[1])
+            except DecodeError:
+                self.counters.undecodable += 1
+                continue
+            self._handle(parts[0], frame, received)
+
+    def _handle(self, identity: bytes, frame: ClientFrame, received: list[tuple[Peer, ClientFrame]]) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "hello":
+            self._welcome(identity, frame.hello)
+            return
+        peer = self._peers.get(identity)
+        if peer is None:
+            self.counters.before_hello += 1
+        elif kind in ("submit", "cancel", "call"):
+            received.append((peer, frame))
+        elif kind == "credit":
+            peer.outbox.credit += frame.credit.frames
+        elif kind == "ping":
+            peer.outbox.put_pong(frame.ping.nonce)
+            self._send_answers(peer)
+        else:
+            self.counters.unknown += 1
+
+    def _welcome(self, identity: bytes, hello: Hello) -> None:
+        earlier = self._peers.get(identity)
+        if earlier is not None:
+            self._lose(earlier)
+        peer = Peer(identity, hello.peer_name, Outbox(max(hello.initial_credit, _LEAST_CREDIT)))
+        self._peers[identity] = peer
+        peer.outbox.put_welcome(Welcome(protocol_version=PROTOCOL_VERSION, instance_id=self.instance_id))
+        _log.debug("peer %s said hello (protocol %d)", hello.peer_name, hello.protocol_version)
+        self._send_answers(peer)
+
+    def _send_answers(self, peer: Peer) -> None:
+        answers = peer.outbox.take_answers()
+        if answers is not None:
+            self._send(peer, answers)
+
+    def _send(self, peer: Peer, frame: EngineFrame) -> None:
+        try:
+            self._socket.send_multipart((peer.identity, frame.SerializeToString()), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._lose(peer)
+
+    def _lose(self, peer: Peer) -> None:
+        peer.gone = True
+        del self._peers[peer.identity]
+        self._gone.append(peer)
+        self.counters.lost_peers += 1
+        _log.info("peer %s is gone", peer.name)
+
+    def _note_disconnections(self) -> None:
+        while self._monitor.poll(0):
+            parse_monitor_message(self._monitor.recv_multipart())
+            self._probe_until = time.monotonic() + _PROBE_FOR_S
+            self._next_probe = 0.0
+
+    def _probe(self) -> None:
+        # The monitor says that a connection ended but not whose, and a little before the ROUTER knows. An
+        # empty frame to everybody finds out: it is unroutable for whoever is gone, harmless for the others.
+        now = time.monotonic()
+        if not self._probe_until or now < self._next_probe:
+            return
+        self._next_probe = now + _PROBE_EVERY_MS / 1e3
+        for peer in list(self._peers.values()):
+            self._send(peer, EngineFrame())
+        if now > self._probe_until:
+            self._probe_until = 0.0

@@ -1,0 +1,271 @@
+"""Many requests over one stream of frames, with reconnection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.errors import EngineError
+from rhizome_transport.inbox import CallInbox, RequestInbox
+from rhizome_transport.link import OpenLink
+from rhizome_transport.session import Session
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.05
+_LAST_RETRY_S = 2.0
+_GREETING_LIMIT_S = 10.0
+"""A core answers Hello between two steps, and a step on a CPU may last seconds."""
+_DEADLINE_SLACK_S = 0.5
+"""The engine watches deadlines itself; only if it fails to, this side does."""
+
+# Trying again cannot help against these.
+_PERMANENT = frozenset(
+    {
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    }
+)
+
+
+class FrameMultiplexer:
+    """Keeps one frame stream to an engine open and runs requests and calls over it.
+
+    The stream is opened with the first use and reopened in the background whenever it breaks. Requests that
+    are open when it breaks fail: UNAVAILABLE while they have no events, else ABORTED with reason ENGINE_LOST.
+
+    Args:
+        open_link: makes a new connection or raises EngineError.
+        target: what it connects to, for messages.
+        peer_name: who we are, for the engine's log.
+        initial_credit: frames with events the engine may send ahead.
+        connect_timeout_s: how long a request waits for a connection before it fails with UNAVAILABLE.
+    """
+
+    def __init__(
+        self,
+        open_link: OpenLink,
+        *,
+        target: str,
+        peer_name: str,
+        initial_credit: int = 64,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        if initial_credit < 1:
+            raise ValueError(f"initial_credit is {initial_credit}; it must be at least 1")
+        self._open_link = open_link
+        self._target = target
+        self._peer_name = peer_name
+        self._initial_credit = initial_credit
+        self._connect_timeout_s = connect_timeout_s
+        self._session: Session | None = None
+        self._changed = asyncio.Event()
+        self._last_error: EngineError | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._closed = False
+        self.latest_load: Load | None = None
+
+    @property
+    def instance_id(self) -> str:
+        """Which engine core answers now; empty while disconnected."""
+        return self._session.instance_id if self._session else ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request could be sent right now."""
+        return self._session is not None
+
+    async def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """Run one request; see `client.EngineClient.generate`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        session = await self.connection(timeout_s)
+        if not request.request_id:
+            request.request_id = uuid.uuid4().hex
+        request_id = request.request_id
+        if request_id in session.requests:
+            raise EngineError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"a request with id {request_id!r} is open already; ids must be unique",
+                param="request_id",
+            )
+        submit = Submit(request=request, trace=trace)
+        if deadline is not None:
+            submit.timeout.CopyFrom(_duration(deadline - time.monotonic()))
+        inbox = session.requests[request_id] = RequestInbox()
+        session.send(ClientFrame(submit=submit))
+        finished = False
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(_left(deadline, _DEADLINE_SLACK_S)):
+                        event = await inbox.read()
+                except TimeoutError:
+                    raise _too_late(timeout_s) from None
+                if event is None:
+                    finished = True
+                    return
+                finished = event.HasField("finished")
+                yield event
+                if finished:
+                    return
+        except EngineError:
+            finished = inbox.ended
+            raise
+        finally:
+            if session.requests.get(request_id) is inbox:
+                del session.requests[request_id]
+            if not finished and not inbox.ended and session.alive:
+                session.cancel(request_id)
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request but keep reading it; see `client.EngineClient.cancel`."""
+        if self._session is not None and request_id in self._session.requests:
+            self._session.cancel(request_id)
+
+    async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
+        """Call a method of the engine's services inside the stream.
+
+        Args:
+            method: such as `GetModelInfo`.
+            request: the serialised request message.
+            timeout_s: give up after this time.
+
+        Returns:
+            The serialised answers: one, or several where the method streams.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        session = await self.connection(timeout_s)
+        call_id = uuid.uuid4().hex
+        inbox = session.calls[call_id] = CallInbox()
+        session.send(ClientFrame(call=Call(call_id=call_id, method=method, request=request)))
+        answers = []
+        try:
+            async with asyncio.timeout(_left(deadline)):
+                while (answer := await inbox.read()) is not None:
+                    answers.append(answer)
+        except TimeoutError:
+            raise _too_late(timeout_s) from None
+        finally:
+            session.calls.pop(call_id, None)
+        return answers
+
+    async def connection(self, timeout_s: float | None = None, *, limit_s: float | None = None) -> Session:
+        """Wait for the stream to be open.
+
+        Args:
+            timeout_s: the caller's own time-out; the shorter of it and the limit counts.
+            limit_s: wait at most this long; the connect time-out when absent.
+
+        Raises:
+            EngineError: UNAVAILABLE, or why a connection is refused for good.
+        """
+        if self._closed:
+            raise EngineError(grpc.StatusCode.CANCELLED, "this client was closed")
+        if self._session is not None:
+            return self._session
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_connected(), name=f"frames to {self._target}")
+        limit = self._connect_timeout_s if limit_s is None else limit_s
+        if timeout_s is not None:
+            limit = min(limit, timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                while True:
+                    if self._session is not None:
+                        return self._session
+                    if self._last_error is not None and self._last_error.code in _PERMANENT:
+                        raise self._last_error
+                    await self._changed.wait()
+                    if self._closed:
+                        raise EngineError(grpc.StatusCode.CANCELLED, "this client was closed")
+        why = f": {self._last_error.message}" if self._last_error else ""
+        raise EngineError(
+            grpc.StatusCode.UNAVAILABLE,
+            f"no connection to the engine at {self._target} within {limit:g} s{why}",
+            reason=self._last_error.reason if self._last_error else "",
+        )
+
+    async def close(self) -> None:
+        """Cancel what is open and stop reconnecting."""
+        self._closed = True
+        if self._session is not None:
+            self._session.fail(EngineError(grpc.StatusCode.CANCELLED, "this client was closed"))
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        self._announce(None)
+
+    async def _keep_connected(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while True:
+            try:
+                session = await self._open_session()
+            except EngineError as error:
+                self._last_error = error
+                _log.debug("no connection to %s: %s", self._target, error.message)
+            else:
+                retry_s = _FIRST_RETRY_S
+                self._last_error = None
+                self._announce(session)
+                try:
+                    self._last_error = await session.run()
+                finally:
+                    self._session = None
+                _log.info("lost the engine at %s: %s", self._target, self._last_error.message)
+            self._announce(None)
+            await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+            retry_s = min(retry_s * 2, _LAST_RETRY_S)
+
+    async def _open_session(self) -> Session:
+        link = await self._open_link()
+        session = Session(link, self._peer_name, self._initial_credit, self._note_load)
+        try:
+            await session.greet(_GREETING_LIMIT_S)
+        except BaseException:
+            await link.close()
+            raise
+        return session
+
+    def _note_load(self, load: Load) -> None:
+        self.latest_load = load
+
+    def _announce(self, session: Session | None) -> None:
+        self._session = session
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _left(deadline: float | None, slack_s: float = 0.0) -> float | None:
+    return None if deadline is None else max(0.0, deadline + slack_s - time.monotonic())
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(max(0, int(seconds * 1e9)))
+    return duration
+
+
+def _too_late(timeout_s: float | None) -> EngineError:
+    return EngineError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, f"the engine did not finish within {timeout_s or 0:g} s"
+    )

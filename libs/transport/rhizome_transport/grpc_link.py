@@ -1,0 +1,55 @@
+"""Frames over gRPC's `Connect`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+
+from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
+from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame
+from rhizome_transport.errors import EngineError, from_rpc_error
+
+FrameCall = grpc.aio.StreamStreamCall[ClientFrame, EngineFrame]
+
+
+class GrpcLink:
+    """One `Connect` call."""
+
+    def __init__(self, call: FrameCall) -> None:
+        self._call = call
+
+    @classmethod
+    async def open(cls, channel: grpc.aio.Channel) -> GrpcLink:
+        """Start the call; that nobody listens shows with the first frame."""
+        return cls(EngineServiceStub(channel).Connect())
+
+    async def send(self, frame: ClientFrame) -> None:
+        """See `link.FrameLink`."""
+        try:
+            await self._call.write(frame)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except (grpc.aio.UsageError, asyncio.InvalidStateError):
+            raise await self._ended() from None
+
+    async def receive(self) -> EngineFrame:
+        """See `link.FrameLink`."""
+        try:
+            frame = await self._call.read()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        if not isinstance(frame, EngineFrame):
+            raise await self._ended()
+        return frame
+
+    async def close(self) -> None:
+        """See `link.FrameLink`. Cancelling matters: a call that is only forgotten goes on for ever."""
+        self._call.cancel()
+
+    async def _ended(self) -> EngineError:
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            return EngineError(grpc.StatusCode.UNAVAILABLE, "the engine ended the stream")
+        return EngineError(code, await self._call.details() or "the engine ended the stream")

@@ -1,0 +1,89 @@
+"""What arrived for one request or call and was not read yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Generic, TypeVar
+
+from rhizome.engine.v1.frames_pb2 import CallResult, RequestEvent
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
+from rhizome_transport.deltas import merge_delta
+from rhizome_transport.errors import EngineError
+
+Item = TypeVar("Item")
+
+
+class _Inbox(Generic[Item]):
+    """A queue for one reader that ends well or with an error."""
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        self._error: EngineError | None = None
+        self._last_came = False
+        self.used = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._last_came or self._error is not None
+
+    def fail(self, error: EngineError) -> None:
+        """End with an error; the reader gets what arrived before first."""
+        if not self.ended:
+            self._error = error
+            self._arrived.set()
+
+    async def read(self) -> Item | None:
+        """The next item, or `None` after the last.
+
+        Raises:
+            EngineError: how it ended, where it did not end well.
+        """
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            if self._last_came:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._items.popleft()
+
+
+class RequestInbox(_Inbox[GenerateResponse]):
+    """The events of one request. Deltas that nobody read yet are one delta."""
+
+    def put(self, event: RequestEvent) -> None:
+        """Take one event; events after the last are ignored."""
+        if self.ended:
+            return
+        outcome = event.WhichOneof("outcome")
+        if outcome == "status":
+            self.fail(EngineError.from_status(event.status))
+            return
+        if outcome == "response":
+            self.used = True
+            response = event.response
+            if not (self._items and merge_delta(self._items[-1], response)):
+                self._items.append(response)
+        self._last_came = event.final or event.response.HasField("finished")
+        self._arrived.set()
+
+
+class CallInbox(_Inbox[bytes]):
+    """The answers to one call."""
+
+    def put(self, result: CallResult) -> None:
+        """Take one answer; answers after the last are ignored."""
+        if self.ended:
+            return
+        outcome = result.WhichOneof("outcome")
+        if outcome == "status":
+            self.fail(EngineError.from_status(result.status))
+            return
+        if outcome == "response":
+            self.used = True
+            self._items.append(result.response)
+        self._last_came = result.final
+        self._arrived.set()

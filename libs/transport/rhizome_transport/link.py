@@ -1,0 +1,35 @@
+"""One connection to an engine that carries frames; gRPC and ZeroMQ have one each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame
+
+
+class FrameLink(Protocol):
+    """Carries frames both ways until it breaks; a broken one is never repaired but replaced."""
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Write one frame. Only one task writes at a time.
+
+        Raises:
+            EngineError: the link broke.
+        """
+        ...
+
+    async def receive(self) -> EngineFrame:
+        """Read the next frame. Only one task reads.
+
+        Raises:
+            EngineError: the link broke, after everything that arrived before was read.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection; never raises."""
+        ...
+
+
+OpenLink = Callable[[], Awaitable[FrameLink]]

@@ -1,0 +1,85 @@
+"""What waits to be sent to one peer.
+
+A peer pays with credit for frames that hold events. Without credit its events stay here and merge: each
+request keeps at most one `started`, one growing delta and one end, however long the peer sleeps.
+"""
+
+from __future__ import annotations
+
+from rhizome.engine.v1.frames_pb2 import CallResult, EngineFrame, Pong, RequestEvent, Welcome
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.deltas import merge_delta
+
+
+class Outbox:
+    """Collects events and answers and packs them into one frame at a time.
+
+    Args:
+        credit: frames with events that may be sent before more credit comes.
+    """
+
+    def __init__(self, credit: int) -> None:
+        self.credit = credit
+        self._events = EngineFrame()
+        self._newest: dict[str, RequestEvent] = {}
+        self._answers = EngineFrame()
+
+    @property
+    def waiting_events(self) -> int:
+        """Events that were not sent yet, after merging."""
+        return len(self._events.events)
+
+    def put(self, event: RequestEvent) -> None:
+        """Add one event of a request."""
+        newest = self._newest.get(event.request_id)
+        if newest is not None and merge_delta(newest.response, event.response):
+            newest.final = event.final
+            return
+        self._events.events.append(event)
+        self._newest[event.request_id] = self._events.events[-1]
+
+    def put_result(self, result: CallResult) -> None:
+        """Add an answer to a call; answers cost no credit."""
+        self._answers.call_results.append(result)
+
+    def put_welcome(self, welcome: Welcome) -> None:
+        """Add the answer to Hello."""
+        self._answers.welcome.CopyFrom(welcome)
+
+    def put_pong(self, nonce: int) -> None:
+        """Add the answer to Ping."""
+        self._answers.pong.CopyFrom(Pong(nonce=nonce))
+
+    def discard(self, request_id: str) -> None:
+        """Forget what was not sent of one request."""
+        if self._newest.pop(request_id, None) is not None:
+            kept = [event for event in self._events.events if event.request_id != request_id]
+            self._events = EngineFrame(events=kept)
+            self._newest = {event.request_id: event for event in self._events.events}
+
+    def take(self, step: int, load: Load | None = None) -> EngineFrame | None:
+        """Pack a frame, or `None` when there is nothing that may be sent.
+
+        Taking a frame with events costs one credit.
+        """
+        frame = self._answers
+        if self._newest and self.credit > 0:
+            self.credit -= 1
+            frame = self._events
+            frame.MergeFrom(self._answers)
+            self._events = EngineFrame()
+            self._newest = {}
+        if load is not None:
+            frame.load.CopyFrom(load)
+        if not frame.ByteSize():
+            return None
+        self._answers = EngineFrame()
+        frame.step = step
+        return frame
+
+    def take_answers(self) -> EngineFrame | None:
+        """Pack only what costs no credit, to answer between steps."""
+        if not self._answers.ByteSize():
+            return None
+        frame, self._answers = self._answers, EngineFrame()
+        return frame

@@ -1,0 +1,49 @@
+"""`python -m rhizome_transport.probe HOST:PORT [--service NAME]`: a health probe for containers.
+
+Exit codes: 0 serving, 1 not serving, 2 unreachable or no such service. Images need no curl then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVING, NOT_SERVING, UNREACHABLE = 0, 1, 2
+
+
+def probe(target: str, service: str = "", timeout_s: float = 3.0) -> tuple[int, str]:
+    """Ask once.
+
+    Returns:
+        The exit code and a line for people.
+    """
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            return UNREACHABLE, f"{target}: {error.code().name}: {error.details()}"
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    code = SERVING if answer.status == health_pb2.HealthCheckResponse.SERVING else NOT_SERVING
+    return code, f"{target} {service or 'process'}: {name}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, probe, print one line."""
+    parser = argparse.ArgumentParser(prog="rhizome_transport.probe", description="gRPC health probe")
+    parser.add_argument("target", help="host:port, or unix:/path")
+    parser.add_argument("--service", default="", help="service name; empty asks whether the process lives")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds")
+    options = parser.parse_args(arguments)
+    code, line = probe(options.target, options.service, options.timeout)
+    stream = sys.stdout if code == SERVING else sys.stderr
+    stream.write(f"{line}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""One conversation over one link, from Hello until the link breaks.
+
+A request belongs to the conversation it was submitted in: when that ends, the request has ended too, because
+the engine cancels what a vanished peer left open. So nothing is ever resumed here; that is for a proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Credit, EngineFrame, Hello
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.channel import PROTOCOL_VERSION
+from rhizome_transport.errors import EngineError
+from rhizome_transport.inbox import CallInbox, RequestInbox
+from rhizome_transport.link import FrameLink
+
+_log = logging.getLogger(__name__)
+
+ENGINE_LOST = "ENGINE_LOST"
+
+
+class Session:
+    """Sends frames in order and hands what arrives to whom it belongs.
+
+    Args:
+        link: freshly opened.
+        peer_name: who we are, for the engine's log.
+        initial_credit: frames with events that may be under way.
+        on_load: is given every load report.
+    """
+
+    def __init__(
+        self, link: FrameLink, peer_name: str, initial_credit: int, on_load: Callable[[Load], None]
+    ) -> None:
+        self._link = link
+        self._peer_name = peer_name
+        self._initial_credit = initial_credit
+        self._on_load = on_load
+        self._unsent: asyncio.Queue[ClientFrame] = asyncio.Queue()
+        self._owed_credit = 0
+        self.requests: dict[str, RequestInbox] = {}
+        self.calls: dict[str, CallInbox] = {}
+        self.instance_id = ""
+        self.alive = False
+
+    async def greet(self, timeout_s: float) -> None:
+        """Exchange Hello and Welcome.
+
+        Raises:
+            EngineError: no Welcome in time, or another protocol version.
+        """
+        hello = Hello(
+            protocol_version=PROTOCOL_VERSION,
+            peer_name=self._peer_name,
+            initial_credit=self._initial_credit,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._link.send(ClientFrame(hello=hello))
+                frame = await self._link.receive()
+                while not frame.HasField("welcome"):
+                    frame = await self._link.receive()
+        except TimeoutError:
+            raise EngineError(
+                grpc.StatusCode.UNAVAILABLE, f"the engine did not answer Hello within {timeout_s:g} s"
+            ) from None
+        if frame.welcome.protocol_version != PROTOCOL_VERSION:
+            raise EngineError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the engine speaks frame protocol {frame.welcome.protocol_version}, this peer speaks "
+                f"{PROTOCOL_VERSION}; run the same release of Rhizome on both sides",
+            )
+        self.instance_id = frame.welcome.instance_id
+        self.alive = True
+
+    async def run(self) -> EngineError:
+        """Carry frames until the link breaks; then fail everything that is open and say why it broke."""
+        writing = asyncio.create_task(self._write())
+        reading = asyncio.create_task(self._read())
+        try:
+            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
+            # The reader knows the engine's own words; a writer only notices that nobody listens.
+            if not reading.done():
+                await asyncio.wait((reading,), timeout=0.5)
+            cause = _outcome(reading) or _outcome(writing) or _lost()
+        finally:
+            self.alive = False
+            for task in (writing, reading):
+                task.cancel()
+            await asyncio.gather(writing, reading, return_exceptions=True)
+            await self._link.close()
+        self.fail(cause)
+        return cause
+
+    def send(self, frame: ClientFrame) -> None:
+        """Queue one frame."""
+        self._unsent.put_nowait(frame)
+
+    def cancel(self, request_id: str) -> None:
+        """Ask the engine to end a request."""
+        self.send(ClientFrame(cancel=Cancel(request_id=request_id)))
+
+    def fail(self, cause: EngineError) -> None:
+        """End everything that is open: what has not begun may be tried elsewhere, the rest may not."""
+        self.alive = False
+        for request in self.requests.values():
+            request.fail(_failure(cause, request.used))
+        for call in self.calls.values():
+            call.fail(_failure(cause, call.used))
+        self.requests.clear()
+        self.calls.clear()
+
+    async def _write(self) -> None:
+        while True:
+            await self._link.send(await self._unsent.get())
+
+    async def _read(self) -> None:
+        while True:
+            self._dispatch(await self._link.receive())
+
+    def _dispatch(self, frame: EngineFrame) -> None:
+        for event in frame.events:
+            inbox = self.requests.get(event.request_id)
+            if inbox is not None:
+                inbox.put(event)
+                if inbox.ended:
+                    del self.requests[event.request_id]
+        for result in frame.call_results:
+            call = self.calls.get(result.call_id)
+            if call is not None:
+                call.put(result)
+                if call.ended:
+                    del self.calls[result.call_id]
+        if frame.HasField("load"):
+            self._on_load(frame.load)
+        if frame.HasField("welcome") and frame.welcome.instance_id != self.instance_id:
+            raise EngineError(grpc.StatusCode.UNAVAILABLE, "the engine core was started anew")
+        if frame.events:
+            self._repay()
+
+    def _repay(self) -> None:
+        # Inboxes merge, so a frame is digested once it is dispatched; waiting for the slowest reader would
+        # let it hold back all the others. Half a window at a time saves most of the Credit frames.
+        self._owed_credit += 1
+        if self._owed_credit * 2 >= self._initial_credit:
+            self.send(ClientFrame(credit=Credit(frames=self._owed_credit)))
+            self._owed_credit = 0
+
+
+def _outcome(task: asyncio.Task[None]) -> EngineError | None:
+    if not task.done() or task.cancelled():
+        return None
+    error = task.exception()
+    if error is None or isinstance(error, EngineError):
+        return error
+    _log.error("the frame stream failed", exc_info=error)
+    return EngineError(grpc.StatusCode.INTERNAL, f"the frame stream failed: {error}")
+
+
+def _failure(cause: EngineError, begun: bool) -> EngineError:
+    if begun:
+        text = f"the engine was lost after it had begun to answer: {cause.message}"
+        return EngineError(grpc.StatusCode.ABORTED, text, reason=ENGINE_LOST)
+    return EngineError(
+        grpc.StatusCode.UNAVAILABLE, cause.message, reason=cause.reason, retry_after_s=cause.retry_after_s
+    )
+
+
+def _lost() -> EngineError:
+    return EngineError(grpc.StatusCode.UNAVAILABLE, "the connection to the engine was lost")

@@ -1,0 +1,108 @@
+"""EngineClient over ZeroMQ, for processes on the engine core's host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import zmq.asyncio
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1.engine_service_pb2 import (
+    GetLoadRequest,
+    GetLoadResponse,
+    GetModelInfoRequest,
+    GetModelInfoResponse,
+    GetTokenizerRequest,
+    GetTokenizerResponse,
+)
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.client import TokenizerFiles
+from rhizome_transport.frames import FrameMultiplexer
+from rhizome_transport.ipc import check_endpoint
+from rhizome_transport.tokenizer_chunks import join_chunks
+from rhizome_transport.zmq_link import ZmqLink
+
+_TOKENIZER_TIMEOUT_S = 60.0
+
+
+class ZmqEngineClient:
+    """Talks to an engine core; implements `client.EngineClient`.
+
+    Unary methods travel as `Call` frames. Must be made inside the running loop; nothing is sent before the
+    first use.
+
+    Args:
+        endpoint: `ipc:///path`, as the core binds it.
+        peer_name: who we are, for the core's log.
+        initial_credit: frames with events the core may send ahead.
+        connect_timeout_s: how long a request waits for a connection.
+
+    Raises:
+        ValueError: the endpoint is not `ipc://`.
+    """
+
+    def __init__(
+        self, endpoint: str, *, peer_name: str, initial_credit: int = 64, connect_timeout_s: float = 5.0
+    ) -> None:
+        check_endpoint(endpoint)
+        self._context = zmq.asyncio.Context()
+        self.frames = FrameMultiplexer(
+            lambda: ZmqLink.open(self._context, endpoint),
+            target=endpoint,
+            peer_name=peer_name,
+            initial_credit=initial_credit,
+            connect_timeout_s=connect_timeout_s,
+        )
+
+    def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """See `client.EngineClient`."""
+        return self.frames.generate(request, timeout_s=timeout_s, trace=trace)
+
+    async def cancel(self, request_id: str) -> None:
+        """See `client.EngineClient`."""
+        await self.frames.cancel(request_id)
+
+    async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
+        """Call any method of EngineService or EngineAdminService by name.
+
+        Args:
+            method: such as `FlushCache`.
+            request: the serialised request message.
+            timeout_s: give up after this time.
+
+        Returns:
+            The serialised answers: one, or several where the method streams.
+        """
+        return await self.frames.call(method, request, timeout_s=timeout_s)
+
+    async def model_info(self, model: str = "") -> GetModelInfoResponse:
+        """See `client.EngineClient`."""
+        answers = await self.call("GetModelInfo", GetModelInfoRequest(model=model).SerializeToString())
+        return GetModelInfoResponse.FromString(answers[0])
+
+    async def tokenizer_files(self, model: str = "") -> TokenizerFiles:
+        """See `client.EngineClient`."""
+        request = GetTokenizerRequest(model=model).SerializeToString()
+        answers = await self.call("GetTokenizer", request, timeout_s=_TOKENIZER_TIMEOUT_S)
+        return join_chunks(GetTokenizerResponse.FromString(answer) for answer in answers)
+
+    async def load(self) -> Load:
+        """See `client.EngineClient`."""
+        answers = await self.call("GetLoad", GetLoadRequest().SerializeToString())
+        return GetLoadResponse.FromString(answers[0]).load
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """See `client.EngineClient`. A core answers only once its model is loaded."""
+        await self.frames.connection(timeout_s, limit_s=timeout_s)
+
+    async def close(self) -> None:
+        """See `client.EngineClient`."""
+        await self.frames.close()
+        self._context.term()

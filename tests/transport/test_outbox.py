@@ -1,0 +1,140 @@
+"""Merging on the sending side, for any sequence of events, steps and credit."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rhizome.engine.v1.frames_pb2 import RequestEvent
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_STOP,
+    GenerateResponse,
+    RankedToken,
+    TokenDelta,
+    TokenLogprob,
+)
+from rhizome.engine.v1.load_pb2 import Load
+
+from rhizome_transport.errors import EngineError
+from rhizome_transport.outbox import Outbox
+
+IDS = ("a", "b", "c")
+
+
+def event(request_id: str, response: GenerateResponse, final: bool = False) -> RequestEvent:
+    return RequestEvent(request_id=request_id, response=response, final=final)
+
+
+def started(request_id: str) -> RequestEvent:
+    response = GenerateResponse()
+    response.started.prompt_tokens = 1
+    return event(request_id, response)
+
+
+def delta(request_id: str, token_id: int) -> RequestEvent:
+    logprob = TokenLogprob(logprob=-float(token_id), top=[RankedToken(token_id=token_id)])
+    return event(
+        request_id,
+        GenerateResponse(delta=TokenDelta(token_ids=[token_id], text=f"<{token_id}>", logprobs=[logprob])),
+    )
+
+
+def finished(request_id: str) -> RequestEvent:
+    response = GenerateResponse()
+    response.finished.reason = FINISH_REASON_STOP
+    return event(request_id, response, final=True)
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("token"), st.sampled_from(IDS)),
+        st.tuples(st.just("flush"), st.just("")),
+        st.tuples(st.just("credit"), st.just("")),
+    ),
+    max_size=60,
+)
+
+
+@given(actions=actions, credit=st.integers(1, 3))
+def test_whatever_the_credit_every_token_arrives_once_and_in_order(actions, credit):
+    outbox = Outbox(credit)
+    sent: dict[str, list[int]] = {request_id: [] for request_id in IDS}
+    received: dict[str, list[RequestEvent]] = {request_id: [] for request_id in IDS}
+    frames_with_events, granted, step = 0, credit, 0
+
+    def flush() -> None:
+        nonlocal frames_with_events, step
+        step += 1
+        frame = outbox.take(step)
+        if frame is not None and frame.events:
+            frames_with_events += 1
+            for one in frame.events:
+                received[one.request_id].append(one)
+
+    for request_id in IDS:
+        outbox.put(started(request_id))
+    for action, request_id in actions:
+        if action == "token":
+            sent[request_id].append(len(sent[request_id]))
+            outbox.put(delta(request_id, sent[request_id][-1]))
+        elif action == "credit":
+            outbox.credit += 1
+            granted += 1
+        else:
+            flush()
+        assert frames_with_events <= granted
+        assert outbox.waiting_events <= 2 * len(IDS)
+    for request_id in IDS:
+        outbox.put(finished(request_id))
+    outbox.credit += 1
+    flush()
+
+    for request_id in IDS:
+        events = received[request_id]
+        order = [one.response.WhichOneof("event") for one in events]
+        assert order[0] == "started"
+        assert order[-1] == "finished"
+        assert order.count("delta") == len(order) - 2
+        deltas = [one.response.delta for one in events]
+        assert [token for one in deltas for token in one.token_ids] == sent[request_id]
+        assert "".join(one.text for one in deltas) == "".join(f"<{token}>" for token in sent[request_id])
+        assert [-one.logprob for each in deltas for one in each.logprobs] == sent[request_id]
+        assert events[-1].final
+
+
+def test_nothing_to_send_is_no_frame_and_costs_nothing():
+    outbox = Outbox(1)
+    assert outbox.take(1) is None
+    assert outbox.credit == 1
+
+
+def test_a_failure_is_not_merged_into_what_came_before():
+    outbox = Outbox(1)
+    outbox.put(delta("a", 1))
+    failure = EngineError.from_status(status=_status())
+    outbox.put(RequestEvent(request_id="a", status=failure.to_status(), final=True))
+    frame = outbox.take(1)
+    assert frame is not None
+    assert [one.WhichOneof("outcome") for one in frame.events] == ["response", "status"]
+
+
+def test_discarding_forgets_one_request_only():
+    outbox = Outbox(1)
+    outbox.put(delta("a", 1))
+    outbox.put(delta("b", 1))
+    outbox.discard("a")
+    outbox.put(delta("b", 2))
+    frame = outbox.take(1)
+    assert frame is not None
+    assert [(one.request_id, list(one.response.delta.token_ids)) for one in frame.events] == [("b", [1, 2])]
+
+
+def test_a_load_report_goes_out_without_events():
+    frame = Outbox(1).take(3, Load(sequence=1))
+    assert frame is not None
+    assert (frame.step, frame.load.sequence) == (3, 1)
+
+
+def _status():
+    import grpc
+
+    return EngineError(grpc.StatusCode.INTERNAL, "broken").to_status()
