@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rhizome_launcher.stack import ENGINE_PORT, PROXY_PORT, port_is_free
@@ -29,7 +30,6 @@ REQUIRED = {
 }
 OPTIONAL = {
     "openai": "the client that `rhizome demo` asks with: pip install openai",
-    "flash_attn": "faster attention on NVIDIA GPUs: pip install 'rhizome-engine[gpu]'",
 }
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
@@ -125,9 +125,9 @@ def print_report(report: Report, *, as_json: bool) -> None:
     for name, free in report.ports.items():
         table.add_row(f"port {name}", "free" if free else "[yellow]taken[/yellow]")
     for text in report.missing:
-        table.add_row("[red]missing[/red]", text)
+        table.add_row("[red]missing[/red]", escape(text))
     for text in report.optional:
-        table.add_row("[yellow]could have[/yellow]", text)
+        table.add_row("[yellow]could have[/yellow]", escape(text))
     if not report.missing:
         table.add_row("[green]missing[/green]", "nothing")
     console.print(table, highlight=False)

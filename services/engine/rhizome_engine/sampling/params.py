@@ -59,9 +59,7 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """Whether tokens seen before change the logits."""
-        return (
-            self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
-        )
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
 def _check(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints made on the spot, OTLP sink, process fixtures; only for tests."""

@@ -1,0 +1,1 @@
+"""The engine core: one loop of receive, schedule, run, emit."""

@@ -1,0 +1,28 @@
+"""`python -m rhizome_engine.core`: the process that owns the model; usually a front starts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rhizome_engine.settings import CoreSettings, parse_settings
+from rhizome_telemetry.logs import configure_logging
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the core until it is told to stop; the exit status."""
+    program = "rhizome_engine.core"
+    settings = parse_settings(CoreSettings, arguments, program=program)
+    if not settings.core_endpoint:
+        sys.stderr.write(
+            f"{program}: --core-endpoint is missing; give a path such as ipc:///run/x/core.ipc\n"
+        )
+        return 2
+    configure_logging("rhizome-engine-core", settings.log_level)
+    from rhizome_engine.core.process import run_core
+
+    return run_core(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Unary methods inside the frame stream: `Call` in, `CallResult`s out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from rhizome.engine.v1 import engine_admin_service_pb2 as admin
+from rhizome.engine.v1 import engine_service_pb2 as engine
+from rhizome.engine.v1.frames_pb2 import Call, CallResult
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.served_model import ServedModel
+from rhizome_engine.core.translate import check_model, to_load
+from rhizome_transport.errors import EngineError
+from rhizome_transport.tokenizer_chunks import split_files
+
+
+class CallHandler:
+    """Answers every method that can be answered at once; `Drain` takes time and is the loop's business.
+
+    Args:
+        core: whose load and cache it is.
+        model: what is served.
+        abort: ends the requests with an id, whichever peer sent them.
+    """
+
+    def __init__(self, core: EngineCore, model: ServedModel, abort: Callable[[str], None]) -> None:
+        self._core = core
+        self._model = model
+        self._abort = abort
+        self._load_sequence = 0
+        self._methods: dict[str, Callable[[bytes], Iterable[bytes]]] = {
+            "GetModelInfo": self._get_model_info,
+            "GetTokenizer": self._get_tokenizer,
+            "GetLoad": self._get_load,
+            "FlushCache": self._flush_cache,
+            "Abort": self._abort_requests,
+        }
+
+    def answer(self, call: Call) -> list[CallResult]:
+        """All results of one call, the last one final; errors are results too."""
+        try:
+            method = self._methods.get(call.method)
+            if method is None:
+                known = ", ".join(sorted([*self._methods, "Drain"]))
+                raise EngineError(
+                    grpc.StatusCode.UNIMPLEMENTED,
+                    f"{call.method!r} cannot be called in a frame; what can: {known}",
+                )
+            results = [CallResult(call_id=call.call_id, response=part) for part in method(call.request)]
+        except DecodeError:
+            message = f"the request of {call.method} is no such protobuf message"
+            return [failed_call(call, EngineError(grpc.StatusCode.INVALID_ARGUMENT, message))]
+        except EngineError as error:
+            return [failed_call(call, error)]
+        results[-1].final = True
+        return results
+
+    def load(self) -> Load:
+        """The engine's load now, with the next sequence number."""
+        self._load_sequence += 1
+        return to_load(self._core.load(), self._model.info.instance_id, self._load_sequence)
+
+    def _get_model_info(self, request: bytes) -> Iterable[bytes]:
+        check_model(engine.GetModelInfoRequest.FromString(request).model, self._model.name)
+        return [self._model.info.SerializeToString()]
+
+    def _get_tokenizer(self, request: bytes) -> Iterable[bytes]:
+        check_model(engine.GetTokenizerRequest.FromString(request).model, self._model.name)
+        return [chunk.SerializeToString() for chunk in split_files(self._model.tokenizer_files)]
+
+    def _get_load(self, request: bytes) -> Iterable[bytes]:
+        engine.GetLoadRequest.FromString(request)
+        return [engine.GetLoadResponse(load=self.load()).SerializeToString()]
+
+    def _flush_cache(self, request: bytes) -> Iterable[bytes]:
+        message = admin.FlushCacheRequest.FromString(request)
+        namespace = message.cache_namespace if message.HasField("cache_namespace") else None
+        freed = self._core.flush_cache(namespace)
+        return [admin.FlushCacheResponse(freed_pages=freed).SerializeToString()]
+
+    def _abort_requests(self, request: bytes) -> Iterable[bytes]:
+        for request_id in engine.AbortRequest.FromString(request).request_ids:
+            self._abort(request_id)
+        return [engine.AbortResponse().SerializeToString()]
+
+
+class DrainCall:
+    """One `Drain` that waits until nothing is open.
+
+    Attributes:
+        call: whose answer is due.
+        deadline: when open requests are cancelled, on `time.monotonic`; None waits for ever.
+        cancelled: requests cancelled for it.
+    """
+
+    def __init__(self, call: Call) -> None:
+        """Read the call.
+
+        Raises:
+            DecodeError: the request is no DrainRequest.
+        """
+        request = admin.DrainRequest.FromString(call.request)
+        self.call = call
+        self.cancelled = 0
+        self.deadline: float | None = None
+        if request.HasField("timeout"):
+            timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
+            self.deadline = time.monotonic() + timeout_s
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the open requests are to be cancelled now."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def result(self) -> CallResult:
+        """The answer once nothing is open."""
+        response = admin.DrainResponse(cancelled_requests=self.cancelled).SerializeToString()
+        return CallResult(call_id=self.call.call_id, response=response, final=True)
+
+
+def failed_call(call: Call, error: EngineError) -> CallResult:
+    """The only answer to a call that failed."""
+    return CallResult(call_id=call.call_id, status=error.to_status(), final=True)

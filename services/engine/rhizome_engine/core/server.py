@@ -1,0 +1,176 @@
+"""The core's loop: receive, schedule and run a step, emit.
+
+One thread does it all. While there is work the socket is only glanced at between steps; while there is none
+the loop sleeps on the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_engine.core.calls import CallHandler, DrainCall, failed_call
+from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
+from rhizome_engine.core.orphan_watch import OrphanWatch
+from rhizome_engine.core.served_model import ServedModel
+from rhizome_engine.core.spans import record_dropped, record_request
+from rhizome_engine.core.translate import refused, to_request, to_request_event
+from rhizome_engine.scheduler import load as scheduler_load
+from rhizome_engine.scheduler.request import Request
+from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_server import FrameServer, Peer
+
+_log = logging.getLogger(__name__)
+
+_IDLE_POLL_MS = 200
+_LOAD_INTERVAL_S = 0.25
+
+
+class CoreServer:
+    """Serves an engine core to its peers.
+
+    Args:
+        frames: where peers come from.
+        core: the engine core.
+        model: what is served.
+        orphans: says when nobody needs this process any more.
+    """
+
+    def __init__(
+        self, frames: FrameServer, core: EngineCore, model: ServedModel, orphans: OrphanWatch
+    ) -> None:
+        self._frames = frames
+        self._core = core
+        self._model = model
+        self._orphans = orphans
+        self._calls = CallHandler(core, model, self._abort)
+        self._open: dict[tuple[Peer, str], Request] = {}
+        self._drain_calls: list[tuple[Peer, DrainCall]] = []
+        self._draining = False
+        self._stopping = False
+        self._step = 0
+        self._next_load = 0.0
+        self._last_load: scheduler_load.Load | None = None
+
+    def stop(self) -> None:
+        """End `run` after the current step; safe in a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`, or until the front has been gone for too long.
+
+        Raises:
+            Exception: the model runner failed several times in a row; the process should be started anew.
+        """
+        while not self._stopping:
+            for peer, frame in self._frames.poll(0 if self._core.has_work else _IDLE_POLL_MS):
+                self._handle(peer, frame)
+            for peer in self._frames.take_gone():
+                self._forget(peer)
+            if self._core.has_work:
+                self._step += 1
+                for event in self._core.step():
+                    self._tell(event)
+            if self._drain_calls:
+                self._continue_drain()
+            self._frames.flush(self._step, self._load_when_due())
+            if self._orphans.is_orphaned(self._frames.peers):
+                _log.warning("no front for %.0f s; the core stops", self._orphans.grace_s)
+                return
+
+    def _handle(self, peer: Peer, frame: ClientFrame) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "submit":
+            self._submit(peer, frame.submit)
+        elif kind == "cancel":
+            self._core.cancel(frame.cancel.request_id, peer)
+        elif kind == "call":
+            self._call(peer, frame.call)
+
+    def _submit(self, peer: Peer, submit: Submit) -> None:
+        request_id = submit.request.request_id
+        try:
+            if self._draining:
+                raise EngineError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "the engine is draining and takes no new requests; send it to another one",
+                    reason="DRAINING",
+                )
+            request = to_request(submit, peer, self._model.name, self._model.default_sampling)
+            self._core.add(request)
+        except EngineError as error:
+            self._refuse(peer, request_id, error)
+        except Exception:
+            _log.exception("request %r of peer %s could not be read", request_id, peer.name)
+            message = "the engine could not read this request; its log has the traceback"
+            self._refuse(peer, request_id, EngineError(grpc.StatusCode.INTERNAL, message))
+        else:
+            self._open[peer, request_id] = request
+
+    def _refuse(self, peer: Peer, request_id: str, error: EngineError) -> None:
+        self._frames.emit(peer, refused(request_id, error))
+
+    def _call(self, peer: Peer, call: Call) -> None:
+        if call.method == "Drain":
+            try:
+                self._drain_calls.append((peer, DrainCall(call)))
+            except DecodeError:
+                message = "the request of Drain is no DrainRequest"
+                error = EngineError(grpc.StatusCode.INVALID_ARGUMENT, message)
+                self._frames.reply(peer, failed_call(call, error))
+                return
+            _log.info("draining: %d requests are open", len(self._open))
+            self._draining = True
+            return
+        for result in self._calls.answer(call):
+            self._frames.reply(peer, result)
+
+    def _tell(self, event: Event) -> None:
+        peer: Peer = event.request.peer  # type: ignore[assignment] # what `to_request` was given
+        self._frames.emit(peer, to_request_event(event))
+        if isinstance(event, FinishedEvent | FailedEvent):
+            self._open.pop((peer, event.request.request_id), None)
+            record_request(event, self._model.name)
+
+    def _forget(self, peer: Peer) -> None:
+        dropped = self._core.drop_peer(peer)
+        if dropped:
+            _log.info("cancelled %d requests of peer %s, which is gone", dropped, peer.name)
+        for key in [key for key in self._open if key[0] is peer]:
+            record_dropped(self._open.pop(key), self._model.name)
+        self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
+
+    def _abort(self, request_id: str) -> None:
+        for peer, open_id in list(self._open):
+            if open_id == request_id:
+                self._core.cancel(request_id, peer)
+
+    def _continue_drain(self) -> None:
+        """Cancel what is open when a drain's time is over; answer all drains when nothing is open."""
+        for _, drain in self._drain_calls:
+            if drain.overdue and not drain.cancelled:
+                drain.cancelled = len(self._open)
+                for peer, request_id in list(self._open):
+                    self._core.cancel(request_id, peer)
+        if not self._core.has_work:
+            for peer, drain in self._drain_calls:
+                self._frames.reply(peer, drain.result())
+            self._drain_calls.clear()
+
+    def _load_when_due(self) -> Load | None:
+        """The load if it is time to tell it and it is news."""
+        now = time.monotonic()
+        if now < self._next_load:
+            return None
+        self._next_load = now + _LOAD_INTERVAL_S
+        load = self._core.load()
+        if load == self._last_load:
+            return None
+        self._last_load = load
+        return self._calls.load()

@@ -1,0 +1,210 @@
+"""Between the contract's messages and the engine core's own types; everything a peer says is checked here.
+
+Nobody before the core is trusted: a peer may have spoken to the socket directly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from rhizome.common.v1 import common_pb2
+from rhizome.engine.v1 import generate_pb2, load_pb2
+from rhizome.engine.v1.frames_pb2 import RequestEvent, Submit
+from rhizome_engine.batch import TokenLogprobs
+from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent, TokensEvent
+from rhizome_engine.sampling.params import SamplingParams
+from rhizome_engine.scheduler.load import Load
+from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
+from rhizome_telemetry.propagation import from_proto
+from rhizome_transport.errors import EngineError
+
+_MAX_REQUEST_ID_CHARS = 256
+_REASONS = {
+    FinishReason.STOP: generate_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generate_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: generate_pb2.FINISH_REASON_CANCELLED,
+}
+
+
+def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingParams) -> Request:
+    """What a peer submitted as the scheduler wants it.
+
+    The engine core checks the rest when the request is added: token ids, lengths, limits.
+
+    Args:
+        submit: the frame's content.
+        peer: who asks.
+        model: the name of the served model.
+        defaults: the checkpoint's sampling settings, for absent fields.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT or NOT_FOUND; the message says what is wrong and `param` where.
+    """
+    request, stop = submit.request, submit.request.stop
+    if not request.request_id or len(request.request_id) > _MAX_REQUEST_ID_CHARS:
+        raise _invalid(f"request_id must have 1 to {_MAX_REQUEST_ID_CHARS} characters", "request_id")
+    check_model(request.model, model)
+    kind = request.WhichOneof("input")
+    if kind != "token_ids":
+        raise _invalid(
+            f"the input is {kind or 'missing'}, but Connect takes token_ids only: "
+            "tokenise before, or call Generate, which takes text and messages",
+            "input",
+        )
+    if stop.strings:
+        raise _invalid(
+            "Connect does not know text and takes no stop strings: apply them where you detokenise and "
+            "cancel the request, or call Generate",
+            "stop.strings",
+        )
+    return Request(
+        request.request_id,
+        list(request.token_ids.ids),
+        to_sampling_params(request.sampling, defaults),
+        peer=peer,
+        max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
+        min_tokens=stop.min_tokens,
+        stop_token_ids=tuple(stop.token_ids),
+        ignore_eos=stop.ignore_eos,
+        namespace=request.cache_namespace,
+        priority=request.priority,
+        deadline=time.monotonic() + _seconds(submit.timeout) if submit.HasField("timeout") else None,
+        trace=from_proto(submit.trace) if submit.HasField("trace") else None,
+    )
+
+
+def to_sampling_params(message: generate_pb2.SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """Sampling settings with `defaults` for absent fields.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT, a number is not finite or out of range.
+    """
+    given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    if not given:
+        return defaults
+    if message.logit_bias:
+        given["logit_bias"] = dict(message.logit_bias)
+    settings = {name: getattr(defaults, name) for name in SamplingParams.__dataclass_fields__}
+    try:
+        return SamplingParams(**{**settings, **given})
+    except ValueError as error:
+        raise _invalid(str(error), f"sampling.{str(error).split(' ', 1)[0]}") from error
+
+
+def check_model(asked: str, served: str) -> None:
+    """Refuse names that are not served; empty means the only model.
+
+    Raises:
+        EngineError: NOT_FOUND.
+    """
+    if asked not in ("", served):
+        raise EngineError(
+            grpc.StatusCode.NOT_FOUND,
+            f"model {asked!r} is not served here; this engine serves {served!r}",
+            reason="MODEL_NOT_FOUND",
+            param="model",
+        )
+
+
+def to_request_event(event: Event) -> RequestEvent:
+    """An event of the core as it travels in a frame."""
+    message = RequestEvent(request_id=event.request.request_id)
+    match event:
+        case StartedEvent():
+            message.response.started.prompt_tokens = event.prompt_tokens
+            message.response.started.cached_tokens = event.cached_tokens
+        case TokensEvent():
+            message.response.delta.token_ids.extend(event.token_ids)
+            if event.logprobs is not None:
+                message.response.delta.logprobs.extend(map(_logprob, event.logprobs))
+        case FinishedEvent():
+            finished = message.response.finished
+            finished.reason = _REASONS[event.reason]
+            if event.stop_token_id is not None:
+                finished.stop_token_id = event.stop_token_id
+            finished.usage.CopyFrom(_usage(event.usage))
+            finished.timings.CopyFrom(_timings(event.timings))
+            message.final = True
+        case FailedEvent():
+            message.status.CopyFrom(event.error.to_status())
+            message.final = True
+    return message
+
+
+def refused(request_id: str, error: EngineError) -> RequestEvent:
+    """The only event of a request that was not accepted."""
+    return RequestEvent(request_id=request_id, status=error.to_status(), final=True)
+
+
+def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
+    """The core's load as the contract has it."""
+    totals = load.totals
+    message = load_pb2.Load(
+        instance_id=instance_id,
+        sequence=sequence,
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        waiting_tokens=load.waiting_tokens,
+        kv_pages_total=load.kv_pages_total,
+        kv_pages_in_use=load.kv_pages_in_use,
+        kv_pages_cached=load.kv_pages_cached,
+        page_size=load.page_size,
+        generated_tokens_per_second=load.generated_tokens_per_second,
+        totals=load_pb2.RequestTotals(
+            received=totals.received,
+            completed=totals.completed,
+            aborted=totals.aborted,
+            refused=totals.refused,
+            preemptions=totals.preemptions,
+            cache_hit_tokens=totals.cache_hit_tokens,
+            cache_miss_tokens=totals.cache_miss_tokens,
+            generated_tokens=totals.generated_tokens,
+        ),
+    )
+    if load.mean_times is not None:
+        message.mean_times.queue.CopyFrom(_duration(load.mean_times.queue_s))
+        message.mean_times.prefill.CopyFrom(_duration(load.mean_times.prefill_s))
+        message.mean_times.decode.CopyFrom(_duration(load.mean_times.decode_s))
+    return message
+
+
+def _invalid(message: str, param: str) -> EngineError:
+    return EngineError(grpc.StatusCode.INVALID_ARGUMENT, message, param=param)
+
+
+def _usage(usage: Usage) -> common_pb2.Usage:
+    return common_pb2.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
+
+
+def _timings(timings: Timings) -> common_pb2.Timings:
+    return common_pb2.Timings(
+        queue_time=_duration(timings.queue_s),
+        prefill_time=_duration(timings.prefill_s),
+        decode_time=_duration(timings.decode_s),
+        time_to_first_token=_duration(timings.time_to_first_token_s),
+    )
+
+
+def _logprob(logprobs: TokenLogprobs) -> generate_pb2.TokenLogprob:
+    return generate_pb2.TokenLogprob(
+        logprob=logprobs.logprob,
+        top=[generate_pb2.RankedToken(token_id=token, logprob=value) for token, value in logprobs.top],
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9

@@ -1,0 +1,67 @@
+"""`Connect` on the front: bytes from the gRPC stream to a ZeroMQ socket of its own, and back, undecoded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+import zmq.asyncio
+
+from rhizome_engine.front.core_link import CoreLink, lost_error
+from rhizome_transport.dealer import DealerConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class ConnectBridge:
+    """Carries `Connect` streams to the core; one DEALER socket each, so that peers stay apart.
+
+    Credit is the peers' own business and crosses the bridge like every other frame; gRPC's flow control and
+    ZeroMQ's high-water marks bound what lies in between.
+    """
+
+    def __init__(self, link: Callable[[], CoreLink]) -> None:
+        """Take a function that gives the link to a serving core or raises EngineError."""
+        self._link = link
+        self._zmq = zmq.asyncio.Context.instance()
+
+    async def connect(self, context: Context) -> None:
+        """Serve one stream until the peer closes its side, it is cancelled, or the core is lost.
+
+        A peer that closes its side cannot give credit or cancel any more, so the conversation ends there and
+        the core cancels what it left open.
+
+        Raises:
+            EngineError: UNAVAILABLE, because there is no core or it died.
+        """
+        link = self._link()
+        core = DealerConnection(self._zmq, link.endpoint)
+        upwards = asyncio.ensure_future(_to_core(context, core))
+        downwards = asyncio.ensure_future(_to_peer(context, core))
+        tasks = (upwards, downwards, asyncio.ensure_future(link.lost.wait()))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            core.close()
+        if link.lost.is_set() or core.broken:
+            raise lost_error(emitted=False)
+
+
+async def _to_core(context: Context, core: DealerConnection) -> None:
+    while True:
+        frame = await context.read()
+        if not isinstance(frame, bytes):  # grpc.aio.EOF
+            return
+        await core.send(frame)
+
+
+async def _to_peer(context: Context, core: DealerConnection) -> None:
+    while True:
+        await context.write(await core.receive())

@@ -1,0 +1,147 @@
+"""EngineService as the front offers it over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from rhizome.engine.v1 import engine_service_pb2 as messages
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_engine.front.bridge import ConnectBridge
+from rhizome_engine.front.core_link import CoreLink
+from rhizome_engine.front.text_generation import TextGeneration
+from rhizome_engine.front.text_prompt import encode
+from rhizome_telemetry.propagation import from_metadata, to_proto
+from rhizome_text.tokenizer import Tokenizer
+from rhizome_transport.errors import EngineError
+from rhizome_transport.servicer import EngineServicerBase
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_TOKENIZER_CHUNK_BYTES = 1 << 20
+_WATCH_INTERVAL_S = 0.25
+
+
+class EngineService(EngineServicerBase):
+    """Answers from the core where the core knows, and itself where text is concerned.
+
+    Embed and WatchKvEvents come later and answer UNIMPLEMENTED.
+
+    Args:
+        link: gives the link to a serving core or raises EngineError.
+        tokenizer: the model's.
+        model: the name under which it is served.
+    """
+
+    def __init__(self, link: Callable[[], CoreLink], tokenizer: Tokenizer, model: str) -> None:
+        self._link = link
+        self._tokenizer = tokenizer
+        self._model = model
+        self._bridge = ConnectBridge(link)
+        self._generation = TextGeneration(link, tokenizer)
+
+    def raw_handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """`Connect` without (de)serialisers: bytes come and go."""
+
+        async def connect(requests: AsyncIterator[bytes], context: Context) -> None:
+            await self._bridge.connect(context)
+
+        return {"Connect": grpc.stream_stream_rpc_method_handler(connect)}
+
+    async def Generate(  # noqa: N802
+        self, request: GenerateRequest, context: Context
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """One request of a person or a script."""
+        parent = from_metadata(context.invocation_metadata())
+        events = self._generation.run(
+            request,
+            timeout_s=context.time_remaining(),
+            trace=None if parent is None else to_proto(parent),
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def Abort(  # noqa: N802
+        self, request: messages.AbortRequest, context: Context
+    ) -> messages.AbortResponse:
+        """End requests by id, whichever peer sent them."""
+        for request_id in request.request_ids:
+            await self._generation.abort(request_id)
+        await self._link().client.call("Abort", request.SerializeToString())
+        return messages.AbortResponse()
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: messages.GetModelInfoRequest, context: Context
+    ) -> messages.GetModelInfoResponse:
+        """What is served and within which limits."""
+        return await self._link().client.model_info(request.model)
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: messages.GetTokenizerRequest, context: Context
+    ) -> AsyncGenerator[messages.GetTokenizerResponse, None]:
+        """The tokenizer's files in chunks."""
+        tokenizer = await self._link().client.tokenizer_files(request.model)
+        for name, content in sorted(tokenizer.files.items()):
+            for start in range(0, max(len(content), 1), _TOKENIZER_CHUNK_BYTES):
+                chunk = content[start : start + _TOKENIZER_CHUNK_BYTES]
+                yield messages.GetTokenizerResponse(file_name=name, chunk=chunk, sha256=tokenizer.sha256)
+
+    async def Tokenize(  # noqa: N802
+        self, request: messages.TokenizeRequest, context: Context
+    ) -> messages.TokenizeResponse:
+        """Text to token ids."""
+        self._check_model(request.model)
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        ids = await encode(self._tokenizer, request.text, add_special_tokens=special)
+        return messages.TokenizeResponse(token_ids=ids)
+
+    async def Detokenize(  # noqa: N802
+        self, request: messages.DetokenizeRequest, context: Context
+    ) -> messages.DetokenizeResponse:
+        """Token ids to text, special tokens included."""
+        self._check_model(request.model)
+        bad = next((i for i in request.token_ids if i >= self._tokenizer.vocab_size), None)
+        if bad is not None:
+            problem = f"token id {bad} is outside the vocabulary of {self._tokenizer.vocab_size} tokens"
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="token_ids")
+        text = self._tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
+        return messages.DetokenizeResponse(text=text)
+
+    async def GetLoad(  # noqa: N802
+        self, request: messages.GetLoadRequest, context: Context
+    ) -> messages.GetLoadResponse:
+        """How busy the engine is."""
+        return messages.GetLoadResponse(load=await self._link().client.load())
+
+    async def WatchLoad(  # noqa: N802
+        self, request: messages.WatchLoadRequest, context: Context
+    ) -> AsyncGenerator[messages.WatchLoadResponse, None]:
+        """The load now, and again whenever something beside its sequence number changed."""
+        interval_s = _WATCH_INTERVAL_S
+        if request.HasField("min_interval_ms"):
+            interval_s = max(request.min_interval_ms, 10) / 1000
+        last = None
+        while True:
+            load = await self._link().client.load()
+            sequence, load.sequence = load.sequence, 0
+            if load != last:
+                last = Load()
+                last.CopyFrom(load)
+                load.sequence = sequence
+                yield messages.WatchLoadResponse(load=load)
+            await asyncio.sleep(interval_s)
+
+    def _check_model(self, name: str) -> None:
+        if name not in ("", self._model):
+            raise EngineError(
+                grpc.StatusCode.NOT_FOUND,
+                f"model {name!r} is not served here; this engine serves {self._model!r}",
+                reason="MODEL_NOT_FOUND",
+                param="model",
+            )

@@ -1,0 +1,171 @@
+"""Settings of the engine: command line first, then `RHIZOME_ENGINE_*` variables, then defaults.
+
+`CoreSettings` is what the process with the model needs; `EngineSettings` adds what its front needs. The front
+hands the core's part on as command-line arguments (`core_arguments`), so both read the same names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import ByteSize, Field, PositiveInt, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+
+MAX_IPC_PATH_BYTES = 100
+"""Unix socket paths hold 107 bytes; ZeroMQ and the lock file beside the socket need a few of them."""
+
+SettingsT = TypeVar("SettingsT", bound="CoreSettings")
+EXIT_CANNOT_SERVE = 2
+"""Exit status of a core that would fail again in the same way: starting it once more is useless."""
+
+PAGE_SIZES = (1, 16, 32, 64, 128, 256)
+
+
+class CoreSettings(BaseSettings):
+    """What the process that owns the model needs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RHIZOME_ENGINE_",
+        env_ignore_empty=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+    model: Path = Field(description="Checkpoint directory: config.json, tokenizer.json, *.safetensors.")
+    served_model_name: str = Field("", description="Name in the API; default: the directory's name.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Weights' type.")
+    attention: Literal["auto", "sdpa", "triton", "flash_attn"] = Field("auto", description="Back end.")
+    page_size: int = Field(16, description=f"Tokens per page of the KV pool: {PAGE_SIZES}.")
+    max_cache_tokens: PositiveInt | None = Field(
+        None, description="Tokens in the KV pool; default: what --kv-cache-bytes or the free memory allows."
+    )
+    kv_cache_bytes: ByteSize | None = Field(
+        None, description="Memory of the KV pool, such as 2GiB; default: measured."
+    )
+    max_batch_size: PositiveInt = Field(32, description="Requests that run at the same time.")
+    max_queue_size: PositiveInt = Field(256, description="Requests that may wait; more are refused.")
+    max_step_tokens: PositiveInt = Field(512, description="Tokens computed in one step.")
+    max_context_tokens: PositiveInt | None = Field(
+        None, description="Most tokens of prompt and output together; default: the checkpoint's."
+    )
+    num_threads: int = Field(0, ge=0, description="CPU threads of the model; 0 lets torch choose.")
+    core_endpoint: str = Field(
+        "", description="ipc:///path of the core's socket; default: in a private temporary directory."
+    )
+    orphan_grace_s: float | None = Field(
+        None, ge=0, description="Seconds a core without a front stays; default: for ever, under a front 10."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_common_names(cls, values: Any) -> Any:
+        """`MODEL_PATH` and `DEVICE` are what deployments of other engines already set."""
+        if isinstance(values, dict):
+            for field, variable in (("model", "MODEL_PATH"), ("device", "DEVICE")):
+                if field not in values and os.environ.get(variable):
+                    values[field] = os.environ[variable]
+        return values
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, path: Path) -> Path:
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"{path} is no checkpoint: there is no config.json. Give a directory with config.json, "
+                "tokenizer.json and *.safetensors, as downloaded from a model hub."
+            )
+        return path.resolve()
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        kind, _, index = device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}")
+        return device
+
+    @field_validator("page_size")
+    @classmethod
+    def _check_page_size(cls, page_size: int) -> int:
+        if page_size not in PAGE_SIZES:
+            raise ValueError(f"page size must be one of {PAGE_SIZES}, not {page_size}")
+        return page_size
+
+    @field_validator("core_endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        if endpoint and not endpoint.startswith("ipc:///"):
+            raise ValueError(
+                f"the core listens on an absolute ipc path such as ipc:///run/x/core.ipc, not {endpoint!r}"
+            )
+        if len(os.fsencode(endpoint.removeprefix("ipc://"))) > MAX_IPC_PATH_BYTES:
+            raise ValueError(
+                f"{endpoint} is longer than the {MAX_IPC_PATH_BYTES} bytes a socket path may have"
+            )
+        return endpoint
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if not self.served_model_name:
+            self.served_model_name = self.model.name
+        if self.max_cache_tokens is not None and self.kv_cache_bytes is not None:
+            raise ValueError("give --max-cache-tokens or --kv-cache-bytes, not both")
+        return self
+
+
+class EngineSettings(CoreSettings):
+    """What the front and its core need."""
+
+    host: str = Field("127.0.0.1", description="Address of the gRPC listener.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(50051, description="Its port; 0 takes a free one.")
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port of EngineAdminService on 127.0.0.1; 0 switches it off."
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
+    load_timeout_s: float = Field(1800.0, gt=0, description="Seconds the core may take to load the model.")
+
+
+def parse_settings(kind: type[SettingsT], arguments: Sequence[str] | None, *, program: str) -> SettingsT:
+    """Read settings from command line and environment.
+
+    Raises:
+        SystemExit: an argument is wrong (status 2, each error on a line of its own) or help was asked for.
+    """
+    from pydantic import ValidationError
+
+    source: CliSettingsSource[SettingsT] = CliSettingsSource(kind, cli_prog_name=program)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return CliApp.run(kind, cli_args=given, cli_settings_source=source)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}".removeprefix("--: "))
+        raise SystemExit(_usage_error(program, lines)) from None
+
+
+def core_arguments(settings: CoreSettings) -> list[str]:
+    """The core's part of `settings` as command-line arguments."""
+    arguments: list[str] = []
+    for name in CoreSettings.model_fields:
+        value = getattr(settings, name)
+        if value is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(int(value) if isinstance(value, int) else value)]
+    return arguments
+
+
+def _usage_error(program: str, lines: Sequence[str]) -> int:
+    for line in lines:
+        sys.stderr.write(f"{program}: {line}\n")
+    sys.stderr.write(f"{program}: `{program} --help` lists all settings.\n")
+    return 2

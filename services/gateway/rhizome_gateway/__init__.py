@@ -1,0 +1,3 @@
+"""The OpenAI-compatible HTTP gateway."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,85 @@
+"""`rhizome-gateway`: serve the API until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from rhizome_gateway.app import Gateway
+from rhizome_gateway.http.protocol import capped_protocol
+from rhizome_gateway.settings import GatewaySettings
+from rhizome_telemetry.logs import configure_logging
+from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
+
+_log = logging.getLogger(__name__)
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn that turns readiness off first when it is told to stop, and stops cleanly.
+
+    Args:
+        gateway: the application.
+        settings: the configuration.
+    """
+
+    def __init__(self, gateway: Gateway, settings: GatewaySettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                gateway,
+                host=settings.host,
+                port=settings.port,
+                http=capped_protocol(settings.max_header_bytes),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.graceful_shutdown_s,
+            )
+        )
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to shut down; a second Ctrl-C forces it."""
+        self._gateway.drain()
+        super().handle_exit(sig, frame)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    try:
+        settings = CliApp.run(
+            GatewaySettings, cli_args=list(sys.argv[1:] if arguments is None else arguments)
+        )
+        configure_logging("rhizome-gateway", settings.log_level)
+    except (ValidationError, ValueError) as error:
+        raise SystemExit(f"rhizome-gateway: {_problem(error)}") from None
+    configure_tracing("rhizome-gateway")
+    _log.info("listening on http://%s:%d, engine at %s", settings.host, settings.port, settings.engine)
+    # uvicorn raises the signal again once everything is done; a stop that was asked for is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        GatewayServer(Gateway(settings), settings).run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        shutdown_tracing()
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        return f"{name}: {first['msg']}; see --help"
+    return str(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What the gateway knows about the engine behind it: is there one, what does it serve, with which tokenizer.
+
+The gateway may start before any engine. A task asks again and again, quickly until there is an answer, and
+slowly afterwards, so that a restarted engine with another model is noticed too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import grpc
+
+from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
+from rhizome_gateway import __version__
+from rhizome_gateway.errors import INVALID, ApiError
+from rhizome_text.tokenizer import Tokenizer
+from rhizome_transport.client import EngineClient
+from rhizome_transport.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = 0.25
+_ANSWER_TIMEOUT_S = 5.0
+_TOKENIZERS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that can be asked.
+
+    Attributes:
+        info: what the engine said.
+        tokenizer: the engine's tokenizer.
+        fingerprint: changes with whatever may change the text of a seeded answer.
+    """
+
+    info: GetModelInfoResponse
+    tokenizer: Tokenizer
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the fingerprint."""
+        info = self.info
+        parts = (
+            __version__,
+            info.version,
+            info.model,
+            info.architecture,
+            info.dtype,
+            info.attention_backend,
+            info.tokenizer_sha256,
+        )
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        object.__setattr__(self, "fingerprint", f"fp_{digest[:10]}")
+
+
+class EngineSession:
+    """Keeps the served model up to date.
+
+    Args:
+        client: an engine or a proxy; closed with the session.
+        refresh_s: how often to ask while all is well.
+
+    Attributes:
+        model_since: when the model was first seen, in seconds since the epoch.
+    """
+
+    def __init__(self, client: EngineClient, *, refresh_s: float = 5.0) -> None:
+        self.client = client
+        self._refresh_s = refresh_s
+        self._model: ServedModel | None = None
+        self.model_since = 0
+        self._answered = False
+        self._problem: EngineError | None = None
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._refreshing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine answered the last time it was asked."""
+        return self._answered and self._model is not None
+
+    @property
+    def known_model(self) -> ServedModel | None:
+        """The model last seen, also while its engine is away."""
+        return self._model
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._task = asyncio.create_task(self._keep_fresh(), name="engine session")
+
+    async def close(self) -> None:
+        """Stop asking and release the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self.client.close()
+
+    def model(self, name: str) -> ServedModel:
+        """The model a client asked for.
+
+        Raises:
+            ApiError: 404 when another model is served, 503 while none is.
+        """
+        served = self._model
+        if served is None:
+            raise self.unavailable()
+        if name != served.info.model:
+            raise ApiError(
+                404,
+                f"This model does not exist here; the model served is '{served.info.model}'. "
+                "See GET /v1/models.",
+                kind=INVALID,
+                code="model_not_found",
+                param="model",
+            )
+        return served
+
+    def unavailable(self) -> ApiError:
+        """The error while no engine answers."""
+        loading = self._problem is not None and self._problem.reason == "MODEL_LOADING"
+        text = "The model is still being loaded." if loading else "No engine is ready to answer."
+        return ApiError(
+            503,
+            f"{text} Try again in a moment.",
+            kind="server_error",
+            code="model_loading" if loading else "engine_unavailable",
+            headers={"Retry-After": "1"},
+        )
+
+    async def refresh(self) -> bool:
+        """Ask now; whether there was an answer."""
+        async with self._refreshing:
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    info = await self.client.model_info()
+                tokenizer = await self._tokenizer(info)
+            except (EngineError, TimeoutError, ValueError) as error:
+                self._note_problem(error)
+                return False
+            # Replicas behind a proxy differ in these, and answer in turn.
+            info.ClearField("instance_id")
+            info.ClearField("start_time")
+            if self._model is None or info != self._model.info:
+                _log.info("serving %s (%s, %s on %s)", info.model, info.architecture, info.dtype, info.device)
+                self._model = ServedModel(info, tokenizer)
+                self.model_since = int(time.time())
+            elif not self._answered:
+                _log.info("the engine answers again")
+            self._answered, self._problem = True, None
+            return True
+
+    async def _tokenizer(self, info: GetModelInfoResponse) -> Tokenizer:
+        known = self._tokenizers.get(info.tokenizer_sha256)
+        if known is not None:
+            return known
+        started = time.monotonic()
+        files = await self.client.tokenizer_files(info.model)
+        if files.sha256 != info.tokenizer_sha256:
+            raise ValueError("the engine handed out another tokenizer than it announced; asking again")
+        tokenizer = await asyncio.to_thread(Tokenizer.from_files, files.files)
+        _log.info("tokenizer %s fetched in %.2f s", files.sha256[:12], time.monotonic() - started)
+        while len(self._tokenizers) >= _TOKENIZERS_KEPT:
+            del self._tokenizers[next(iter(self._tokenizers))]
+        self._tokenizers[files.sha256] = tokenizer
+        return tokenizer
+
+    def _note_problem(self, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            error = EngineError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {_ANSWER_TIMEOUT_S:g} s"
+            )
+        if isinstance(error, EngineError):
+            problem = error
+        else:  # the tokenizer's files are unusable
+            problem = EngineError(grpc.StatusCode.INTERNAL, str(error))
+        if self._answered or self._problem is None or self._problem.message != problem.message:
+            _log.warning("no engine is ready: %s", problem.message)
+        self._answered, self._problem = False, problem
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            try:
+                answered = await self.refresh()
+            except Exception:
+                _log.exception("asking the engine what it serves failed")
+                answered = False
+            await asyncio.sleep(self._refresh_s if answered else _RETRY_S)

@@ -1,0 +1,1 @@
+"""Answers while they are generated: engine events to text, tool calls and the end."""

@@ -1,0 +1,1 @@
+"""HTTP below the endpoints: bodies, limits, disconnects, request ids."""

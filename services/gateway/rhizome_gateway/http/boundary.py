@@ -1,0 +1,65 @@
+"""The outermost layer: a request id in, through and out, and no exception past it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rhizome_gateway.errors import internal_error
+
+_log = logging.getLogger(__name__)
+
+_SCOPE_KEY = "rhizome.request_id"
+_USABLE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of the request that a scope belongs to."""
+    return str(scope.get(_SCOPE_KEY, ""))
+
+
+class RequestBoundary:
+    """ASGI middleware: `x-request-id` on every response, the client's own where it sent a usable one.
+
+    What nobody caught is logged here with its traceback, and the client gets a plain 500.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope[_SCOPE_KEY] = _request_id(scope)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            return
+        except Exception:
+            _log.exception("request %s failed", request_id)
+            if not started:
+                await internal_error(request_id).response()(scope, receive, send_with_id)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _USABLE.fullmatch(text):
+                return str(text)
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,1 @@
+"""The OpenAI API's requests, responses and event streams."""

@@ -1,0 +1,1 @@
+"""The load-balancing proxy in front of engines."""

@@ -1,0 +1,1 @@
+"""How to talk to a server of each kind; a kind is one file."""

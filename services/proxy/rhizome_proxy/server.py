@@ -1,0 +1,100 @@
+"""The proxy put together: pool, policy, services, gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
+from rhizome_proxy.kinds.rhizome import RhizomeEngine
+from rhizome_proxy.policies import POLICIES
+from rhizome_proxy.pool.discovery import Discovery, parse_targets
+from rhizome_proxy.pool.health import HealthPoller
+from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.service.connect import ConnectService
+from rhizome_proxy.service.fleet import FleetService
+from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
+from rhizome_proxy.service.relay import RelayService
+from rhizome_proxy.service.route import Router
+from rhizome_proxy.settings import ProxySettings
+from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.grpc_server import GrpcServer
+
+_log = logging.getLogger(__name__)
+
+
+class ProxyServer:
+    """A running proxy. Must be made inside the running loop.
+
+    Attributes:
+        port: where it listens, once started.
+        registry: the pool.
+    """
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self.port = 0
+        self._settings = settings
+        poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s)
+        self.registry = Registry(RhizomeEngine, poller.watch)
+        self._discovery = Discovery(parse_targets(settings.backends), self.registry, settings.dns_interval_s)
+        instance_id = uuid.uuid4().hex
+        router = Router(self.registry, POLICIES[settings.policy]())
+        self._connect = ConnectService(router, instance_id=instance_id, window_frames=settings.window_frames)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._server = GrpcServer(
+            f"{host}:{settings.port}",
+            service_names=(ENGINE_SERVICE, PROXY_SERVICE),
+            open_requests=lambda: self._connect.open_requests,
+        )
+        handlers = {"Connect": self._connect.handler()}
+        handlers |= RelayService(router).handlers() | FleetService(self.registry, instance_id).handlers()
+        self._server.add_handlers(ENGINE_SERVICE, handlers)
+        self._server.add(add_ProxyServiceServicer_to_server, ProxyServicer(self.registry))
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Check the engines once, then listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+        self.registry.on_change(self._announce)
+        await self._discovery.start()
+        await self.registry.wait_checked(self._settings.poll_timeout_s)
+        self._refreshing = asyncio.create_task(self._discovery.run(), name="discovery")
+        self._server.set_serving(PROXY_SERVICE, True)
+        self.port = await self._server.start()
+        _log.info(
+            "listening on port %d; %d of %d engines are ready",
+            self.port,
+            len(self.registry.ready()),
+            len(self.registry),
+        )
+        return self.port
+
+    async def stop(self, grace_s: float | None = None) -> bool:
+        """Refuse what is new, finish what is open, and close.
+
+        Args:
+            grace_s: after this time open requests are cut off; the setting where absent.
+
+        Returns:
+            Whether everything finished in time.
+        """
+        self._connect.drain()
+        finished = await self._server.drain_and_stop(
+            self._settings.drain_timeout_s if grace_s is None else grace_s
+        )
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self.registry.close()
+        return finished
+
+    def _announce(self) -> None:
+        """The proxy serves what its engines serve."""
+        self._server.set_serving(ENGINE_SERVICE, bool(self.registry.ready()))

@@ -1,0 +1,1 @@
+"""What the proxy answers: EngineService, passed on to an engine, and ProxyService."""

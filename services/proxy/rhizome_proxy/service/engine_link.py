@@ -1,0 +1,96 @@
+"""One peer's stream to one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.service import frames
+from rhizome_transport.errors import EngineError, from_rpc_error
+
+_log = logging.getLogger(__name__)
+
+
+class EngineLink:
+    """A Connect stream to an engine on behalf of one peer.
+
+    Every peer has streams of its own, so request ids need no rewriting, and a slow or dead peer costs nobody
+    else anything.
+
+    Args:
+        backend: the engine.
+        peer_name: who asks, for the engine's logs.
+        window_frames: frames with events that the engine may send ahead of the peer.
+        on_frame: called with each serialised EngineFrame.
+        on_lost: called once when the stream ended, unless `close` ended it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        peer_name: str,
+        window_frames: int,
+        on_frame: Callable[[EngineLink, bytes], None],
+        on_lost: Callable[[EngineLink, EngineError], None],
+    ) -> None:
+        self.backend = backend
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._grant_at = max(1, window_frames // 2)
+        self._consumed = 0
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self.send(frames.hello(peer_name, window_frames))
+        self._call = backend.engine.connect()
+        self._reader = asyncio.create_task(self._read())
+        self._writer = asyncio.create_task(self._write())
+
+    def send(self, frame: bytes) -> None:
+        """Send a serialised ClientFrame, after those sent before."""
+        self._outgoing.put_nowait(frame)
+
+    def consumed(self) -> None:
+        """A frame with events reached the peer: allow another, half a window at a time."""
+        self._consumed += 1
+        if self._consumed >= self._grant_at:
+            self.send(frames.credit(self._consumed))
+            self._consumed = 0
+
+    def close(self) -> None:
+        """End the stream; the engine cancels what is open on it."""
+        self._reader.cancel()
+        self._writer.cancel()
+        self._call.cancel()
+
+    async def _read(self) -> None:
+        error = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
+        try:
+            while isinstance(frame := await self._call.read(), bytes):
+                self._on_frame(self, frame)
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc_error(failure)
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                self.backend.suspect(f"its stream broke: {error.message}")
+        except asyncio.CancelledError:
+            # grpc also raises this in readers of a call that somebody else cancelled: a closed channel.
+            if self._reader.cancelling():
+                raise
+            error = EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed")
+        except Exception as failure:
+            _log.exception("a frame of backend %s could not be handled", self.backend.name)
+            error = EngineError(grpc.StatusCode.INTERNAL, f"a frame could not be handled: {failure}")
+        self._writer.cancel()
+        self._call.cancel()
+        self._on_lost(self, error)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._call.write(await self._outgoing.get())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            return  # the reader learns why

@@ -1,0 +1,97 @@
+"""RPCs of EngineService that concern all engines at once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+
+from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
+from rhizome.engine.v1.load_pb2 import Load, RequestTotals
+from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.registry import Registry
+from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.servicer import unimplemented
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+_ABORT_TIMEOUT_S: Final = 2.0
+_SUMMED: Final = (
+    "running_requests",
+    "waiting_requests",
+    "waiting_tokens",
+    "kv_pages_total",
+    "kv_pages_in_use",
+    "kv_pages_cached",
+    "generated_tokens_per_second",
+)
+_log = logging.getLogger(__name__)
+
+
+def sum_loads(backends: Iterable[Backend], *, instance_id: str, sequence: int) -> Load:
+    """Add up the last reports of `backends`.
+
+    A field is set only where every backend reports it, because a sum that leaves an engine out looks like
+    spare room. `page_size` is set where it is the same everywhere; means are left out.
+    """
+    loads = [backend.report.load if backend.report is not None else Load() for backend in backends]
+    total = Load(instance_id=instance_id, sequence=sequence)
+    if not loads:
+        return total
+    for field in _SUMMED:
+        if all(load.HasField(field) for load in loads):
+            setattr(total, field, sum(getattr(load, field) for load in loads))
+    if all(load.HasField("page_size") for load in loads) and len({load.page_size for load in loads}) == 1:
+        total.page_size = loads[0].page_size
+    if all(load.HasField("totals") for load in loads):
+        for counter in RequestTotals.DESCRIPTOR.fields:
+            setattr(total.totals, counter.name, sum(getattr(load.totals, counter.name) for load in loads))
+    return total
+
+
+class FleetService:
+    """Answers for the pool as a whole."""
+
+    def __init__(self, registry: Registry, instance_id: str) -> None:
+        self._registry = registry
+        self._instance_id = instance_id
+        self._sequence = itertools.count(1)
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Handlers by method."""
+        return {
+            "Abort": grpc.unary_unary_rpc_method_handler(self._abort),
+            "GetLoad": grpc.unary_unary_rpc_method_handler(self._get_load),
+            "WatchLoad": grpc.unary_stream_rpc_method_handler(self._watch_load),
+            "WatchKvEvents": grpc.unary_stream_rpc_method_handler(self._watch_kv_events),
+        }
+
+    async def _abort(self, request: bytes, context: Context) -> bytes:
+        """Ask every engine, because ids do not tell where a request is."""
+        await asyncio.gather(*(self._abort_at(backend, request) for backend in self._registry))
+        return engine_pb2.AbortResponse().SerializeToString()
+
+    async def _get_load(self, request: bytes, context: Context) -> bytes:
+        """The sum over the engines that get requests, as of their last reports."""
+        load = sum_loads(self._registry.ready(), instance_id=self._instance_id, sequence=next(self._sequence))
+        return engine_pb2.GetLoadResponse(load=load).SerializeToString()
+
+    async def _watch_load(self, request: bytes, context: Context) -> NoReturn:
+        raise unimplemented(f"{ENGINE_SERVICE}/WatchLoad", "call GetLoad, or ProxyService/ListBackends")
+
+    async def _watch_kv_events(self, request: bytes, context: Context) -> NoReturn:
+        raise unimplemented(f"{ENGINE_SERVICE}/WatchKvEvents", "ask each engine")
+
+    async def _abort_at(self, backend: Backend, request: bytes) -> None:
+        call = backend.engine.call("Abort", request, timeout_s=_ABORT_TIMEOUT_S)
+        try:
+            await call.read()
+        except grpc.aio.AioRpcError as error:
+            _log.warning("backend %s did not take an abort: %s", backend.name, error.details())
+        finally:
+            call.cancel()

@@ -1,0 +1,75 @@
+"""ProxyService: the pool, for people and tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
+from rhizome.proxy.v1 import proxy_service_pb2_grpc as proxy_grpc
+from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.registry import Registry
+from rhizome_transport.errors import EngineError
+
+PROXY_SERVICE = "rhizome.proxy.v1.ProxyService"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ProxyServicer(proxy_grpc.ProxyServiceServicer):
+    """Shows the pool. Changing it waits for a listener that only operators reach: this one is everybody's."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def ListBackends(  # noqa: N802 - named by the contract
+        self, request: proxy_pb2.ListBackendsRequest, context: Context
+    ) -> proxy_pb2.ListBackendsResponse:
+        """List the pool, sorted by name."""
+        return proxy_pb2.ListBackendsResponse(backends=[describe(backend) for backend in self._registry])
+
+    async def AddBackend(self, request: object, context: Context) -> Any:  # noqa: N802
+        """Not offered yet."""
+        raise _not_yet("AddBackend", "name the engine in --backends, or use dns:///name:port")
+
+    async def RemoveBackend(self, request: object, context: Context) -> Any:  # noqa: N802
+        """Not offered yet."""
+        raise _not_yet("RemoveBackend", "stop the engine, or take it out of DNS")
+
+    async def DrainBackend(self, request: object, context: Context) -> Any:  # noqa: N802
+        """Not offered yet."""
+        raise _not_yet("DrainBackend", "send the engine SIGTERM: it finishes what it has")
+
+    def WatchBackends(self, request: object, context: Context) -> Any:  # noqa: N802
+        """Not offered yet."""
+        raise _not_yet("WatchBackends", "call ListBackends again and again")
+
+
+def describe(backend: Backend) -> proxy_pb2.Backend:
+    """A backend as the contract shows it."""
+    message = proxy_pb2.Backend(
+        name=backend.name,
+        address=backend.address,
+        kind=backend.engine.kind,
+        state=backend.state.value,
+        reason=backend.reason,
+        models=backend.models,
+        in_flight_requests=backend.in_flight,
+        total_requests=backend.total,
+        failed_requests=backend.failed,
+    )
+    if backend.report is not None:
+        message.load.CopyFrom(backend.report.load)
+    if backend.last_seen is not None:
+        seen = Timestamp()
+        seen.FromNanoseconds(int(backend.last_seen * 1e9))
+        message.last_seen.CopyFrom(seen)
+    return message
+
+
+def _not_yet(method: str, instead: str) -> EngineError:
+    return EngineError(
+        grpc.StatusCode.UNIMPLEMENTED, f"{PROXY_SERVICE}/{method} is not implemented yet; {instead}"
+    )

@@ -1,0 +1,295 @@
+"""All requests of one peer: which engine each is at, and what of the engines' frames the peer gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from rhizome.engine.v1.frames_pb2 import ClientFrame, Submit
+from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateResponse
+from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
+from rhizome_proxy.service import frames
+from rhizome_proxy.service.engine_link import EngineLink
+from rhizome_proxy.service.outbox import Outbox
+from rhizome_proxy.service.route import Route, Router, engine_lost, may_try_next
+from rhizome_telemetry.propagation import from_proto, to_proto
+from rhizome_telemetry.tracing import tracing_enabled
+from rhizome_transport.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+
+class _Verdict(enum.Enum):
+    """What becomes of an event."""
+
+    PASS = enum.auto()
+    CHANGED = enum.auto()
+    HIDE = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class OpenRequest:
+    """A request between its Submit and its final event.
+
+    Attributes:
+        submit: kept until the first event, because until then another engine may have to take it.
+        deadline: when the caller gives up, in seconds of the loop's clock; `None` is never.
+        route: its way through the pool.
+        link: the engine's stream that it is on.
+        started: the peer has seen an event, so the request can no longer go elsewhere.
+        cancelled: the peer asked to end it.
+    """
+
+    request_id: str
+    submit: Submit | None
+    deadline: float | None
+    route: Route
+    link: EngineLink | None = None
+    started: bool = False
+    cancelled: bool = False
+
+
+class PeerSession:
+    """The requests of one downstream Connect stream.
+
+    Nothing here awaits, so each frame is handled as a whole.
+
+    Args:
+        router: chooses engines.
+        outbox: takes the frames for the peer.
+        peer_name: who the peer is, for the engines' logs.
+        window_frames: frames with events that each engine may send ahead of the peer.
+    """
+
+    def __init__(self, router: Router, outbox: Outbox, *, peer_name: str, window_frames: int) -> None:
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.draining = False
+        self._router = router
+        self._outbox = outbox
+        self._peer_name = peer_name
+        self._window_frames = window_frames
+        self._requests: dict[str, OpenRequest] = {}
+        self._links: dict[str, EngineLink] = {}
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def open_requests(self) -> int:
+        """Requests without a final event."""
+        return len(self._requests)
+
+    # From the peer
+
+    def handle(self, payload: bytes) -> None:
+        """Handle a serialised ClientFrame.
+
+        Raises:
+            EngineError: the frame breaks the contract (INVALID_ARGUMENT).
+        """
+        frame = frames.parse_client_frame(payload)
+        match frame.WhichOneof("frame"):
+            case "submit":
+                self._submit(frame.submit)
+            case "cancel":
+                self._cancel(frame.cancel.request_id)
+            case "credit":
+                self._outbox.add_credit(frame.credit.frames)
+            case "ping":
+                self._outbox.put_control(frames.pong(frame.ping.nonce))
+            case "call":
+                error = EngineError(
+                    grpc.StatusCode.UNIMPLEMENTED,
+                    "a proxy takes no Call frames; call the method of EngineService over gRPC",
+                )
+                self._outbox.put_control(frames.call_failed(frame.call.call_id, error))
+            case "hello":
+                raise EngineError(
+                    grpc.StatusCode.INVALID_ARGUMENT, "a second Hello came; one opens the stream, once"
+                )
+            case _:
+                _log.warning("peer %s sent a frame of an unknown kind; it is ignored", self._peer_name)
+
+    def close(self) -> None:
+        """The peer is gone: end its streams, so that the engines cancel what it had open."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        for request in self._requests.values():
+            request.route.end("CANCELLED", "the peer is gone")
+        self._requests.clear()
+
+    def _submit(self, submit: Submit) -> None:
+        request_id = submit.request.request_id
+        route = Route(
+            self._router, "Generate", submit.request, submit.request.model, from_proto(submit.trace)
+        )
+        refusal = self._refusal(request_id)
+        if refusal is not None:
+            route.end(refusal.code.name, refusal.message)
+            self._outbox.put_events(frames.request_failed(request_id, refusal))
+            return
+        deadline = None
+        if submit.HasField("timeout"):
+            deadline = self._loop.time() + submit.timeout.ToNanoseconds() / 1e9
+        request = OpenRequest(request_id, submit, deadline, route)
+        self._requests[request_id] = request
+        self.idle.clear()
+        self._dispatch(request)
+
+    def _refusal(self, request_id: str) -> EngineError | None:
+        if not request_id:
+            return EngineError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "request_id is empty; on Connect it names the request in every event, so give one",
+                param="request_id",
+            )
+        if request_id in self._requests:
+            return EngineError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"request_id {request_id!r} is open on this stream; give each request an id of its own",
+                param="request_id",
+            )
+        if self.draining:
+            return EngineError(
+                grpc.StatusCode.UNAVAILABLE, "this proxy is shutting down; use another one", reason="DRAINING"
+            )
+        return None
+
+    def _cancel(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        if request is not None and request.link is not None:
+            request.cancelled = True
+            request.link.send(frames.cancel(request_id))
+
+    # Towards the engines
+
+    def _dispatch(self, request: OpenRequest) -> None:
+        """Send a request to the next engine, or tell the peer that nobody takes it."""
+        submit = request.submit
+        assert submit is not None, "a request that has started stays where it is"
+        try:
+            if request.deadline is not None:
+                left_s = request.deadline - self._loop.time()
+                if left_s <= 0:
+                    raise EngineError(
+                        grpc.StatusCode.DEADLINE_EXCEEDED, "the time given ran out before an engine took it"
+                    )
+                submit.timeout.FromNanoseconds(int(left_s * 1e9))
+            attempt = request.route.next_attempt()
+        except EngineError as error:
+            self._fail(request, error)
+            return
+        submit.trace.CopyFrom(to_proto(attempt.trace_parent))
+        request.link = self._links.get(attempt.backend.name) or EngineLink(
+            attempt.backend,
+            peer_name=self._peer_name,
+            window_frames=self._window_frames,
+            on_frame=self._on_frame,
+            on_lost=self._on_lost,
+        )
+        self._links[attempt.backend.name] = request.link
+        request.link.send(ClientFrame(submit=submit).SerializeToString())
+
+    def _elsewhere(self, request: OpenRequest, error: EngineError) -> None:
+        """The engine refused or broke before the first event, so the peer need not know."""
+        request.route.refused(error)
+        if request.cancelled:
+            self._end(request, "CANCELLED")
+            self._outbox.put_events(frames.request_cancelled(request.request_id))
+        else:
+            self._dispatch(request)
+
+    # From the engines
+
+    def _on_frame(self, link: EngineLink, payload: bytes) -> None:
+        """Pass an engine's frame on: as the very same bytes, unless something in it is not for the peer."""
+        frame = RelayFrame.FromString(payload)
+        if len(UnknownFieldSet(frame)):  # whatever EngineFrame has beside events
+            payload, load = frames.split_control(payload)
+            if load is not None:
+                link.backend.observe_load(load)
+            frame = RelayFrame.FromString(payload)
+        hidden: list[int] = []
+        changed = False
+        for index, event in enumerate(frame.events):
+            request = self._requests.get(event.request_id)
+            if request is None or request.link is not link:
+                hidden.append(index)
+            elif event.final or not request.started:
+                verdict = self._on_first_or_last(request, event)
+                changed |= verdict is _Verdict.CHANGED
+                if verdict is _Verdict.HIDE:
+                    hidden.append(index)
+        if len(hidden) == len(frame.events):
+            if hidden:
+                link.consumed()
+            return
+        for index in reversed(hidden):
+            del frame.events[index]
+        if hidden or changed:
+            payload = frame.SerializeToString()
+        self._outbox.put_events(payload, link.consumed)
+
+    def _on_first_or_last(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
+        verdict = _Verdict.PASS
+        if event.HasField("status"):
+            error = EngineError.from_status(event.status)
+            if not request.started and may_try_next(error):
+                self._elsewhere(request, error)
+                return _Verdict.HIDE
+            if request.started and error.code is grpc.StatusCode.UNAVAILABLE:
+                # UNAVAILABLE promises that nothing was emitted, and a peer would send the request again.
+                assert request.link is not None
+                error = engine_lost(request.link.backend, error)
+                event.status.CopyFrom(error.to_status())
+                verdict = _Verdict.CHANGED
+            self._end(request, error.code.name, error.message, failed=not request.started)
+            return verdict
+        request.started = True
+        request.submit = None
+        if event.final:
+            cancelled = request.cancelled
+            if tracing_enabled():
+                finished = GenerateResponse.FromString(event.response).finished
+                cancelled = finished.reason == FINISH_REASON_CANCELLED
+            self._end(request, "CANCELLED" if cancelled else "OK")
+        return verdict
+
+    def _on_lost(self, link: EngineLink, error: EngineError) -> None:
+        """An engine's stream ended: what had not started goes elsewhere, the rest fails."""
+        backend = link.backend
+        if self._links.get(backend.name) is link:
+            del self._links[backend.name]
+        stranded = [request for request in self._requests.values() if request.link is link]
+        _log.log(
+            logging.WARNING if stranded else logging.INFO,
+            "the stream to backend %s ended with %d open requests: %s",
+            backend.name,
+            len(stranded),
+            error.message,
+        )
+        for request in stranded:
+            if not request.started:
+                self._elsewhere(request, error)
+            elif request.cancelled:
+                self._end(request, "CANCELLED")
+                self._outbox.put_events(frames.request_cancelled(request.request_id))
+            else:
+                self._fail(request, engine_lost(backend, error))
+
+    # Ends
+
+    def _fail(self, request: OpenRequest, error: EngineError) -> None:
+        self._end(request, error.code.name, error.message)
+        self._outbox.put_events(frames.request_failed(request.request_id, error))
+
+    def _end(self, request: OpenRequest, code: str, message: str = "", *, failed: bool = False) -> None:
+        request.route.end(code, message, failed=failed)
+        del self._requests[request.request_id]
+        if not self._requests:
+            self.idle.set()

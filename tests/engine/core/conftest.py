@@ -1,0 +1,73 @@
+"""Drives an engine core over the hash runner, with conservation checked after every step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.events import FailedEvent, FinishedEvent, StartedEvent, TokensEvent
+from rhizome_engine.sampling.params import SamplingParams
+from rhizome_engine.scheduler.config import SchedulerConfig
+from rhizome_engine.scheduler.request import Request
+from rhizome_testing.hash_runner import HashRunner
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Harness:
+    """Collects events by request id and asserts on their order as they come."""
+
+    def __init__(self, num_pages=64, page_size=4, eos=(), **config):
+        self.runner = HashRunner(num_pages, page_size)
+        self.clock = Clock()
+        self.core = EngineCore(self.runner, SchedulerConfig(**config), eos, clock=self.clock)
+        self.tokens = defaultdict(list)
+        self.started = {}
+        self.ended = {}
+
+    def add(self, request_id, prompt_ids, params=None, **settings):
+        request = Request(request_id, prompt_ids, params or SamplingParams(), **settings)
+        self.core.add(request)
+        return request
+
+    def step(self, seconds=0.0):
+        self.clock.now += seconds
+        events = self.core.step()
+        self.core.check_conservation()
+        for event in events:
+            name = event.request.request_id
+            assert name not in self.ended, "an event followed the last one"
+            match event:
+                case StartedEvent():
+                    assert name not in self.started
+                    self.started[name] = event
+                case TokensEvent():
+                    assert name in self.started
+                    self.tokens[name] += event.token_ids
+                case FinishedEvent() | FailedEvent():
+                    self.ended[name] = event
+        return events
+
+    def finish(self, max_steps=20_000):
+        for _ in range(max_steps):
+            if not self.core.has_work:
+                return self
+            self.step()
+        raise AssertionError(f"still at work after {max_steps} steps")
+
+    def generate(self, request_id, prompt_ids, max_tokens, **settings):
+        self.add(request_id, prompt_ids, max_tokens=max_tokens, **settings)
+        return self.finish().tokens[request_id]
+
+
+@pytest.fixture(scope="session")
+def harness():
+    return Harness

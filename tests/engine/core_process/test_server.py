@@ -1,0 +1,285 @@
+"""The core's loop over its real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from rhizome.engine.v1.engine_admin_service_pb2 import (
+    DrainRequest,
+    DrainResponse,
+    FlushCacheRequest,
+    FlushCacheResponse,
+)
+from rhizome.engine.v1.engine_service_pb2 import AbortRequest
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_CANCELLED,
+    FINISH_REASON_LENGTH,
+    GenerateRequest,
+)
+from rhizome_testing.hash_core import HashCore, all_events, token_request, tokens_in
+from rhizome_testing.hash_runner import expected_tokens
+from rhizome_transport.errors import EngineError
+from rhizome_transport.zmq_client import ZmqEngineClient
+
+ENDLESS = 200
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "this did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+async def test_streams_started_tokens_and_finished(hash_core: HashCore, client: ZmqEngineClient) -> None:
+    events = await all_events(client, token_request([1, 2, 3, 4, 5], max_tokens=9))
+    assert events[0].started.prompt_tokens == 5
+    assert tokens_in(events) == expected_tokens([1, 2, 3, 4, 5], 9)
+    finished = events[-1].finished
+    assert finished.reason == FINISH_REASON_LENGTH
+    assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (5, 9)
+    assert finished.timings.time_to_first_token.ToNanoseconds() > 0
+
+
+async def test_a_repeated_prompt_is_found_in_the_cache(client: ZmqEngineClient) -> None:
+    await all_events(client, token_request(list(range(20))))
+    events = await all_events(client, token_request(list(range(20))))
+    assert events[0].started.cached_tokens >= 16
+    assert tokens_in(events) == expected_tokens(list(range(20)), 5)
+
+
+def changed(change: Callable[[GenerateRequest], object]) -> GenerateRequest:
+    request = token_request([1, 2, 3])
+    change(request)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "words"),
+    [
+        (token_request([]), "prompt", "empty"),
+        (token_request([1, 1000]), "prompt", "1000"),
+        (token_request(list(range(300))), "prompt", "context window is 256"),
+        (token_request([1], max_tokens=0), "max_tokens", "at least 1"),
+        (changed(lambda r: r.stop.strings.append("x")), "stop.strings", "call Generate"),
+        (changed(lambda r: setattr(r, "text", "hi")), "input", "token_ids only"),
+        (changed(lambda r: r.ClearField("token_ids")), "input", "missing"),
+        (changed(lambda r: setattr(r.sampling, "temperature", math.nan)), "sampling.temperature", "nan"),
+        (changed(lambda r: setattr(r.sampling, "temperature", -1.0)), "sampling.temperature", "-1"),
+        (changed(lambda r: setattr(r.sampling, "top_p", math.inf)), "sampling.top_p", "inf"),
+        (changed(lambda r: setattr(r.sampling, "top_logprobs", 10**6)), "sampling.top_logprobs", "128"),
+        (changed(lambda r: r.sampling.logit_bias.update({5: math.inf})), "sampling.logit_bias[5]", "inf"),
+        (changed(lambda r: r.sampling.logit_bias.update({5000: 1.0})), "logit_bias", "5000"),
+        (changed(lambda r: r.stop.token_ids.append(1 << 30)), "stop.token_ids", "vocabulary"),
+        (changed(lambda r: setattr(r.stop, "min_tokens", 6)), "min_tokens", "exceed"),
+        (changed(lambda r: setattr(r, "request_id", "x" * 300)), "request_id", "256"),
+    ],
+)
+async def test_refuses_what_cannot_be_served(
+    client: ZmqEngineClient, request_: GenerateRequest, param: str, words: str
+) -> None:
+    request = GenerateRequest()
+    request.CopyFrom(request_)
+    with pytest.raises(EngineError) as caught:
+        await all_events(client, request)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.param == param
+    assert words in caught.value.message
+    assert tokens_in(await all_events(client, token_request([4]))) == expected_tokens([4], 5)
+
+
+async def test_refuses_a_model_that_is_not_served(client: ZmqEngineClient) -> None:
+    request = token_request([1])
+    request.model = "other"
+    with pytest.raises(EngineError) as caught:
+        await all_events(client, request)
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert "'hash'" in caught.value.message
+
+
+async def test_refuses_a_second_open_request_of_the_same_peer_and_id(
+    hash_core: HashCore, client: ZmqEngineClient
+) -> None:
+    import zmq.asyncio
+
+    from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame, Hello, Submit
+
+    context = zmq.asyncio.Context()
+    with context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.connect(hash_core.endpoint)
+        submit = Submit(request=token_request([1], max_tokens=ENDLESS, request_id="same"))
+        for frame in (
+            ClientFrame(hello=Hello(protocol_version=1, initial_credit=10_000)),
+            ClientFrame(submit=submit),
+            ClientFrame(submit=submit),
+        ):
+            await dealer.send(frame.SerializeToString())
+        while True:
+            frame = EngineFrame.FromString(await asyncio.wait_for(dealer.recv(), 10))
+            refusals = [e.status for e in frame.events if e.HasField("status")]
+            if refusals:
+                assert "already open" in refusals[0].message
+                break
+    context.term()
+    events = await all_events(client, token_request([1], request_id="same"))
+    assert tokens_in(events) == expected_tokens([1], 5)
+
+
+async def test_a_full_queue_refuses_with_a_retry_hint(client: ZmqEngineClient) -> None:
+    requests = [token_request([i], max_tokens=100) for i in range(20)]
+    results = await asyncio.gather(*(all_events(client, r) for r in requests), return_exceptions=True)
+    refused = [result for result in results if isinstance(result, EngineError)]
+    served = [result for result in results if isinstance(result, list)]
+    assert refused and served
+    assert {error.code for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all(error.retry_after_s for error in refused)
+
+
+async def test_cancelling_frees_the_pages(hash_core: HashCore, client: ZmqEngineClient) -> None:
+    request = token_request([1, 2, 3], max_tokens=ENDLESS, request_id="long")
+    events = client.generate(request)
+    assert (await anext(events)).HasField("started")
+    await client.cancel("long")
+    rest = [event async for event in events]
+    assert rest[-1].finished.reason == FINISH_REASON_CANCELLED
+    load = await client.load()
+    assert (load.running_requests, load.kv_pages_in_use) == (0, 0)
+    assert load.totals.aborted == 1
+
+
+async def test_a_vanished_peer_frees_its_pages(hash_core: HashCore, client: ZmqEngineClient) -> None:
+    other = ZmqEngineClient(hash_core.endpoint, peer_name="short-lived")
+    events = other.generate(token_request([1], max_tokens=ENDLESS))
+    await anext(events)
+    await other.close()
+    await eventually(lambda: not hash_core.core.has_work)
+    assert (await client.load()).kv_pages_in_use == 0
+    await events.aclose()
+
+
+async def test_a_request_ends_at_its_deadline(hash_core: HashCore, client: ZmqEngineClient) -> None:
+    slow = hash_core.runner.run
+    hash_core.runner.run = lambda batch: (time.sleep(0.02), slow(batch))[1]  # type: ignore[method-assign]
+    with pytest.raises(EngineError) as caught:
+        await all_events(client, token_request([1], max_tokens=ENDLESS), timeout_s=0.3)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: not hash_core.core.has_work)
+
+
+async def test_a_failed_step_fails_its_requests_and_the_core_goes_on(
+    hash_core: HashCore, client: ZmqEngineClient
+) -> None:
+    hash_core.runner.fail_next = 1
+    with pytest.raises(EngineError) as caught:
+        await all_events(client, token_request([1, 2]))
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert tokens_in(await all_events(client, token_request([1, 2]))) == expected_tokens([1, 2], 5)
+
+
+async def test_repeated_failures_end_the_core(tmp_path: Path) -> None:
+    core = HashCore(tmp_path)
+    client = ZmqEngineClient(core.endpoint, peer_name="test")
+    core.runner.fail_next = 1000
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            await all_events(client, token_request([1]))
+    await eventually(lambda: not core.running)
+    assert isinstance(core.failure, RuntimeError)
+    await client.close()
+
+
+async def test_abort_ends_the_requests_of_every_peer(hash_core: HashCore, client: ZmqEngineClient) -> None:
+    other = ZmqEngineClient(hash_core.endpoint, peer_name="other")
+    mine = client.generate(token_request([1], max_tokens=ENDLESS, request_id="shared"))
+    theirs = other.generate(token_request([2], max_tokens=ENDLESS, request_id="shared"))
+    await anext(mine)
+    await anext(theirs)
+    await client.call("Abort", AbortRequest(request_ids=["shared", "unknown"]).SerializeToString())
+    for events in (mine, theirs):
+        assert [event async for event in events][-1].finished.reason == FINISH_REASON_CANCELLED
+    await other.close()
+
+
+async def test_drain_refuses_new_requests_and_waits_for_open_ones(client: ZmqEngineClient) -> None:
+    open_one = client.generate(token_request([1], max_tokens=100))
+    await anext(open_one)
+    draining = asyncio.create_task(client.call("Drain", DrainRequest().SerializeToString()))
+    rest = asyncio.create_task(_collect(open_one))
+    answer = DrainResponse.FromString((await draining)[0])
+    assert answer.cancelled_requests == 0
+    assert (await rest)[-1].finished.reason == FINISH_REASON_LENGTH
+    with pytest.raises(EngineError) as caught:
+        await all_events(client, token_request([1]))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+async def test_drain_cancels_what_is_open_when_its_time_is_over(
+    hash_core: HashCore, client: ZmqEngineClient
+) -> None:
+    slow = hash_core.runner.run
+    hash_core.runner.run = lambda batch: (time.sleep(0.02), slow(batch))[1]  # type: ignore[method-assign]
+    open_one = client.generate(token_request([1], max_tokens=ENDLESS))
+    await anext(open_one)
+    request = DrainRequest()
+    request.timeout.FromMilliseconds(50)
+    answers = await client.call("Drain", request.SerializeToString())
+    assert DrainResponse.FromString(answers[0]).cancelled_requests == 1
+    assert (await _collect(open_one))[-1].finished.reason == FINISH_REASON_CANCELLED
+
+
+async def _collect(events):  # type: ignore[no-untyped-def]
+    return [event async for event in events]
+
+
+async def test_flush_cache_drops_one_namespace_or_all(client: ZmqEngineClient) -> None:
+    for namespace in ("a", "b"):
+        request = token_request(list(range(16)))
+        request.cache_namespace = namespace
+        await all_events(client, request)
+    cached = (await client.load()).kv_pages_cached
+    one = await client.call("FlushCache", FlushCacheRequest(cache_namespace="a").SerializeToString())
+    everything = await client.call("FlushCache", FlushCacheRequest().SerializeToString())
+    freed = [FlushCacheResponse.FromString(answers[0]).freed_pages for answers in (one, everything)]
+    assert all(freed) and sum(freed) == cached
+
+
+async def test_hands_out_the_tokenizer_in_chunks(client: ZmqEngineClient) -> None:
+    tokenizer = await client.tokenizer_files()
+    assert tokenizer.files == {"tokenizer.json": b"{}" * 300_000, "generation_config.json": b""}
+
+
+@pytest.mark.parametrize(
+    ("method", "payload", "code"),
+    [
+        ("Nonsense", b"", grpc.StatusCode.UNIMPLEMENTED),
+        ("GetModelInfo", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ("Drain", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_wrong_call_is_answered_with_an_error(
+    client: ZmqEngineClient, method: str, payload: bytes, code: grpc.StatusCode
+) -> None:
+    with pytest.raises(EngineError) as caught:
+        await client.call(method, payload)
+    assert caught.value.code is code
+
+
+async def test_stops_when_no_front_is_left(tmp_path: Path) -> None:
+    core = HashCore(tmp_path, orphan_grace_s=0.5)
+    front = ZmqEngineClient(core.endpoint, peer_name="rhizome-engine-front")
+    await front.load()
+    started = time.monotonic()
+    while time.monotonic() - started < 1.0:
+        assert core.running
+        await front.load()
+    await front.close()
+    await eventually(lambda: not core.running)
+    assert core.failure is None

@@ -1,0 +1,278 @@
+"""What people get who talk to the engine with text."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from rhizome.engine.v1 import engine_service_pb2 as messages
+from rhizome.engine.v1.engine_admin_service_pb2 import FlushCacheRequest, ProfileRequest
+from rhizome.engine.v1.engine_admin_service_pb2_grpc import EngineAdminServiceStub
+from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_CANCELLED,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    GenerateRequest,
+    GenerateResponse,
+    Message,
+)
+from rhizome_testing.engine_process import EngineProcess
+from rhizome_text.tokenizer import Tokenizer
+from rhizome_transport.errors import from_rpc_error
+from rhizome_transport.grpc_client import GrpcEngineClient
+
+ROOT = Path(__file__).resolve().parents[3]
+BUF = ROOT / "node_modules" / ".bin" / "buf"
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> Any:
+    return EngineServiceStub(channel)
+
+
+def text_request(text: str, max_tokens: int = 12, **fields: Any) -> GenerateRequest:
+    request = GenerateRequest(text=text, **fields)
+    request.sampling.temperature = 0
+    request.stop.max_tokens = max_tokens
+    request.stop.ignore_eos = True
+    return request
+
+
+async def run(stub: Any, request: GenerateRequest) -> list[GenerateResponse]:
+    return [event async for event in stub.Generate(request, timeout=30)]
+
+
+def text_of(events: list[GenerateResponse]) -> str:
+    return "".join(event.delta.text for event in events)
+
+
+def ids_of(events: list[GenerateResponse]) -> list[int]:
+    return [token for event in events for token in event.delta.token_ids]
+
+
+async def test_streams_text_that_is_the_text_of_its_tokens(stub: Any, checkpoint: Path) -> None:
+    events = await run(stub, text_request("Hello", max_tokens=24))
+    assert events[0].HasField("started")
+    assert events[-1].finished.reason == FINISH_REASON_LENGTH
+    assert len(ids_of(events)) == 24
+    assert text_of(events) == Tokenizer.from_directory(checkpoint).decode(ids_of(events))
+    assert len([event for event in events if event.HasField("delta")]) > 3
+
+
+async def test_messages_go_through_the_chat_template(stub: Any, checkpoint: Path) -> None:
+    conversation = [{"role": "user", "content": "Hi"}]
+    tokenizer = Tokenizer.from_directory(checkpoint)
+    template = tokenizer.chat_template()
+    assert template is not None
+    request = text_request("")
+    request.messages.messages.extend(Message(**message) for message in conversation)
+    by_messages = await run(stub, request)
+    by_ids = GenerateRequest(sampling=request.sampling, stop=request.stop)
+    by_ids.token_ids.ids.extend(tokenizer.encode(template.render(conversation)))
+    assert ids_of(by_messages) == ids_of(await run(stub, by_ids))
+    assert by_messages[0].started.prompt_tokens == len(by_ids.token_ids.ids)
+
+
+async def test_token_ids_come_back_without_text(stub: Any) -> None:
+    request = text_request("")
+    request.token_ids.ids.extend([10, 20, 30])
+    events = await run(stub, request)
+    assert ids_of(events) and not text_of(events)
+
+
+async def test_a_stop_string_ends_the_text_before_it(stub: Any) -> None:
+    whole = text_of(await run(stub, text_request("Hello", max_tokens=64)))
+    stop = next(whole[i : i + 2] for i in range(8, len(whole)) if whole[i : i + 2].isascii())
+    request = text_request("Hello", max_tokens=64)
+    request.stop.strings.append(stop)
+    events = await run(stub, request)
+    assert text_of(events) == whole[: whole.index(stop)]
+    assert events[-1].finished.reason == FINISH_REASON_STOP
+    assert events[-1].finished.stop_string == stop
+    assert events[-1].finished.usage.completion_tokens < 64
+
+
+async def test_the_same_seed_gives_the_same_text(stub: Any) -> None:
+    request = text_request("Once", max_tokens=16)
+    request.sampling.temperature = 1.0
+    request.sampling.seed = 42
+    first, second = await run(stub, request), await run(stub, request)
+    assert ids_of(first) == ids_of(second)
+
+
+async def test_cancelling_the_call_frees_the_pages(stub: Any) -> None:
+    call = stub.Generate(text_request("Hello", max_tokens=1500))
+    await call.read()
+    await call.read()
+    assert (await stub.GetLoad(messages.GetLoadRequest())).load.kv_pages_in_use > 0
+    call.cancel()
+    await until_idle(stub)
+
+
+async def test_a_deadline_ends_the_request(stub: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.Generate(text_request("Hello", max_tokens=1900), timeout=0.4):
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until_idle(stub)
+
+
+async def test_abort_ends_requests_by_the_callers_id(stub: Any) -> None:
+    call = stub.Generate(text_request("Hello", max_tokens=1900, request_id="mine"))
+    events = aiter(call)
+    await anext(events)
+    await stub.Abort(messages.AbortRequest(request_ids=["mine", "unknown"]))
+    rest = [event async for event in events]
+    assert rest[-1].finished.reason == FINISH_REASON_CANCELLED
+
+
+async def test_two_callers_may_use_the_same_id(stub: Any) -> None:
+    request = text_request("Hello", request_id="same")
+    first, second = await asyncio.gather(run(stub, request), run(stub, request))
+    assert ids_of(first) == ids_of(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        (lambda r: r.ClearField("text"), "input"),
+        (lambda r: r.messages.SetInParent(), "messages"),
+        (lambda r: r.messages.messages.add(role="wizard", content="x"), "messages"),
+        (lambda r: r.stop.strings.append(""), "stop.strings"),
+        (lambda r: setattr(r.sampling, "top_p", 2.0), "sampling.top_p"),
+        (lambda r: r.token_ids.SetInParent(), "prompt"),
+        (lambda r: r.token_ids.ids.append(99_999), "prompt"),
+        (lambda r: setattr(r, "text", "long " * 2000), "prompt"),
+    ],
+)
+async def test_bad_requests_say_what_is_wrong(stub: Any, change: Any, param: str) -> None:
+    request = text_request("Hello")
+    change(request)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await run(stub, request)
+    error = from_rpc_error(caught.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.param == param
+
+
+async def test_tokenize_and_detokenize_are_inverse(stub: Any) -> None:
+    text = "Grüße, 世界!"
+    request = messages.TokenizeRequest(text=text, add_special_tokens=False)
+    ids = (await stub.Tokenize(request)).token_ids
+    assert (await stub.Detokenize(messages.DetokenizeRequest(token_ids=ids))).text == text
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Detokenize(messages.DetokenizeRequest(token_ids=[10**6]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Tokenize(messages.TokenizeRequest(text="x", model="other"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_describes_the_model(stub: Any, shared_engine: EngineProcess) -> None:
+    info = await stub.GetModelInfo(messages.GetModelInfoRequest())
+    assert info.model == shared_engine.model.name
+    assert (info.architecture, info.device, info.dtype) == ("LlamaForCausalLM", "cpu", "float32")
+    assert (info.vocab_size, info.max_context_tokens) == (320, 2048)
+    assert info.page_size * info.kv_pages_total == 8192
+    assert info.num_parameters > 0 and info.instance_id and info.version
+
+
+async def test_watch_load_speaks_when_something_changed(stub: Any) -> None:
+    watch = stub.WatchLoad(messages.WatchLoadRequest(min_interval_ms=10))
+    first = (await watch.read()).load
+    await run(stub, text_request("Watch"))
+    second = (await watch.read()).load
+    assert second.sequence > first.sequence
+    assert second.instance_id == first.instance_id
+    watch.cancel()
+
+
+@pytest.mark.parametrize("method", ["Embed", "WatchKvEvents"])
+async def test_later_methods_are_unimplemented(stub: Any, method: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if method == "Embed":
+            await stub.Embed(messages.EmbedRequest())
+        else:
+            await stub.WatchKvEvents(messages.WatchKvEventsRequest()).read()
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert method in (caught.value.details() or "")
+
+
+async def test_admin_has_a_listener_of_its_own(stub: Any, shared_engine: EngineProcess) -> None:
+    await run(stub, text_request("A prompt that is long enough to fill a page of the cache"))
+    async with grpc.aio.insecure_channel(shared_engine.admin_target) as channel:
+        admin = EngineAdminServiceStub(channel)
+        assert (await admin.FlushCache(FlushCacheRequest())).freed_pages > 0
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await admin.Profile(ProfileRequest(steps=1))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    async with grpc.aio.insecure_channel(shared_engine.target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await EngineAdminServiceStub(channel).FlushCache(FlushCacheRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_connect_carries_many_requests_on_one_stream(shared_engine: EngineProcess, stub: Any) -> None:
+    client = GrpcEngineClient(shared_engine.target, peer_name="test")
+    try:
+        await client.wait_ready(10)
+        requests = [text_request("") for _ in range(8)]
+        for number, request in enumerate(requests):
+            request.token_ids.ids.extend(range(10, 20 + number))
+
+        async def collect(request: GenerateRequest) -> list[GenerateResponse]:
+            return [event async for event in client.generate(request, timeout_s=30)]
+
+        together = await asyncio.gather(*map(collect, requests))
+        for request, events in zip(requests, together, strict=True):
+            assert events[-1].HasField("finished")
+            request.request_id = ""
+            assert ids_of(events) == ids_of(await run(stub, request))
+    finally:
+        await client.close()
+
+
+async def test_a_closed_connect_stream_cancels_what_it_left_open(
+    shared_engine: EngineProcess, stub: Any
+) -> None:
+    client = GrpcEngineClient(shared_engine.target, peer_name="short-lived")
+    request = text_request("", max_tokens=1900)
+    request.token_ids.ids.extend([1, 2, 3])
+    events = client.generate(request)
+    await anext(events)
+    await client.close()
+    await events.aclose()
+    await until_idle(stub)
+
+
+@pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
+def test_buf_curl_lists_and_generates(shared_engine: EngineProcess, reflection: str) -> None:
+    def buf_curl(*arguments: str) -> str:
+        command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
+        command += ["--reflect-protocol", reflection, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    url = f"http://{shared_engine.target}"
+    assert "rhizome.engine.v1.EngineService/Generate" in buf_curl("--list-methods", url)
+    request = '{"text": "Hello", "stop": {"maxTokens": 3}}'
+    assert '"finished"' in buf_curl("-d", request, f"{url}/rhizome.engine.v1.EngineService/Generate")
+
+
+async def until_idle(stub: Any) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        load = (await stub.GetLoad(messages.GetLoadRequest())).load
+        if load.kv_pages_in_use == 0 and load.running_requests == 0:
+            return
+        assert time.monotonic() < deadline, f"pages are still in use: {load}"
+        await asyncio.sleep(0.01)

@@ -1,0 +1,117 @@
+"""A driver that stands in for the scheduler: it owns pages and turns sequences into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rhizome_engine.batch import Batch, SampleRow
+from rhizome_engine.runner import ModelRunner
+from rhizome_engine.sampling.params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@dataclass
+class Sequence:
+    """One request: `ids` are prompt and output, `computed` of them have keys in the pool."""
+
+    ids: list[int]
+    params: SamplingParams = GREEDY
+    seed: int = 0
+    prompt_len: int = field(init=False)
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ids = list(self.ids)
+        self.prompt_len = len(self.ids)
+
+    @property
+    def output(self) -> list[int]:
+        return self.ids[self.prompt_len :]
+
+
+class Driver:
+    """Computes sequences step by step; pages are handed out from the end, so that they are never in order."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.free = list(range(runner.num_pages))
+
+    def batch(self, work: Iterable[tuple[Sequence, int]]) -> Batch:
+        """Lay out (sequence, number of new tokens) as a batch, taking pages as needed."""
+        work = list(work)
+        size = self.runner.page_size
+        ids, positions, slots, starts, contexts, samples = [], [], [], [0], [], []
+        for row, (sequence, count) in enumerate(work):
+            end = sequence.computed + count
+            while len(sequence.pages) * size < end:
+                sequence.pages.append(self.free.pop())
+            span = np.arange(sequence.computed, end)
+            ids += sequence.ids[sequence.computed : end]
+            positions += span.tolist()
+            slots += (np.array(sequence.pages)[span // size] * size + span % size).tolist()
+            starts.append(len(ids))
+            contexts.append(end)
+            if end == len(sequence.ids):
+                prompt, output = sequence.ids[: sequence.prompt_len], sequence.output
+                samples.append(SampleRow(row, sequence.params, end, sequence.seed, prompt, output))
+        table = np.zeros((len(work), max(len(sequence.pages) for sequence, _ in work)), np.int32)
+        for row, (sequence, _) in enumerate(work):
+            table[row, : len(sequence.pages)] = sequence.pages
+        return Batch(
+            token_ids=np.array(ids, np.int64),
+            positions=np.array(positions, np.int64),
+            slot_mapping=np.array(slots, np.int64),
+            query_start=np.array(starts, np.int32),
+            context_len=np.array(contexts, np.int32),
+            page_table=table,
+            sample_rows=samples,
+        )
+
+    def step(self, work: Iterable[tuple[Sequence, int]]) -> None:
+        """Compute new tokens and append what was sampled."""
+        work = list(work)
+        batch = self.batch(work)
+        output = self.runner.run(batch)
+        for sequence, count in work:
+            sequence.computed += count
+        for row, token in zip(batch.sample_rows, output.token_ids, strict=True):
+            work[row.row][0].ids.append(token)
+
+    def generate(self, sequences: list[Sequence], num_tokens: int, chunk: int = 512) -> list[list[int]]:
+        """Run all sequences together until each has `num_tokens` new ones, at most `chunk` a step."""
+        while running := [sequence for sequence in sequences if len(sequence.output) < num_tokens]:
+            self.step((sequence, min(chunk, len(sequence.ids) - sequence.computed)) for sequence in running)
+        return [sequence.output for sequence in sequences]
+
+    def all_logits(self, ids: list[int], chunks: Iterable[int]) -> Tensor:
+        """Prefill `ids` in chunks and return the logits of every token."""
+        sequence = Sequence(list(ids))
+        parts = []
+        for count in chunks:
+            parts.append(self.runner.logits(self.batch([(sequence, count)])))
+            sequence.computed += count
+        assert sequence.computed == len(ids)
+        return torch.cat(parts)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def drive() -> Callable[[ModelRunner], Driver]:
+    return Driver
+
+
+@pytest.fixture
+def sequence() -> type[Sequence]:
+    return Sequence

@@ -1,0 +1,98 @@
+"""What the runner promises beside the numbers: sizes, limits, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rhizome_engine.batch import Batch, SampleRow
+from rhizome_engine.runner import KVBudgetError, ModelRunner
+from rhizome_engine.sampling.params import SamplingParams
+from rhizome_testing.checkpoints import write_llama_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_llama_checkpoint(tmp_path_factory.mktemp("runner") / "model")
+
+
+def decode_batch(num_rows, sample_rows):
+    """Rows of one token each, at position 0, each in its own page."""
+    return Batch(
+        token_ids=np.arange(num_rows, dtype=np.int64),
+        positions=np.zeros(num_rows, np.int64),
+        slot_mapping=np.arange(num_rows, dtype=np.int64) * 16,
+        query_start=np.arange(num_rows + 1, dtype=np.int32),
+        context_len=np.ones(num_rows, np.int32),
+        page_table=np.arange(num_rows, dtype=np.int32)[:, None],
+        sample_rows=[SampleRow(row, SamplingParams(temperature=0.0), 1, 0, [row], []) for row in sample_rows],
+    )
+
+
+def test_sampled_rows_come_in_the_order_in_which_they_were_asked_for(checkpoint):
+    runner = ModelRunner(checkpoint, device="cpu", num_pages=8)
+    in_order = runner.run(decode_batch(4, [0, 1, 2, 3])).token_ids
+    assert len(set(in_order)) > 1
+    assert runner.run(decode_batch(4, [3, 1])).token_ids == [in_order[3], in_order[1]]
+    assert runner.run(decode_batch(4, [2, 3, 0, 1])).token_ids == [in_order[row] for row in (2, 3, 0, 1)]
+    assert runner.run(decode_batch(4, [])).token_ids == []
+
+
+def test_a_batch_beyond_the_limits_is_refused(checkpoint):
+    runner = ModelRunner(checkpoint, device="cpu", num_pages=8, max_num_tokens=3, max_num_rows=3)
+    with pytest.raises(
+        ValueError, match="4 tokens in 4 rows, but the runner was made for at most 3 tokens in 3"
+    ):
+        runner.run(decode_batch(4, [0]))
+
+
+def test_the_pool_has_the_size_that_was_asked_for(checkpoint):
+    by_pages = ModelRunner(checkpoint, device="cpu", num_pages=10, page_size=32)
+    assert (by_pages.num_pages, by_pages.page_size) == (10, 32)
+    assert by_pages.kv.data.shape == (2, 2, 10, 32, 2, 16)
+    bytes_per_page = by_pages.kv.data.nbytes // 10
+    by_bytes = ModelRunner(checkpoint, device="cpu", page_size=32, kv_cache_bytes=7 * bytes_per_page + 5)
+    assert by_bytes.num_pages == 7
+
+
+def test_without_a_size_the_pool_is_bounded_by_what_is_useful(checkpoint):
+    runner = ModelRunner(checkpoint, device="cpu", max_num_rows=2)
+    assert runner.num_pages == 2 * 2 * 2048 // 16
+
+
+def test_a_pool_that_does_not_fit_is_refused_with_the_arithmetic(checkpoint):
+    with pytest.raises(
+        KVBudgetError, match=r"available - .* weights - .* workspace = .* left; wanted 1000000000 pages x"
+    ):
+        ModelRunner(checkpoint, device="cpu", num_pages=10**9)
+    with pytest.raises(KVBudgetError, match="wanted 0 pages"):
+        ModelRunner(checkpoint, device="cpu", kv_cache_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ({"dtype": "int3"}, "dtype must be auto, float32, bfloat16, float16, not 'int3'"),
+        ({"attention": "magic"}, "attention must be auto, sdpa, not 'magic'"),
+        ({"page_size": 0}, "page_size must be at least 1, not 0"),
+        ({"kv_cache_bytes": 10**6}, "give num_pages or kv_cache_bytes, not both"),
+    ],
+)
+def test_an_unusable_setting_is_refused_by_name(checkpoint, setting, message):
+    with pytest.raises(ValueError, match=message):
+        ModelRunner(checkpoint, **{"device": "cpu", "num_pages": 4, **setting})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_refused_where_there_is_none_and_auto_falls_back(checkpoint):
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but there is no usable CUDA device"):
+        ModelRunner(checkpoint, device="cuda")
+    runner = ModelRunner(checkpoint, num_pages=4)
+    assert (runner.device.type, runner.dtype) == ("cpu", torch.float32)

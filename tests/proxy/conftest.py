@@ -1,0 +1,405 @@
+"""Engines that do what a test says, a peer that speaks frames, a proxy between them; on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
+from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
+from rhizome.engine.v1.frames_pb2 import (
+    Cancel,
+    ClientFrame,
+    Credit,
+    EngineFrame,
+    Hello,
+    Ping,
+    RequestEvent,
+    Submit,
+    Welcome,
+)
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_CANCELLED,
+    FINISH_REASON_LENGTH,
+    Finished,
+    GenerateRequest,
+    GenerateResponse,
+    Started,
+    TokenDelta,
+    TokenIds,
+)
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.server import ProxyServer
+from rhizome_proxy.settings import ProxySettings
+from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.errors import EngineError
+from rhizome_transport.grpc_server import GrpcServer
+
+TOKENS = (5, 6, 7)
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - whatever the condition looks at
+            await asyncio.sleep(0.005)
+
+
+def started_event(request_id: str) -> RequestEvent:
+    return RequestEvent(
+        request_id=request_id, response=GenerateResponse(started=Started(prompt_tokens=3, cached_tokens=1))
+    )
+
+
+def delta_event(request_id: str, *token_ids: int) -> RequestEvent:
+    return RequestEvent(
+        request_id=request_id, response=GenerateResponse(delta=TokenDelta(token_ids=token_ids))
+    )
+
+
+def finished_event(request_id: str, reason: Any = FINISH_REASON_LENGTH) -> RequestEvent:
+    return RequestEvent(
+        request_id=request_id, response=GenerateResponse(finished=Finished(reason=reason)), final=True
+    )
+
+
+def refused_event(request_id: str, error: EngineError) -> RequestEvent:
+    return RequestEvent(request_id=request_id, status=error.to_status(), final=True)
+
+
+class EnginePeer:
+    """A Connect stream as an engine sees it."""
+
+    def __init__(self, engine: ScriptedEngine, context: Any) -> None:
+        self.engine = engine
+        self.context = context
+        self.peer_name = ""
+        self.credit = 0
+        self.gone = False
+        self._writing = asyncio.Lock()
+
+    async def send(self, *events: RequestEvent, load: Load | None = None) -> bytes:
+        """Send one frame; returns its bytes. Credit is counted, not waited for."""
+        frame = EngineFrame(step=next(self.engine.steps), events=events, load=load)
+        payload = frame.SerializeToString()
+        self.credit -= bool(events)
+        async with self._writing:
+            await self.context.write(payload)
+        return payload
+
+
+Script = Callable[[EnginePeer, Submit], Coroutine[Any, Any, None]]
+
+
+async def answer(peer: EnginePeer, submit: Submit) -> None:
+    """The script of a healthy engine."""
+    request_id = submit.request.request_id
+    await peer.send(started_event(request_id))
+    for token in TOKENS:
+        await peer.send(delta_event(request_id, token))
+    await peer.send(finished_event(request_id))
+
+
+def refuse(error: EngineError) -> Script:
+    async def script(peer: EnginePeer, submit: Submit) -> None:
+        await peer.send(refused_event(submit.request.request_id, error))
+
+    return script
+
+
+async def hold(peer: EnginePeer, submit: Submit) -> None:
+    """Take the request and say nothing."""
+
+
+async def start_and_hold(peer: EnginePeer, submit: Submit) -> None:
+    """Say that the request started, and nothing more."""
+    await peer.send(started_event(submit.request.request_id))
+
+
+@dataclass
+class ScriptedEngine:
+    """Speaks the contract; what it answers to a Submit is its script."""
+
+    script: Script = answer
+    model: str = "scripted"
+    load: Load | None = None
+    generate_error: EngineError | None = None
+    generate_pause: asyncio.Event | None = None
+    answers_cancel: bool = True
+    port: int = 0
+    submits: list[Submit] = field(default_factory=list)
+    generates: list[tuple[GenerateRequest, dict[str, Any], float | None]] = field(default_factory=list)
+    generate_cancelled: int = 0
+    cancels: list[str] = field(default_factory=list)
+    aborts: list[str] = field(default_factory=list)
+    peers: list[EnginePeer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps = itertools.count(1)
+        self._server: GrpcServer | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, after `kill` again on the same port."""
+        self._server = GrpcServer(f"127.0.0.1:{self.port}", service_names=(ENGINE_SERVICE,))
+        self._server.add_handlers(ENGINE_SERVICE, self._handlers())
+        self._server.set_serving(ENGINE_SERVICE, True)
+        self.port = await self._server.start()
+
+    def set_serving(self, serving: bool) -> None:
+        assert self._server is not None
+        self._server.set_serving(ENGINE_SERVICE, serving)
+
+    async def kill(self) -> None:
+        """Cut every connection."""
+        if self._server is not None:
+            await self._server._server.stop(None)
+            self._server = None
+
+    def _handlers(self) -> dict[str, Any]:
+        """Connect in bytes, the rest as in the contract."""
+        handlers: dict[str, Any] = {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
+        service = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
+        for name in ("Generate", "Abort", "GetModelInfo", "GetTokenizer", "GetLoad"):
+            method = service.methods_by_name[name]
+            kind = "unary_stream" if method.server_streaming else "unary_unary"
+            handlers[name] = getattr(grpc, f"{kind}_rpc_method_handler")(
+                getattr(self, name),
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        return handlers
+
+    async def _connect(self, _frames: object, context: Any) -> None:
+        peer = EnginePeer(self, context)
+        self.peers.append(peer)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            while isinstance(payload := await context.read(), bytes):
+                frame = ClientFrame.FromString(payload)
+                match frame.WhichOneof("frame"):
+                    case "hello":
+                        peer.peer_name, peer.credit = frame.hello.peer_name, frame.hello.initial_credit
+                        welcome = Welcome(protocol_version=1, instance_id="core")
+                        await context.write(EngineFrame(welcome=welcome).SerializeToString())
+                    case "submit":
+                        self.submits.append(frame.submit)
+                        tasks.append(asyncio.create_task(self.script(peer, frame.submit)))
+                    case "cancel":
+                        self.cancels.append(frame.cancel.request_id)
+                        if self.answers_cancel:
+                            await peer.send(finished_event(frame.cancel.request_id, FINISH_REASON_CANCELLED))
+                    case "credit":
+                        peer.credit += frame.credit.frames
+        finally:
+            peer.gone = True
+            for task in tasks:
+                task.cancel()
+
+    async def Generate(self, request: GenerateRequest, context: Any) -> AsyncIterator[GenerateResponse]:  # noqa: N802
+        metadata = dict(context.invocation_metadata())
+        self.generates.append((request, metadata, context.time_remaining()))
+        if self.generate_error is not None:
+            raise self.generate_error
+        try:
+            if self.generate_pause is not None and request.request_id.startswith("silent"):
+                await self.generate_pause.wait()
+            yield started_event("").response
+            if self.generate_pause is not None:
+                await self.generate_pause.wait()
+            for token in TOKENS:
+                yield delta_event("", token).response
+            yield finished_event("").response
+        except asyncio.CancelledError:
+            self.generate_cancelled += 1
+            raise
+
+    async def Abort(self, request: engine_pb2.AbortRequest, context: Any) -> engine_pb2.AbortResponse:  # noqa: N802
+        self.aborts.extend(request.request_ids)
+        return engine_pb2.AbortResponse()
+
+    async def GetModelInfo(self, request: Any, context: Any) -> engine_pb2.GetModelInfoResponse:  # noqa: N802
+        return engine_pb2.GetModelInfoResponse(model=self.model, instance_id="core")
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> AsyncIterator[engine_pb2.GetTokenizerResponse]:
+        for chunk in (b"ab", b"cd"):
+            yield engine_pb2.GetTokenizerResponse(file_name="tokenizer.json", chunk=chunk, sha256="00")
+
+    async def GetLoad(self, request: Any, context: Any) -> engine_pb2.GetLoadResponse:  # noqa: N802
+        if self.load is None:
+            raise EngineError(grpc.StatusCode.UNIMPLEMENTED, "no load here")
+        return engine_pb2.GetLoadResponse(load=self.load)
+
+
+class Peer:
+    """A gateway as the proxy sees it: one Connect stream, frames kept as bytes."""
+
+    def __init__(self, address: str, credit: int) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self.call: Any = self._channel.stream_stream(f"/{ENGINE_SERVICE}/Connect")()
+        self._credit = credit
+        self.frames: list[bytes] = []
+        self._reader: asyncio.Task[None] | None = None
+
+    async def open(self) -> Peer:
+        await self.send(hello=Hello(protocol_version=1, peer_name="tester", initial_credit=self._credit))
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def send(self, **frame: Any) -> None:
+        await self.call.write(ClientFrame(**frame).SerializeToString())
+
+    async def submit(self, request_id: str, model: str = "", **fields: Any) -> None:
+        request = GenerateRequest(request_id=request_id, model=model, token_ids=TokenIds(ids=[1, 2, 3]))
+        await self.send(submit=Submit(request=request, **fields))
+
+    async def cancel(self, request_id: str) -> None:
+        await self.send(cancel=Cancel(request_id=request_id))
+
+    async def grant(self, frames: int) -> None:
+        await self.send(credit=Credit(frames=frames))
+
+    async def ping(self, nonce: int) -> None:
+        await self.send(ping=Ping(nonce=nonce))
+
+    @property
+    def parsed(self) -> list[EngineFrame]:
+        return [EngineFrame.FromString(frame) for frame in self.frames]
+
+    def events(self, request_id: str) -> list[RequestEvent]:
+        return [event for frame in self.parsed for event in frame.events if event.request_id == request_id]
+
+    def final(self, request_id: str) -> RequestEvent | None:
+        return next((event for event in self.events(request_id) if event.final), None)
+
+    async def wait_events(self, request_id: str, count: int) -> list[RequestEvent]:
+        await eventually(lambda: len(self.events(request_id)) >= count)
+        return self.events(request_id)
+
+    async def outcome(self, request_id: str) -> RequestEvent:
+        """The final event."""
+        await eventually(lambda: self.final(request_id) is not None)
+        final = self.final(request_id)
+        assert final is not None
+        return final
+
+    async def error(self, request_id: str) -> EngineError:
+        """What the request failed with."""
+        final = await self.outcome(request_id)
+        assert final.HasField("status"), final
+        return EngineError.from_status(final.status)
+
+    def tokens(self, request_id: str) -> tuple[int, ...]:
+        return tuple(i for event in self.events(request_id) for i in event.response.delta.token_ids)
+
+    async def close(self) -> None:
+        """Vanish."""
+        self.call.cancel()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._channel.close()
+
+    async def _read(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while isinstance(frame := await self.call.read(), bytes):
+                self.frames.append(frame)
+
+
+class Cluster:
+    """What a test starts; everything is stopped with it."""
+
+    def __init__(self) -> None:
+        self.engines: list[ScriptedEngine] = []
+        self._proxies: list[ProxyServer] = []
+        self._peers: list[Peer] = []
+        self._channels: list[grpc.aio.Channel] = []
+
+    async def engine(self, script: Script = answer, **fields: Any) -> ScriptedEngine:
+        engine = ScriptedEngine(script=script, **fields)
+        await engine.start()
+        self.engines.append(engine)
+        return engine
+
+    async def proxy(self, *engines: ScriptedEngine, backends: str = "", **settings: Any) -> ProxyServer:
+        backends = backends or ",".join(engine.address for engine in engines)
+        fields = {"poll_interval_s": 0.02, "port": 0, **settings}
+        proxy = ProxyServer(ProxySettings(backends=backends, **fields))
+        self._proxies.append(proxy)
+        await proxy.start()
+        return proxy
+
+    async def peer(self, proxy: ProxyServer, credit: int = 1000) -> Peer:
+        return await self.peer_at(proxy.port, credit)
+
+    async def peer_at(self, port: int, credit: int = 1000) -> Peer:
+        peer = await Peer(f"127.0.0.1:{port}", credit).open()
+        self._peers.append(peer)
+        return peer
+
+    def channel(self, proxy: ProxyServer) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{proxy.port}")
+        self._channels.append(channel)
+        return channel
+
+    def stub(self, proxy: ProxyServer) -> Any:
+        return EngineServiceStub(self.channel(proxy))
+
+    async def stop(self) -> None:
+        for peer in self._peers:
+            await peer.close()
+        for channel in self._channels:
+            await channel.close()
+        for proxy in self._proxies:
+            await proxy.stop(0.0)
+        for engine in self.engines:
+            await engine.kill()
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    await cluster.stop()
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Awaitable[None]]:
+    return eventually
+
+
+@pytest.fixture(name="script")
+def _script() -> Any:
+    """What scripts are made of."""
+    return SimpleNamespace(
+        started=started_event,
+        delta=delta_event,
+        finished=finished_event,
+        refused=refused_event,
+        answer=answer,
+        refuse=refuse,
+        full=EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", retry_after_s=1.0),
+        hold=hold,
+        start_and_hold=start_and_hold,
+    )
+
+
+@pytest.fixture
+def trace() -> TraceContext:
+    return TraceContext(traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01", tracestate="x=y")

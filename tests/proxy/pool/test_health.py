@@ -1,0 +1,119 @@
+"""Health polling against real engines."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.kinds.base import Probe
+from rhizome_proxy.pool.backend import Backend, State
+from rhizome_proxy.pool.health import HealthPoller
+from rhizome_transport.errors import EngineError
+
+
+async def only(proxy) -> Backend:
+    (backend,) = proxy.registry
+    return backend
+
+
+async def test_up_down_up(cluster, eventually):
+    engine = await cluster.engine(load=Load(running_requests=1, waiting_requests=0))
+    backend = await only(await cluster.proxy(engine))
+    assert (backend.state, backend.reason, backend.models) == (State.READY, "", ("scripted",))
+    await eventually(lambda: backend.foreign_requests() == 1)
+    await engine.kill()
+    await eventually(lambda: backend.state is State.DOWN)
+    assert "UNAVAILABLE" in backend.reason
+    assert backend.foreign_requests() is None
+    await engine.start()
+    await eventually(lambda: backend.ready)
+
+
+async def test_an_engine_without_its_model_is_down_and_says_so(cluster, eventually):
+    engine = await cluster.engine()
+    backend = await only(await cluster.proxy(engine))
+    engine.set_serving(False)
+    await eventually(lambda: not backend.ready)
+    assert "NOT_SERVING" in backend.reason
+    engine.set_serving(True)
+    await eventually(lambda: backend.ready)
+
+
+async def test_an_engine_that_reports_no_load_is_ready_with_load_unknown(cluster):
+    backend = await only(await cluster.proxy(await cluster.engine(load=None)))
+    assert backend.ready
+    assert backend.foreign_requests() is None
+
+
+async def test_somebody_else_on_that_port_is_down(cluster):
+    proxy = await cluster.proxy(await cluster.engine())
+    # Another kind of server: it closes every connection.
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    second = await cluster.proxy(backends=f"127.0.0.1:{port},127.0.0.1:{proxy.port}")
+    states = {backend.address: backend.state for backend in second.registry}
+    assert states[f"127.0.0.1:{proxy.port}"] is State.READY  # a proxy is an engine, too
+    assert states[f"127.0.0.1:{port}"] is not State.READY
+    server.close()
+
+
+class Slow:
+    """An engine whose checks end as the test says."""
+
+    kind = "slow"
+
+    def __init__(self, *outcomes) -> None:
+        self.outcomes = list(outcomes)
+
+    async def probe(self, timeout_s: float) -> Probe:
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+GOOD = Probe(serving=True, load=Load(running_requests=0, waiting_requests=0))
+LATE = EngineError(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow")
+
+
+@pytest.fixture
+async def watch():
+    tasks = []
+
+    def start(backend: Backend, interval_s: float = 0.001) -> None:
+        tasks.append(asyncio.create_task(HealthPoller(interval_s, 1.0).watch(backend)))
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_slow_engine_stays_ready_until_it_missed_several_checks(watch, eventually):
+    engine = Slow(GOOD, LATE, LATE, GOOD, LATE, LATE, LATE)
+    backend, states = Backend("b", "b:1", engine), []
+    backend.on_change = lambda: states.append((backend.state, len(engine.outcomes)))
+    watch(backend)
+    await eventually(lambda: backend.state is State.DOWN)
+    assert states == [(State.READY, 6), (State.DOWN, 1)]
+
+
+async def test_a_suspected_engine_is_checked_at_once(watch, eventually):
+    backend = Backend("b", "b:1", Slow(GOOD))
+    watch(backend, interval_s=3600.0)
+    await eventually(lambda: backend.ready)
+    backend.suspect("its stream broke")
+    assert not backend.ready
+    await eventually(lambda: backend.ready)
+
+
+async def test_a_broken_check_marks_down_and_goes_on(watch, eventually, caplog):
+    backend = Backend("b", "b:1", Slow(ValueError("odd"), GOOD))
+    states = []
+    backend.on_change = lambda: states.append(backend.state)
+    watch(backend)
+    await eventually(lambda: backend.ready)
+    assert states == [State.DOWN, State.READY]

@@ -1,0 +1,48 @@
+"""The outbox: order, credit, control first."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rhizome_proxy.service.outbox import Outbox
+
+STEPS = st.lists(st.one_of(st.just("event"), st.just("control"), st.integers(1, 5)), max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(credit=st.integers(0, 5), steps=STEPS)
+def test_never_exceeds_credit_keeps_order_and_holds_no_control_frame_back(credit, steps):
+    async def run() -> None:
+        outbox = Outbox(credit)
+        written: list[bytes] = []
+
+        async def write() -> None:
+            while True:
+                frame, _ = await outbox.next()
+                written.append(frame)
+
+        writer = asyncio.create_task(write())
+        allowed, events, controls = credit, [], []
+        for number, step in enumerate(steps):
+            if step == "event":
+                events.append(b"e%d" % number)
+                outbox.put_events(events[-1])
+            elif step == "control":
+                controls.append(b"c%d" % number)
+                outbox.put_control(controls[-1])
+            else:
+                allowed += step
+                outbox.add_credit(step)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert [frame for frame in written if frame.startswith(b"c")] == controls
+            assert [frame for frame in written if frame.startswith(b"e")] == events[:allowed]
+        outbox.add_credit(len(events))
+        await asyncio.wait_for(outbox.flushed(), 5)
+        assert [frame for frame in written if frame.startswith(b"e")] == events
+        writer.cancel()
+
+    asyncio.run(run())

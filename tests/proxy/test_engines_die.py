@@ -1,0 +1,82 @@
+"""Engines that die and come back under load: what every request may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc
+
+from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, FINISH_REASON_LENGTH
+from rhizome_transport.errors import EngineError
+
+REQUESTS, ENGINES, TOKENS = 240, 3, 6
+
+
+async def test_every_request_ends_once_and_nothing_is_lost_before_its_first_event(
+    cluster, script, eventually
+):
+    dice = random.Random(7)
+
+    async def speak(peer, submit):
+        request_id = submit.request.request_id
+        await asyncio.sleep(dice.random() * 0.02)
+        if dice.random() < 0.1:
+            await peer.send(script.refused(request_id, script.full))
+            return
+        await peer.send(script.started(request_id))
+        for token in range(TOKENS):
+            await asyncio.sleep(dice.random() * 0.004)
+            if request_id in peer.engine.cancels:
+                return
+            await peer.send(script.delta(request_id, token))
+        await peer.send(script.finished(request_id))
+
+    engines = [await cluster.engine(speak) for _ in range(ENGINES)]
+    steady = await cluster.engine(speak)
+    proxy = await cluster.proxy(*engines, steady)
+    peers = [await cluster.peer(proxy) for _ in range(3)]
+
+    async def kill_and_revive() -> None:
+        while True:
+            engine = dice.choice(engines)
+            await engine.kill()
+            await asyncio.sleep(0.05)
+            await engine.start()
+            await asyncio.sleep(0.02)
+
+    killer = asyncio.create_task(kill_and_revive())
+    cancelled = set()
+    for number in range(REQUESTS):
+        peer, request_id = peers[number % len(peers)], f"r{number}"
+        await peer.submit(request_id)
+        if dice.random() < 0.1:
+            await peer.cancel(request_id)
+            cancelled.add(request_id)
+        await asyncio.sleep(0.005)
+    for number in range(REQUESTS):
+        await peers[number % len(peers)].outcome(f"r{number}")
+    killer.cancel()
+    await asyncio.gather(killer, return_exceptions=True)
+
+    whole = lost = 0
+    for number in range(REQUESTS):
+        peer, request_id = peers[number % len(peers)], f"r{number}"
+        events = peer.events(request_id)
+        assert [event.final for event in events] == [False] * (len(events) - 1) + [True], request_id
+        assert peer.tokens(request_id) == tuple(range(len(peer.tokens(request_id))))
+        final = events[-1]
+        if final.HasField("status"):
+            error = EngineError.from_status(final.status)
+            started = len(events) > 1
+            expected = grpc.StatusCode.ABORTED if started else grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert error.code is expected, (request_id, error)
+            lost += started
+        elif request_id in cancelled:
+            assert final.response.finished.reason in (FINISH_REASON_CANCELLED, FINISH_REASON_LENGTH)
+        else:
+            assert len(peer.tokens(request_id)) == TOKENS
+            whole += 1
+    assert whole > REQUESTS // 2
+    assert lost > 0, "the engines died too gently for this test to mean anything"
+    await eventually(lambda: all(backend.in_flight == 0 for backend in proxy.registry))
