@@ -3,7 +3,7 @@
 The model has the shape of a 135M-parameter Llama (SmolLM-135M) and random weights; speed does not depend on
 their values. No scheduler, no transport: this is what a step costs.
 
-    python benchmarks/engine_cpu.py [--dtype float32] [--threads N] [--model DIR]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/engine_cpu.py [--dtype float32] [--threads N] [--model DIR]
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 from rhizome_engine.batch import Batch, SampleRow
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.sampling.sampler import sample
+from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 SHAPE_135M = LlamaShape(
     vocab_size=49152,
@@ -76,7 +76,8 @@ def measure(runner: ModelRunner) -> dict[str, float]:
         figures[f"decode_tok_s_{num_rows}"] = num_rows / median_s(lambda batch=batch: runner.run(batch))
     prefill = make_batch(1, PREFILL, PREFILL)
     figures[f"prefill_tok_s_{PREFILL}"] = PREFILL / median_s(lambda: runner.run(prefill))
-    logits = torch.randn(8, runner.config.vocab_size)
+    # Spread like a trained model's: a nucleus holds tens of tokens, not thousands.
+    logits = 3.0 * torch.randn(8, runner.config.vocab_size)
     for name, params in (
         ("greedy", SamplingParams(temperature=0.0)),
         ("temperature", SamplingParams()),

@@ -17,8 +17,8 @@ from rhizome_testing.talking_engine import TalkingEngine
 class RunningGateway:
     """A gateway on a real socket, and clients for it."""
 
-    def __init__(self, gateway: Gateway, url: str) -> None:
-        self.gateway = gateway
+    def __init__(self, server: GatewayServer, url: str) -> None:
+        self.server = server
         self.url = url
         self.http = httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
         self.openai = openai.AsyncOpenAI(
@@ -51,12 +51,11 @@ async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: 
 @asynccontextmanager
 async def running_gateway(engine_target: str, **settings: Any) -> AsyncIterator[RunningGateway]:
     configured = GatewaySettings(engine=engine_target, model_refresh_s=0.2, **settings)
-    gateway = Gateway(configured)
-    server = GatewayServer(gateway, configured)
+    server = GatewayServer(Gateway(configured), configured)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server._serve(sockets=[listener]))
         await eventually(lambda: server.started or serving.done())
-        running = RunningGateway(gateway, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        running = RunningGateway(server, f"http://127.0.0.1:{listener.getsockname()[1]}")
         try:
             yield running
         finally:

@@ -1,84 +1,102 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from tests.gateway.conftest import RunningGateway, running_gateway
 
 from rhizome_testing.talking_engine import TalkingEngine
+
+# One gateway for the whole table: each test also shows that it survived the one before.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GOOD: dict[str, Any] = {"model": "talking-model", "messages": [{"role": "user", "content": "Hi"}]}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
+INVALID = (400, "invalid_value")
+UNSUPPORTED = (400, "unsupported_parameter")
+TWO_WORDS = {"type": "function", "function": {"name": "a b"}}
+TOO_LONG = (400, "context_length_exceeded")
+
+
+def said(**message: Any) -> dict[str, Any]:
+    return {"messages": [message]}
+
+
 # name: (fields that replace those of a good request, status, code, param)
-FIELDS: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
+FIELDS: dict[str, tuple[Any, ...]] = {
     "unknown model": ({"model": "gpt-0"}, 404, "model_not_found", "model"),
-    "no model": ({"model": None}, 400, "invalid_value", "model"),
-    "model of a wrong type": ({"model": 7}, 400, "invalid_value", "model"),
-    "no messages": ({"messages": []}, 400, "invalid_value", "messages"),
-    "messages of a wrong type": ({"messages": "Hi"}, 400, "invalid_value", "messages"),
-    "a message of a wrong type": ({"messages": ["Hi"]}, 400, "invalid_value", "messages[0]"),
-    "a message without a role": ({"messages": [{"content": "x"}]}, 400, "missing_required_parameter", "messages[0].role"),
-    "an unknown role": ({"messages": [{"role": "king", "content": "x"}]}, 400, "invalid_value", "messages[0].role"),
-    "no content": ({"messages": [{"role": "user"}]}, 400, "invalid_value", "messages[0]"),
-    "content of a wrong type": ({"messages": [{"role": "user", "content": 5}]}, 400, "invalid_value", "messages[0].content"),
+    "no model": ({"model": None}, *INVALID, "model"),
+    "model of a wrong type": ({"model": 7}, *INVALID, "model"),
+    "no messages": ({"messages": []}, *INVALID, "messages"),
+    "messages of a wrong type": ({"messages": "Hi"}, *INVALID, "messages"),
+    "a message of a wrong type": ({"messages": ["Hi"]}, *INVALID, "messages[0]"),
+    "a message without a role": (said(content="x"), 400, "missing_required_parameter", "messages[0].role"),
+    "an unknown role": (said(role="king", content="x"), *INVALID, "messages[0].role"),
+    "no content": (said(role="user"), *INVALID, "messages[0]"),
+    "content of a wrong type": (said(role="user", content=5), *INVALID, "messages[0].content"),
     "an image": (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+        said(role="user", content=[{"type": "image_url", "image_url": {"url": "http://x"}}]),
         400, "unsupported_content", "messages[0].content",
     ),
-    "a broken part": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "invalid_value", "messages[0].content"),
-    "a part that is no object": ({"messages": [{"role": "user", "content": ["x"]}]}, 400, "invalid_value", "messages[0].content"),
-    "too long": ({"messages": [{"role": "user", "content": "x" * 600}]}, 400, "context_length_exceeded", "messages"),
-    "much too long": ({"messages": [{"role": "user", "content": "x" * 3_000_000}]}, 400, "context_length_exceeded", "messages"),
-    "too long with max_tokens": ({"max_tokens": 500}, 400, "context_length_exceeded", "messages"),
-    "max_tokens 0": ({"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
-    "max_tokens huge": ({"max_tokens": 10**30}, 400, "invalid_value", "max_tokens"),
-    "max_tokens a string": ({"max_tokens": "5"}, 400, "invalid_value", "max_tokens"),
-    "max_tokens true": ({"max_tokens": True}, 400, "invalid_value", "max_tokens"),
-    "max_completion_tokens a fraction": ({"max_completion_tokens": 1.5}, 400, "invalid_value", "max_completion_tokens"),
-    "temperature too high": ({"temperature": 2.5}, 400, "invalid_value", "temperature"),
-    "temperature negative": ({"temperature": -0.1}, 400, "invalid_value", "temperature"),
-    "temperature a string": ({"temperature": "hot"}, 400, "invalid_value", "temperature"),
-    "temperature beyond floats": ({"temperature": 10**400}, 400, "invalid_value", "temperature"),
-    "top_p 0": ({"top_p": 0}, 400, "invalid_value", "top_p"),
-    "top_k -2": ({"top_k": -2}, 400, "invalid_value", "top_k"),
-    "min_p 2": ({"min_p": 2}, 400, "invalid_value", "min_p"),
-    "repetition_penalty 0": ({"repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty"),
-    "frequency_penalty 3": ({"frequency_penalty": 3}, 400, "invalid_value", "frequency_penalty"),
-    "presence_penalty -3": ({"presence_penalty": -3}, 400, "invalid_value", "presence_penalty"),
-    "seed beyond int64": ({"seed": 2**63}, 400, "invalid_value", "seed"),
-    "n 0": ({"n": 0}, 400, "invalid_value", "n"),
-    "n beyond the cap": ({"n": 9}, 400, "invalid_value", "n"),
-    "n huge": ({"n": 10**9}, 400, "invalid_value", "n"),
-    "a bias of a wrong key": ({"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias"),
-    "a bias outside of the vocabulary": ({"logit_bias": {"300": 1}}, 400, "invalid_value", "logit_bias"),
-    "a bias too strong": ({"logit_bias": {"1": 101}}, 400, "invalid_value", "logit_bias.1"),
-    "too many biases": ({"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "invalid_value", "logit_bias"),
-    "stop a number": ({"stop": 5}, 400, "invalid_value", "stop"),
-    "too many stops": ({"stop": ["a"] * 17}, 400, "invalid_value", "stop"),
-    "an empty stop": ({"stop": [""]}, 400, "invalid_value", "stop"),
-    "a long stop": ({"stop": "a" * 257}, 400, "invalid_value", "stop"),
-    "a negative stop token": ({"stop_token_ids": [-1]}, 400, "invalid_value", "stop_token_ids[0]"),
-    "stream a string": ({"stream": "yes"}, 400, "invalid_value", "stream"),
-    "stream_options without stream": ({"stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options"),
-    "top_logprobs without logprobs": ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
-    "top_logprobs 21": ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
-    "json_object": ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
-    "json_schema": ({"response_format": {"type": "json_schema"}}, 400, "unsupported_parameter", "response_format"),
-    "an unknown format": ({"response_format": {"type": "xml"}}, 400, "invalid_value", "response_format"),
-    "no tools in tools": ({"tools": []}, 400, "invalid_value", "tools"),
-    "a tool of a wrong type": ({"tools": [{"type": "retrieval"}]}, 400, "invalid_value", "tools[0].type"),
-    "a bad tool name": ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, 400, "invalid_value", "tools[0].function.name"),
-    "a forced tool": ({"tools": [TOOL], "tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice"),
-    "an unknown tool_choice": ({"tools": [TOOL], "tool_choice": "x"}, 400, "invalid_value", "tool_choice"),
+    "a broken part": (said(role="user", content=[{"type": "text"}]), *INVALID, "messages[0].content"),
+    "a part that is no object": (said(role="user", content=["x"]), *INVALID, "messages[0].content"),
+    "too long": (said(role="user", content="x" * 600), *TOO_LONG, "messages"),
+    "much too long": (said(role="user", content="x" * 3_000_000), *TOO_LONG, "messages"),
+    "too long with max_tokens": ({"max_tokens": 500}, *TOO_LONG, "messages"),
+    "max_tokens 0": ({"max_tokens": 0}, *INVALID, "max_tokens"),
+    "max_tokens huge": ({"max_tokens": 10**30}, *INVALID, "max_tokens"),
+    "max_tokens a string": ({"max_tokens": "5"}, *INVALID, "max_tokens"),
+    "max_tokens true": ({"max_tokens": True}, *INVALID, "max_tokens"),
+    "max_completion_tokens a fraction": ({"max_completion_tokens": 1.5}, *INVALID, "max_completion_tokens"),
+    "temperature too high": ({"temperature": 2.5}, *INVALID, "temperature"),
+    "temperature negative": ({"temperature": -0.1}, *INVALID, "temperature"),
+    "temperature a string": ({"temperature": "hot"}, *INVALID, "temperature"),
+    "temperature beyond floats": ({"temperature": 10**400}, 400, "json_invalid", None),
+    "top_p 0": ({"top_p": 0}, *INVALID, "top_p"),
+    "top_k -2": ({"top_k": -2}, *INVALID, "top_k"),
+    "min_p 2": ({"min_p": 2}, *INVALID, "min_p"),
+    "repetition_penalty 0": ({"repetition_penalty": 0}, *INVALID, "repetition_penalty"),
+    "frequency_penalty 3": ({"frequency_penalty": 3}, *INVALID, "frequency_penalty"),
+    "presence_penalty -3": ({"presence_penalty": -3}, *INVALID, "presence_penalty"),
+    "seed beyond int64": ({"seed": 2**63}, *INVALID, "seed"),
+    "min_tokens beyond max_tokens": ({"min_tokens": 9, "max_tokens": 8}, *INVALID, "min_tokens"),
+    "too many messages": ({"messages": GOOD["messages"] * 10_001}, *INVALID, "messages"),
+    "n 0": ({"n": 0}, *INVALID, "n"),
+    "n beyond the cap": ({"n": 9}, *INVALID, "n"),
+    "n huge": ({"n": 10**9}, *INVALID, "n"),
+    "a bias of a wrong key": ({"logit_bias": {"x": 1}}, *INVALID, "logit_bias"),
+    "a bias outside of the vocabulary": ({"logit_bias": {"300": 1}}, *INVALID, "logit_bias"),
+    "a bias too strong": ({"logit_bias": {"1": 101}}, *INVALID, "logit_bias.1"),
+    "too many biases": ({"logit_bias": {str(i): 1 for i in range(1025)}}, *INVALID, "logit_bias"),
+    "stop a number": ({"stop": 5}, *INVALID, "stop"),
+    "too many stops": ({"stop": ["a"] * 17}, *INVALID, "stop"),
+    "an empty stop": ({"stop": [""]}, *INVALID, "stop"),
+    "a long stop": ({"stop": "a" * 257}, *INVALID, "stop"),
+    "a negative stop token": ({"stop_token_ids": [-1]}, *INVALID, "stop_token_ids[0]"),
+    "stream a string": ({"stream": "yes"}, *INVALID, "stream"),
+    "stream_options without stream": ({"stream_options": {}}, *INVALID, "stream_options"),
+    "top_logprobs without logprobs": ({"top_logprobs": 2}, *INVALID, "top_logprobs"),
+    "top_logprobs 21": ({"logprobs": True, "top_logprobs": 21}, *INVALID, "top_logprobs"),
+    "json_object": ({"response_format": {"type": "json_object"}}, *UNSUPPORTED, "response_format"),
+    "json_schema": ({"response_format": {"type": "json_schema"}}, *UNSUPPORTED, "response_format"),
+    "an unknown format": ({"response_format": {"type": "xml"}}, *INVALID, "response_format"),
+    "no tools in tools": ({"tools": []}, *INVALID, "tools"),
+    "a tool of a wrong type": ({"tools": [{"type": "retrieval"}]}, *INVALID, "tools[0].type"),
+    "a bad tool name": ({"tools": [TWO_WORDS]}, *INVALID, "tools[0].function.name"),
+    "a forced tool": ({"tools": [TOOL], "tool_choice": "required"}, *UNSUPPORTED, "tool_choice"),
+    "an unknown tool_choice": ({"tools": [TOOL], "tool_choice": "x"}, *INVALID, "tool_choice"),
     "arguments that are no object": (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1"}}]}]},
-        400, "invalid_value", "messages[0].tool_calls[0].function.arguments",
+        said(role="assistant", tool_calls=[{"function": {"name": "f", "arguments": "[1"}}]),
+        *INVALID, "messages[0].tool_calls[0].function.arguments",
     ),
-    "audio": ({"modalities": ["text", "audio"]}, 400, "unsupported_parameter", "modalities"),
-    "functions": ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions"),
-    "a template of one's own": ({"chat_template": "{{ 1 }}"}, 400, "unsupported_parameter", "chat_template"),
-    "a variable that is not allowed": ({"chat_template_kwargs": {"messages": []}}, 400, "unsupported_parameter", "chat_template_kwargs"),
+    "audio": ({"modalities": ["text", "audio"]}, *UNSUPPORTED, "modalities"),
+    "functions": ({"functions": [{"name": "f"}]}, *UNSUPPORTED, "functions"),
+    "a template of one's own": ({"chat_template": "{{ 1 }}"}, *UNSUPPORTED, "chat_template"),
+    "a variable not allowed": ({"chat_template_kwargs": {"tools": 1}}, *UNSUPPORTED, "chat_template_kwargs"),
 }  # fmt: skip
 
 BODIES: dict[str, tuple[bytes, int, str]] = {
@@ -95,6 +113,25 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "a zero byte": (b"\0", 400, "json_invalid"),
     "a huge body": (b" " * (5 * 1024 * 1024), 413, "request_too_large"),
 }
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_engine() -> AsyncIterator[TalkingEngine]:
+    async with TalkingEngine() as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(shared_engine: TalkingEngine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(shared_engine.target) as gateway:
+        await gateway.becomes_ready()
+        yield gateway
+
+
+@pytest.fixture
+def engine(shared_engine: TalkingEngine) -> TalkingEngine:
+    shared_engine.submits.clear()
+    return shared_engine
 
 
 def _check_envelope(answer: Any) -> dict[str, Any]:

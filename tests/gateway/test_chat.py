@@ -122,10 +122,8 @@ async def test_several_choices_have_their_own_seeds(gateway, engine: TalkingEngi
     )
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
     assert all(choice.message.content == "Hello!" for choice in completion.choices)
-    assert completion.usage and (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (
-        13,
-        18,
-    )
+    usage = completion.usage
+    assert usage and (usage.prompt_tokens, usage.completion_tokens) == (25, 18)
     seeds = {submit.request.request_id[-1]: submit.request.sampling.seed for submit in engine.submits}
     assert seeds == {"0": 2**63 - 1, "1": -(2**63), "2": -(2**63) + 1}
 

@@ -1,10 +1,11 @@
 import asyncio
 
-import httpx
+import grpc
 import pytest
 from tests.gateway.conftest import eventually
 
-from rhizome_testing.talking_engine import Hang, Say, TalkingEngine
+from rhizome_testing.talking_engine import Hang, Refuse, Say, TalkingEngine
+from rhizome_transport.errors import EngineError
 
 BODY = {"model": "talking-model", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -37,10 +38,6 @@ async def test_all_choices_are_cancelled(gateway, engine: TalkingEngine) -> None
 
 
 async def test_an_error_of_one_choice_cancels_the_others(gateway, engine: TalkingEngine) -> None:
-    import grpc
-
-    from rhizome_testing.talking_engine import Refuse
-    from rhizome_transport.errors import EngineError
 
     turns = iter([[Hang()], [Say("x"), Refuse(EngineError(grpc.StatusCode.INTERNAL, "no"))], [Hang()]])
     engine.script = lambda prompt: next(turns)
@@ -50,9 +47,8 @@ async def test_an_error_of_one_choice_cancels_the_others(gateway, engine: Talkin
 
 async def test_a_reader_that_stops_reading_stops_the_stream(gateway, engine: TalkingEngine) -> None:
     engine.script = lambda prompt: [Say("word " * 200), Hang()]
-    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=BODY | {"stream": True}) as answer:
-            async for line in answer.aiter_lines():
-                if "word" in line or '"w"' in line:
-                    break
+    async with gateway.http.stream("POST", "/v1/chat/completions", json=BODY | {"stream": True}) as answer:
+        async for line in answer.aiter_lines():
+            if '"w"' in line:
+                break
     await eventually(lambda: len(engine.cancelled) == 1, within_s=1)

@@ -38,7 +38,7 @@ def endpoint() -> Iterator[str]:
 def until() -> Until:
     async def poll(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - any condition
                 await asyncio.sleep(0.005)
 
     return poll

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import grpc
 import pytest
+
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
 from rhizome.engine.v1.generate_pb2 import (
@@ -17,7 +18,6 @@ from rhizome.engine.v1.generate_pb2 import (
     GenerateResponse,
     TokenIds,
 )
-
 from rhizome_testing.scripted_engine import TOKENIZER_FILES, ScriptedCore
 from rhizome_transport.errors import EngineError
 
@@ -114,7 +114,7 @@ async def test_what_came_before_an_error_is_delivered_first(wired):
     events = []
     with pytest.raises(EngineError) as caught:
         async for event in wired.client.generate(ask("break-1")):
-            events.append(event)
+            events.append(event)  # noqa: PERF401 - what came before the error counts
     assert kinds(events) == ["started", "delta"]
     assert caught.value.code is grpc.StatusCode.INTERNAL
 
@@ -151,6 +151,18 @@ async def test_an_id_that_is_open_is_refused(wired):
         with pytest.raises(EngineError) as caught:
             [event async for event in wired.client.generate(ask("hang-4"))]
     assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_an_id_is_free_again_once_its_cancelled_request_ended(wired, until):
+    stream = wired.client.generate(ask("hang-7"))
+    await anext(stream)
+    await stream.aclose()
+    with pytest.raises(EngineError) as caught:
+        await anext(wired.client.generate(ask("hang-7")))
+    assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
+    await until(lambda: wired.client.frames.open_requests == 0)
+    async with aclosing(wired.client.generate(ask("hang-7"))) as events:
+        assert (await anext(events)).HasField("started")
 
 
 async def test_a_slow_reader_gets_merged_deltas_and_loses_none(wired):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
+
 from rhizome.engine.v1.frames_pb2 import (
     Call,
     CallResult,
@@ -21,7 +22,6 @@ from rhizome.engine.v1.frames_pb2 import (
 )
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse, TokenDelta
 from rhizome.engine.v1.load_pb2 import Load
-
 from rhizome_transport.frame_server import FrameServer, Peer
 
 
@@ -50,26 +50,27 @@ def server(endpoint: str) -> Iterator[FrameServer]:
 @pytest.fixture
 def connect(endpoint: str) -> Iterator[Callable[[], RawPeer]]:
     context = zmq.Context()
-    yield lambda: RawPeer(context, endpoint)
-    context.destroy(linger=0)
+    peers: list[RawPeer] = []
+
+    def new_peer() -> RawPeer:
+        peers.append(RawPeer(context, endpoint))
+        return peers[-1]
+
+    yield new_peer
+    for peer in peers:
+        peer.socket.close()
+    context.term()
 
 
-def poll_for(server: FrameServer, done: Callable[[], bool]) -> list[tuple[Peer, ClientFrame]]:
-    frames, deadline = [], time.monotonic() + 10
+def poll_for(
+    server: FrameServer, done: Callable[[], bool], frames: list[tuple[Peer, ClientFrame]] | None = None
+) -> list[tuple[Peer, ClientFrame]]:
+    received = [] if frames is None else frames
+    deadline = time.monotonic() + 10
     while not done():
         assert time.monotonic() < deadline, "did not happen within 10 s"
-        frames += server.poll(20)
-    return frames
-
-
-def next_frame(server: FrameServer) -> tuple[Peer, ClientFrame]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        frames = server.poll(20)
-        if frames:
-            (only,) = frames
-            return only
-    raise AssertionError("no frame within 10 s")
+        received += server.poll(20)
+    return received
 
 
 def greet(server: FrameServer, peer: RawPeer, credit: int = 8) -> Peer:
@@ -102,7 +103,7 @@ def test_hands_out_submit_cancel_and_call_in_order(server, connect):
     raw.send(cancel=Cancel(request_id="a"))
     raw.send(call=Call(call_id="c", method="GetLoad"))
     frames: list[tuple[Peer, ClientFrame]] = []
-    poll_for(server, lambda: bool(frames.extend(server.poll(20)) or len(frames) == 3))
+    poll_for(server, lambda: len(frames) == 3, frames)
     assert [frame.WhichOneof("frame") for _, frame in frames] == ["submit", "cancel", "call"]
     assert {owner for owner, _ in frames} == {peer}
 

@@ -76,9 +76,7 @@ def test_a_socket_left_behind_by_a_dead_process_is_replaced(endpoint):
     dead = context.socket(zmq.ROUTER)
     dead.bind(endpoint)
     inode = path.stat().st_ino
-    path.link_to(path.with_name("kept")) if hasattr(path, "link_to") else path.with_name(
-        "kept"
-    ).hardlink_to(path)
+    path.with_name("kept").hardlink_to(path)
     dead.close(linger=0)
     context.term()
     path.with_name("kept").rename(path)

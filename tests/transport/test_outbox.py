@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rhizome.engine.v1.frames_pb2 import RequestEvent
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_STOP,
@@ -13,7 +14,6 @@ from rhizome.engine.v1.generate_pb2 import (
     TokenLogprob,
 )
 from rhizome.engine.v1.load_pb2 import Load
-
 from rhizome_transport.errors import EngineError
 from rhizome_transport.outbox import Outbox
 

@@ -157,9 +157,18 @@ class TalkingEngine(EngineServicerBase):
         reading = asyncio.create_task(read())
         step = 0
         try:
-            while (frame := await outgoing.get()) is not None:
+            ended = False
+            while not ended:
                 step += 1
-                frame.step = step
+                waiting = [await outgoing.get()]
+                while not outgoing.empty():
+                    waiting.append(outgoing.get_nowait())
+                frame = EngineFrame(step=step)  # one frame per step, as an engine does
+                for part in waiting:
+                    if part is None:
+                        ended = True
+                    else:
+                        frame.MergeFrom(part)
                 yield frame
         finally:
             for task in (reading, *running.values()):

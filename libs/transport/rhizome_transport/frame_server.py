@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _LEAST_CREDIT = 1
 _PROBE_EVERY_MS = 20
 _PROBE_FOR_S = 1.0
+_LAST_WORDS_MS = 500
 
 
 @dataclass(eq=False, slots=True)
@@ -153,10 +154,10 @@ class FrameServer:
                 self._send(peer, frame)
 
     def close(self) -> None:
-        """Send nothing more and free the endpoint."""
+        """Free the endpoint. What was flushed still goes out to peers that take it at once."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close(linger=0)
+        self._socket.close(linger=_LAST_WORDS_MS)
         self._context.term()
         self._lock.release()
 

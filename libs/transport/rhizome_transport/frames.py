@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from contextvars import Context
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -85,6 +86,11 @@ class FrameMultiplexer:
         return self._session.instance_id if self._session else ""
 
     @property
+    def open_requests(self) -> int:
+        """Requests that the engine has not ended, cancelled ones included."""
+        return len(self._session.requests) if self._session else 0
+
+    @property
     def connected(self) -> bool:
         """Whether a request could be sent right now."""
         return self._session is not None
@@ -105,7 +111,7 @@ class FrameMultiplexer:
         if request_id in session.requests:
             raise EngineError(
                 grpc.StatusCode.ALREADY_EXISTS,
-                f"a request with id {request_id!r} is open already; ids must be unique",
+                f"a request with id {request_id!r} is open already; every request needs an id of its own",
                 param="request_id",
             )
         submit = Submit(request=request, trace=trace)
@@ -113,7 +119,6 @@ class FrameMultiplexer:
             submit.timeout.CopyFrom(_duration(deadline - time.monotonic()))
         inbox = session.requests[request_id] = RequestInbox()
         session.send(ClientFrame(submit=submit))
-        finished = False
         try:
             while True:
                 try:
@@ -122,19 +127,11 @@ class FrameMultiplexer:
                 except TimeoutError:
                     raise _too_late(timeout_s) from None
                 if event is None:
-                    finished = True
                     return
-                finished = event.HasField("finished")
                 yield event
-                if finished:
-                    return
-        except EngineError:
-            finished = inbox.ended
-            raise
         finally:
-            if session.requests.get(request_id) is inbox:
-                del session.requests[request_id]
-            if not finished and not inbox.ended and session.alive:
+            if not inbox.ended:
+                inbox.abandon()
                 session.cancel(request_id)
 
     async def cancel(self, request_id: str) -> None:
@@ -184,7 +181,10 @@ class FrameMultiplexer:
         if self._session is not None:
             return self._session
         if self._keeping is None:
-            self._keeping = asyncio.create_task(self._keep_connected(), name=f"frames to {self._target}")
+            # A context of its own: the first request's trace id must not show up in this task's log lines.
+            self._keeping = asyncio.create_task(
+                self._keep_connected(), name=f"frames to {self._target}", context=Context()
+            )
         limit = self._connect_timeout_s if limit_s is None else limit_s
         if timeout_s is not None:
             limit = min(limit, timeout_s)

@@ -19,7 +19,7 @@ from rhizome_transport.servicer import EngineServicerBase, abort_with
 __all__ = ["ENDLESS_METHODS", "EngineServicerBase", "GrpcServer", "abort_with"]
 
 ENDLESS_METHODS = frozenset({"Connect", "WatchLoad", "WatchKvEvents", "WatchBackends"})
-_STREAM_END_S = 1.0
+_STREAM_END_S = 0.25
 _POLL_S = 0.05
 
 

@@ -54,6 +54,15 @@ class _Inbox(Generic[Item]):
 class RequestInbox(_Inbox[GenerateResponse]):
     """The events of one request. Deltas that nobody read yet are one delta."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Keep nothing more; only the end is waited for, so that the id is not used again before it."""
+        self._abandoned = True
+        self._items.clear()
+
     def put(self, event: RequestEvent) -> None:
         """Take one event; events after the last are ignored."""
         if self.ended:
@@ -65,7 +74,7 @@ class RequestInbox(_Inbox[GenerateResponse]):
         if outcome == "response":
             self.used = True
             response = event.response
-            if not (self._items and merge_delta(self._items[-1], response)):
+            if not self._abandoned and not (self._items and merge_delta(self._items[-1], response)):
                 self._items.append(response)
         self._last_came = event.final or event.response.HasField("finished")
         self._arrived.set()

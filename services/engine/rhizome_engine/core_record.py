@@ -31,11 +31,13 @@ class CoreRecord:
         pid: process id.
         create_time: when the process started, in seconds since the epoch; tells a reused pid apart.
         settings_sha256: hash of the settings it serves with.
+        serving: whether it has loaded its model and listens.
     """
 
     pid: int
     create_time: float
     settings_sha256: str
+    serving: bool = False
 
     @classmethod
     def of_this_process(cls, settings: CoreSettings) -> Self:

@@ -109,7 +109,10 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     texts = {
         404: ("There is nothing at this address; /docs lists what there is.", "unknown_url"),
-        405: ("This address does not take this method; the header Allow lists those it takes.", None),
+        405: (
+            "This address does not take this method; Allow lists those it takes.",
+            "method_not_allowed",
+        ),
     }
     message, code = texts.get(error.status_code, (str(error.detail), None))
     return ApiError(error.status_code, message, code=code, headers=error.headers).response()

@@ -149,7 +149,8 @@ class EngineSession:
             info.ClearField("instance_id")
             info.ClearField("start_time")
             if self._model is None or info != self._model.info:
-                _log.info("serving %s (%s, %s on %s)", info.model, info.architecture, info.dtype, info.device)
+                if self._model is None or info.model != self._model.info.model:
+                    _log.info("serving %s (%s)", info.model, info.architecture)
                 self._model = ServedModel(info, tokenizer)
                 self.model_since = int(time.time())
             elif not self._answered:

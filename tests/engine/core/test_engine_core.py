@@ -256,16 +256,18 @@ def test_log_probabilities_come_where_asked_for(harness):
     assert by_name["b"].logprobs is None
 
 
-def test_a_failed_step_ends_its_requests_and_caches_nothing(harness, caplog):
-    h = harness(max_batch_size=2)
+def test_a_failed_step_ends_its_requests_and_caches_nothing_more(harness, caplog):
+    h = harness(max_batch_size=2, page_size=4)
     h.add("a", PROMPT, max_tokens=9)
-    h.add("b", PROMPT, max_tokens=9)
+    h.add("b", [1, 2, 3], max_tokens=9)
     h.add("c", PROMPT, max_tokens=9)
+    for _ in range(4):  # the prompt's two whole pages are shared, a third is computed
+        h.step()
     h.runner.fail_next = 1
     h.step()
     assert set(h.ended) == {"a", "b"} and "failed" in caplog.text
     assert {end.error.code for end in h.ended.values()} == {grpc.StatusCode.INTERNAL}
-    assert h.core.load().kv_pages_cached == 0
+    assert h.core.load().kv_pages_cached == 2
     h.finish()
     assert h.tokens["c"] == expected_tokens(PROMPT, 9)
 

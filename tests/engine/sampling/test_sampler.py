@@ -154,6 +154,15 @@ def test_the_smallest_temperature_does_not_overflow():
     assert sample(logits, [make_row(SamplingParams(temperature=1e-30))]).token_ids == [0]
 
 
+def test_logits_that_are_no_numbers_still_give_a_token_of_the_vocabulary():
+    rows = [
+        make_row(SamplingParams()),
+        make_row(SamplingParams(top_p=0.5)),
+        make_row(SamplingParams(temperature=0.0)),
+    ]
+    assert all(0 <= token < VOCAB for token in sample(torch.full((3, VOCAB), math.nan), rows).token_ids)
+
+
 def test_banned_tokens_are_never_drawn():
     rows = [make_row(SamplingParams(), seed=seed, banned=range(1, VOCAB)) for seed in range(50)]
     assert set(sample(torch.zeros(50, VOCAB), rows).token_ids) == {0}

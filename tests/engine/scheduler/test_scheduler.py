@@ -89,7 +89,7 @@ def test_the_youngest_gives_way_and_comes_back_first():
     assert s.step() == {"old": 1, "young": 1}  # 12 pages are in use now, and "late" has to wait
     assert s.step() == {"old": 1}
     assert list(s.scheduler.waiting) == [young, late] and s.scheduler.running == [old]
-    assert young.state is RequestState.WAITING and young.pages is None
+    assert young.state is RequestState.WAITING and young.pages is None and young.num_computed == 0
     assert s.scheduler.num_preemptions == 1
     s.scheduler.finish(old)
     # Its pages were left in the tree, and one of them was evicted for the oldest request's new token.
@@ -111,15 +111,13 @@ def test_the_oldest_request_always_progresses_and_everybody_finishes():
     assert s.pool.num_free + s.cache.evictable_pages == 20
 
 
-def test_a_preempted_request_is_not_started_again_while_it_would_be_preempted_at_once():
-    s = Stepper(num_pages=24, max_batch_size=4)
-    for number in range(4):
-        s.add(str(number), 5, max_output=18)
-    steps = 0
+def test_a_page_for_everybody_who_runs_is_left_when_another_one_starts():
+    s = Stepper(num_pages=12, page_size=16, max_batch_size=8)
+    for number in range(12):
+        s.add(str(number), 20, max_output=96)
     while s.scheduler.running or s.scheduler.waiting:
         s.step()
-        steps += 1
-    assert s.scheduler.num_preemptions <= 8 and steps < 100
+    assert 0 < s.scheduler.num_preemptions <= 16  # without that, 24
 
 
 def test_deadlines_come_up_once_and_not_for_finished_requests():

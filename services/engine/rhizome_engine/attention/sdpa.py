@@ -12,7 +12,6 @@ Query heads that share a key-value head are a dimension of their own, so keys ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from rhizome_engine.attention.base import AttentionInputs
 from rhizome_engine.attention.paged_kv import PagedKV
-
 
 MAX_GATHERED_TOKENS = 32768
 """A decode group is split where its padded block would hold more; this bounds the memory of gathering."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     configure_logging("rhizome-engine-core", settings.log_level)
+    # Before torch is loaded. Idle threads of a matrix product that spin would starve the other processes of a
+    # small machine, and be starved by them: with two busy cores a step then takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rhizome_engine.core.process import run_core
 
     return run_core(settings)

@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import uuid
+from dataclasses import replace
 from types import FrameType
 
 from rhizome_engine.checkpoint import CheckpointError
@@ -72,6 +73,7 @@ def _serve(settings: CoreSettings) -> None:
     frames = FrameServer(settings.core_endpoint, instance_id=instance_id)
     try:
         server = CoreServer(frames, core, model, OrphanWatch(settings.orphan_grace_s))
+        replace(CoreRecord.of_this_process(settings), serving=True).write(settings.core_endpoint)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: server.stop())
         signal.signal(signal.SIGINT, lambda _signal, _frame: server.stop())
         _log.info("serving %s on %s", model.name, settings.core_endpoint)

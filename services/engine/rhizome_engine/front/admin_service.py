@@ -41,5 +41,6 @@ class EngineAdminService(EngineAdminServicerBase):
 
     async def _call(self, method: str, request: messages.FlushCacheRequest | messages.DrainRequest) -> bytes:
         # Whoever asked decides how long to wait: the caller's deadline cancels this.
-        results = await self._link().client.call(method, request.SerializeToString(), timeout_s=None)
+        link = self._link()
+        results = await link.ask(link.client.call(method, request.SerializeToString(), timeout_s=None))
         return results[0]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import grpc
 
 from rhizome_engine.core_record import FRONT_PEER_NAME
 from rhizome_transport.errors import EngineError
 from rhizome_transport.zmq_client import ZmqEngineClient
+
+T = TypeVar("T")
 
 
 class CoreLink:
@@ -29,6 +33,19 @@ class CoreLink:
         """Mark the core as gone and fail what still waits for it."""
         self.lost.set()
         await self.client.close()
+
+    async def ask(self, answer: Awaitable[T]) -> T:
+        """Wait for the answer to one of the client's unary calls.
+
+        Raises:
+            EngineError: the call's own, or UNAVAILABLE because the core was lost meanwhile.
+        """
+        try:
+            return await answer
+        except EngineError:
+            if self.lost.is_set():
+                raise lost_error(emitted=False) from None
+            raise
 
 
 def lost_error(*, emitted: bool) -> EngineError:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import psutil
 
-from rhizome_engine.core_record import read_core_record, settings_sha256
+from rhizome_engine.core_record import read_core_record, record_path, settings_sha256
 from rhizome_engine.settings import EngineSettings, core_arguments
 
 _log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class AdoptedCore:
 
 async def spawn_core(settings: EngineSettings) -> SpawnedCore:
     """Start a core in a session of its own, so that Ctrl-C reaches only the front, which then drains."""
+    # A core that ended took a private folder with it.
+    record_path(settings.core_endpoint).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

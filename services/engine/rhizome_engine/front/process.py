@@ -29,6 +29,7 @@ from rhizome_transport.grpc_server import GrpcServer
 _log = logging.getLogger(__name__)
 
 _ORPHAN_GRACE_S = 10.0
+_CORE_STOP_S = 5.0
 
 
 class Front:
@@ -94,7 +95,7 @@ class Front:
             return 1
         finally:
             await _cancelled(supervising, stopping)
-            await self._supervisor.stop()
+            await self._supervisor.stop(0.0 if stop_now.is_set() else _CORE_STOP_S)
             for server in (self._server, self._admin):
                 if server is not None:
                     await server.drain_and_stop(0.0)

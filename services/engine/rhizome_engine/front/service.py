@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -20,7 +20,9 @@ from rhizome_telemetry.propagation import from_metadata, to_proto
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 from rhizome_transport.servicer import EngineServicerBase
+from rhizome_transport.zmq_client import ZmqEngineClient
 
+Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _TOKENIZER_CHUNK_BYTES = 1 << 20
@@ -73,20 +75,20 @@ class EngineService(EngineServicerBase):
         """End requests by id, whichever peer sent them."""
         for request_id in request.request_ids:
             await self._generation.abort(request_id)
-        await self._link().client.call("Abort", request.SerializeToString())
+        await self._ask(lambda client: client.call("Abort", request.SerializeToString()))
         return messages.AbortResponse()
 
     async def GetModelInfo(  # noqa: N802
         self, request: messages.GetModelInfoRequest, context: Context
     ) -> messages.GetModelInfoResponse:
         """What is served and within which limits."""
-        return await self._link().client.model_info(request.model)
+        return await self._ask(lambda client: client.model_info(request.model))
 
     async def GetTokenizer(  # noqa: N802
         self, request: messages.GetTokenizerRequest, context: Context
     ) -> AsyncGenerator[messages.GetTokenizerResponse, None]:
         """The tokenizer's files in chunks."""
-        tokenizer = await self._link().client.tokenizer_files(request.model)
+        tokenizer = await self._ask(lambda client: client.tokenizer_files(request.model))
         for name, content in sorted(tokenizer.files.items()):
             for start in range(0, max(len(content), 1), _TOKENIZER_CHUNK_BYTES):
                 chunk = content[start : start + _TOKENIZER_CHUNK_BYTES]
@@ -117,7 +119,7 @@ class EngineService(EngineServicerBase):
         self, request: messages.GetLoadRequest, context: Context
     ) -> messages.GetLoadResponse:
         """How busy the engine is."""
-        return messages.GetLoadResponse(load=await self._link().client.load())
+        return messages.GetLoadResponse(load=await self._ask(lambda client: client.load()))
 
     async def WatchLoad(  # noqa: N802
         self, request: messages.WatchLoadRequest, context: Context
@@ -128,7 +130,7 @@ class EngineService(EngineServicerBase):
             interval_s = max(request.min_interval_ms, 10) / 1000
         last = None
         while True:
-            load = await self._link().client.load()
+            load = await self._ask(lambda client: client.load())
             sequence, load.sequence = load.sequence, 0
             if load != last:
                 last = Load()
@@ -136,6 +138,10 @@ class EngineService(EngineServicerBase):
                 load.sequence = sequence
                 yield messages.WatchLoadResponse(load=load)
             await asyncio.sleep(interval_s)
+
+    async def _ask(self, call: Callable[[ZmqEngineClient], Awaitable[Answer]]) -> Answer:
+        link = self._link()
+        return await link.ask(call(link.client))
 
     def _check_model(self, name: str) -> None:
         if name not in ("", self._model):

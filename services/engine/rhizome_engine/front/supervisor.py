@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from rhizome_engine.core_record import read_core_record
 from rhizome_engine.front.core_link import CoreLink, loading_error
 from rhizome_engine.front.core_process import CoreProcess, adopt_core, spawn_core
 from rhizome_engine.settings import EXIT_CANNOT_SERVE, EngineSettings
@@ -79,7 +80,7 @@ class CoreSupervisor:
             await asyncio.sleep(back_off_s)
             back_off_s = min(back_off_s * 2, _LONGEST_BACK_OFF_S)
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float) -> None:
         """Ask the core to end, and make it end when it does not."""
         if self._process is not None:
             await self._process.stop(timeout_s)
@@ -108,10 +109,10 @@ class CoreSupervisor:
 
     async def _until_ready(self, link: CoreLink) -> None:
         while True:
-            try:
-                info = await link.client.model_info()
-            except EngineError:
-                await asyncio.sleep(_READY_POLL_S)
-                continue
-            _log.info("core serves %s (%s on %s)", info.model, info.dtype, info.device)
-            return
+            record = read_core_record(link.endpoint)
+            if record is not None and record.serving:
+                with contextlib.suppress(EngineError):
+                    info = await link.client.model_info()
+                    _log.info("core serves %s (%s on %s)", info.model, info.dtype, info.device)
+                    return
+            await asyncio.sleep(_READY_POLL_S)

@@ -66,7 +66,7 @@ def plan_num_pages(
     elif kv_cache_bytes is not None:
         pages = kv_cache_bytes // needs.page
     else:
-        pages = min(int(left * share) // needs.page, useful_pages)
+        pages = min(int(max(left, 0) * share) // needs.page, useful_pages)
     wanted = pages * needs.page
     if pages < 1 or wanted > left:
         raise KVBudgetError(

@@ -35,6 +35,7 @@ class TokenStaging:
         if device.type == "cuda":
             self._pinned = torch.empty(3 * max_num_tokens, dtype=torch.int64, pin_memory=True)
             self._on_device = torch.empty(3 * max_num_tokens, dtype=torch.int64, device=device)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def stage(self, batch: Batch) -> StagedTokens:
         """Copy the batch's per-token arrays."""
@@ -42,8 +43,11 @@ class TokenStaging:
         if self._on_device is None:
             return StagedTokens(*(torch.from_numpy(array) for array in arrays))
         count = batch.num_tokens
+        # A step without samples does not wait for the device: its copy may still be reading the buffer.
+        self._copied.synchronize()
         for index, array in enumerate(arrays):
             self._pinned[index * count : (index + 1) * count] = torch.from_numpy(array)
         staged = self._on_device[: 3 * count]
         staged.copy_(self._pinned[: 3 * count], non_blocking=True)
+        self._copied.record()
         return StagedTokens(*staged.view(3, count).unbind(0))

@@ -64,7 +64,8 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     # Rounding may give the total itself, which lies beyond the last token.
     target = target.minimum(torch.nextafter(total, torch.zeros_like(total)))
     # right=True: the first sum above the target, which a token of probability 0 never is.
-    return torch.searchsorted(sums, target, right=True)[:, 0]
+    # Logits that are no numbers (a damaged model) end beyond the vocabulary, which would stop the engine.
+    return torch.searchsorted(sums, target, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
 
 def _logprobs(logits: Tensor, chosen: Tensor, rows: Sequence[SampleRow]) -> list[TokenLogprobs | None]:

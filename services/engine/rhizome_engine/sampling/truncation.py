@@ -69,15 +69,15 @@ def _truncate_best(
     survives &= ordered >= min_p * ordered[:, :1]
     survives[:, 0] = True
     kept = torch.zeros_like(probs).scatter_(1, tokens, ordered.where(survives, 0.0))
-    # Survivors are the first so many. If the last of them is likelier than the last candidate, then so it is
-    # than every token that was not looked at.
+    # Survivors are the first so many. If the last of them is likelier than the last candidate, then it is
+    # likelier than every token that was not looked at.
     last_survivor = ordered.gather(1, survives.sum(dim=-1, keepdim=True) - 1)
     decided = (last_survivor > ordered[:, -1:]) & ((top_k <= count) | (top_k == vocab_size))
     return kept, decided[:, 0] | (count == vocab_size)
 
 
 def _likeliest(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest probabilities and their tokens, [n, count], equals in the order of tokens."""
+    """Return the `count` largest probabilities and their tokens, [n, count]; equals in token order."""
     if count == probs.shape[1]:
         return probs.sort(dim=-1, descending=True, stable=True)
     values, tokens = probs.topk(count, dim=-1, sorted=False)

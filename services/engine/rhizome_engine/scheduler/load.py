@@ -125,5 +125,5 @@ class LoadMeter:
 
     def _forget(self, now: float) -> None:
         oldest = int((now - _WINDOW_S) / _BUCKET_S)
-        while self._buckets and self._buckets[0][0] < oldest:
+        while self._buckets and self._buckets[0][0] <= oldest:
             self._buckets.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Request:
         self.ignore_eos = ignore_eos
         self.namespace = namespace
         self.priority = priority
-        self.deadline = deadline
+        self.deadline = math.inf if deadline is None else deadline
         self.trace = trace
         self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
 

@@ -13,8 +13,7 @@ oldest running request is never preempted for another one and fits the pool alon
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import math
 from collections import deque
 
 from rhizome_engine.kvcache.page_pool import PagePool
@@ -56,8 +55,7 @@ class Scheduler:
         # A row of the budget for everyone who runs: nobody starves however small the budget is.
         self._max_rows = min(config.max_batch_size, config.max_step_tokens)
         self._max_chunk = config.max_chunk_tokens or config.max_step_tokens
-        self._deadlines: list[tuple[float, int, Request]] = []
-        self._ticket = itertools.count()
+        self._next_deadline = math.inf
 
     def add(self, request: Request) -> None:
         """Queue an admitted request.
@@ -69,17 +67,16 @@ class Scheduler:
         if len(self.waiting) >= self._config.max_queue_size + max(free_rows, 0):
             raise QueueFullError(len(self.waiting), _RETRY_AFTER_S)
         self.waiting.append(request)
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, next(self._ticket), request))
+        self._next_deadline = min(self._next_deadline, request.deadline)
 
     def expired(self, now: float) -> list[Request]:
         """Open requests whose deadline has passed; the caller ends them."""
-        found = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[2]
-            if request.state is not RequestState.FINISHED:
-                found.append(request)
-        return found
+        if now < self._next_deadline:
+            return []
+        requests = [*self.running, *self.waiting]
+        # Never later than the truth: a request that ended meanwhile costs one look too many.
+        self._next_deadline = min((r.deadline for r in requests if r.deadline > now), default=math.inf)
+        return [request for request in requests if request.deadline <= now]
 
     def schedule(self, now: float) -> tuple[list[Chunk], list[Request]]:
         """Choose the next step's work and reserve its pages.

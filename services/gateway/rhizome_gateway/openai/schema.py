@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 INT64_MAX = 2**63 - 1
+MAX_MESSAGES = 10_000
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 
@@ -176,7 +177,7 @@ class ChatCompletionRequest(SamplingFields):
     """A conversation that the model is to continue."""
 
     model: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_tokens: int | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")
     n: int | None = Field(None, ge=1, le=128, description="how many answers")
@@ -203,6 +204,8 @@ class ChatCompletionRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if (self.min_tokens or 0) > (self.token_limit or INT64_MAX):
+            raise refuse("invalid_value", "min_tokens must not be greater than max_tokens.")
         if self.stream_options is not None and not self.stream:
             raise refuse("invalid_value", "stream_options needs stream: true.")
         if self.top_logprobs is not None and not self.logprobs:

@@ -1,0 +1,87 @@
+"""The engine's settings: command line, environment, defaults, and what is told to whoever gets them wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rhizome_engine.settings import CoreSettings, EngineSettings, core_arguments, parse_settings
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in ("MODEL_PATH", "DEVICE", "RHIZOME_ENGINE_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "tiny-llama"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def parse(*arguments: str) -> EngineSettings:
+    return parse_settings(EngineSettings, arguments, program="rhizome-engine")
+
+
+def test_the_served_name_is_the_directorys_by_default(model: Path) -> None:
+    assert parse("--model", str(model)).served_model_name == "tiny-llama"
+    assert parse("--model", str(model), "--served-model-name", "x").served_model_name == "x"
+
+
+def test_the_command_line_wins_over_the_environment(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHIZOME_ENGINE_PORT", "1")
+    monkeypatch.setenv("RHIZOME_ENGINE_MAX_BATCH_SIZE", "9")
+    settings = parse("--model", str(model), "--port", "2")
+    assert (settings.port, settings.max_batch_size) == (2, 9)
+
+
+def test_common_names_of_other_engines_are_accepted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_PATH", str(model))
+    monkeypatch.setenv("DEVICE", "cuda:1")
+    settings = parse()
+    assert (settings.model, settings.device) == (model, "cuda:1")
+
+
+def test_the_core_reads_what_the_front_hands_on(model: Path) -> None:
+    settings = parse(
+        *("--model", str(model), "--kv-cache-bytes", "64MiB", "--page-size", "32", "--port", "7"),
+        *("--core-endpoint", "ipc:///run/x/core.ipc", "--orphan-grace-s", "2.5"),
+    )
+    received = parse_settings(CoreSettings, core_arguments(settings), program="core")
+    assert received == CoreSettings(**{name: getattr(settings, name) for name in CoreSettings.model_fields})
+    assert received.kv_cache_bytes == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "/nowhere"], "no config.json"),
+        ([], "--model"),
+        (["--page-size", "17"], "--page-size"),
+        (["--device", "tpu"], "--device"),
+        (["--dtype", "int3"], "--dtype"),
+        (["--port", "70000"], "--port"),
+        (["--max-batch-size", "0"], "--max-batch-size"),
+        (["--core-endpoint", "tcp://0.0.0.0:1"], "ipc:///run"),
+        (["--core-endpoint", "ipc:///" + "x" * 120], "longer than"),
+        (["--max-cache-tokens", "1", "--kv-cache-bytes", "1"], "not both"),
+        (["--nonsense", "1"], "--nonsense"),
+    ],
+)
+def test_wrong_settings_end_with_a_line_that_names_them(
+    model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    given = arguments if not arguments or "--model" in arguments else ["--model", str(model), *arguments]
+    with pytest.raises(SystemExit) as caught:
+        parse(*given)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in shown for name in EngineSettings.model_fields)
+    assert all(field.description for field in EngineSettings.model_fields.values())

@@ -1,0 +1,75 @@
+"""A DEALER that knows when the other side is gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+import zmq.asyncio
+
+from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame, EngineFrame, Hello
+from rhizome_transport.dealer import DealerConnection
+from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_server import FrameServer
+
+HELLO = ClientFrame(hello=Hello(protocol_version=1, initial_credit=1)).SerializeToString()
+
+
+@pytest.fixture
+def context():
+    context = zmq.asyncio.Context()
+    yield context
+    context.term()
+
+
+async def lost(awaitable) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        await asyncio.wait_for(awaitable, 5)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    return caught.value
+
+
+async def test_nobody_listening_shows_at_once(context, endpoint):
+    connection = DealerConnection(context, endpoint)
+    await lost(connection.receive())
+    assert connection.broken
+    await lost(connection.send(HELLO))
+    connection.close()
+    connection.close()
+
+
+async def test_everything_sent_before_the_end_is_received_and_then_the_end(context, endpoint):
+    server = FrameServer(endpoint)
+    connection = DealerConnection(context, endpoint)
+    await connection.send(HELLO)
+    while not server.peers:
+        server.poll(20)
+    (peer,) = server.peers
+    for number in range(500):
+        server.reply(peer, CallResult(call_id=str(number), response=b"x" * 1000))
+        server.flush(number)
+    server.close()
+
+    answers: list[str] = []
+    with pytest.raises(EngineError):
+        while True:
+            frame = EngineFrame.FromString(await asyncio.wait_for(connection.receive(), 5))
+            answers += [result.call_id for result in frame.call_results]
+    assert answers == [str(number) for number in range(500)]
+    connection.close()
+
+
+async def test_a_cancelled_receive_loses_nothing(context, endpoint):
+    server = FrameServer(endpoint)
+    connection = DealerConnection(context, endpoint)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await connection.receive()
+    await connection.send(HELLO)
+    while not server.peers:
+        server.poll(20)
+    frame = EngineFrame.FromString(await asyncio.wait_for(connection.receive(), 5))
+    assert frame.welcome.instance_id == server.instance_id
+    connection.close()
+    server.close()
