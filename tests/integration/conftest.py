@@ -19,11 +19,7 @@ def otlp_sink() -> Iterator[OtlpSink]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, otlp_sink: OtlpSink) -> Iterator[RunningStack]:
-    environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_sink.endpoint,
-        "OTEL_BSP_SCHEDULE_DELAY": "200",
-    }
-    settings = demo_stack_settings(tmp_path_factory.mktemp("logs"), environment=environment)
+    settings = demo_stack_settings(tmp_path_factory.mktemp("logs"), environment=otlp_sink.environment)
     with running_stack(settings) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""The bundled model's skills through the whole stack, many at once: a bug in cache or scheduler is a wrong answer."""
+"""The bundled model's skills through the whole stack, many at once: a scheduling bug is a wrong answer."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from rhizome_proxy.service.route import Router
 from rhizome_proxy.service.session import PeerSession
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -67,7 +70,9 @@ class ConnectService:
         draining = asyncio.create_task(self._draining.wait())
         try:
             done, _ = await asyncio.wait((reading, writing, draining), return_when=asyncio.FIRST_COMPLETED)
-            if writing not in done:
+            if writing in done:
+                _log.info("peer %s cannot be written to: %r", hello.peer_name, writing.exception())
+            else:
                 # The peer says nothing more, or we are to stop: answer what is open, then end the stream.
                 if reading in done:
                     await reading

@@ -37,7 +37,8 @@ class OpenRequest:
     """A request between its Submit and its final event.
 
     Attributes:
-        submit: kept until the first event, because until then another engine may have to take it.
+        request_id: unique among the peer's open requests.
+        submit: as the peer sent it; until the first event another engine may have to take it.
         deadline: when the caller gives up, in seconds of the loop's clock; `None` is never.
         route: its way through the pool.
         link: the engine's stream that it is on.
@@ -46,7 +47,7 @@ class OpenRequest:
     """
 
     request_id: str
-    submit: Submit | None
+    submit: Submit
     deadline: float | None
     route: Route
     link: EngineLink | None = None
@@ -171,7 +172,6 @@ class PeerSession:
     def _dispatch(self, request: OpenRequest) -> None:
         """Send a request to the next engine, or tell the peer that nobody takes it."""
         submit = request.submit
-        assert submit is not None, "a request that has started stays where it is"
         try:
             if request.deadline is not None:
                 left_s = request.deadline - self._loop.time()
@@ -251,7 +251,6 @@ class PeerSession:
             self._end(request, error.code.name, error.message, failed=not request.started)
             return verdict
         request.started = True
-        request.submit = None
         if event.final:
             cancelled = request.cancelled
             if tracing_enabled():
