@@ -83,7 +83,8 @@ def test_grpcurl_lists_the_services(stack: RunningStack, member: str) -> None:
     if grpcurl:
         command = [grpcurl, "-plaintext", address, "list"]
     else:
-        command = [str(BUF), "curl", "--http2-prior-knowledge", "--list-services", f"http://{address}"]
+        http2 = ("--protocol", "grpc", "--http2-prior-knowledge")
+        command = [str(BUF), "curl", *http2, "--list-services", f"http://{address}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert "rhizome.engine.v1.EngineService" in result.stdout
     assert "grpc.health.v1.Health" in result.stdout

@@ -78,7 +78,7 @@ def test_serve_runs_a_users_checkpoint(tmp_path: Path) -> None:
     model = write_llama_checkpoint(tmp_path / "my-model", LlamaShape())
     port = free_port(18200)
     with rhizome("serve", "--model", str(model), "--port", str(port), cwd=tmp_path) as (process, output):
-        wait_for_text(output, "ready", process)
+        wait_for_text(output, "ready: http", process)
         answer = httpx.post(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             json={

@@ -20,7 +20,7 @@ HELLO = ClientFrame(hello=Hello(protocol_version=1, initial_credit=1)).Serialize
 def context():
     context = zmq.asyncio.Context()
     yield context
-    context.term()
+    context.destroy(linger=0)
 
 
 async def lost(awaitable) -> EngineError:

@@ -20,6 +20,9 @@ from rhizome_transport.errors import EngineError
 HEARTBEAT_INTERVAL_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 
+# -1 would mean never, but then libzmq also drops what arrived and was not read when the connection ends.
+_NEVER_MS = 24 * 3600 * 1000
+
 _BROKEN_EVENTS = (
     zmq.Event.DISCONNECTED
     | zmq.Event.CLOSED
@@ -45,7 +48,7 @@ class DealerConnection:
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.maxmsgsize = MAX_MESSAGE_BYTES
-        self._socket.reconnect_ivl = -1
+        self._socket.reconnect_ivl = _NEVER_MS
         self._socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
         self._socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
         self._socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS

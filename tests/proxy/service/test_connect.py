@@ -83,12 +83,12 @@ async def test_a_refusal_before_the_first_event_goes_to_the_next_engine_unseen(c
     second = await cluster.engine(script.refuse(refusal))
     third = await cluster.engine()
     peer = await cluster.peer(await cluster.proxy(first, second, third))
-    for number in range(6):
+    for number in range(24):
         await peer.submit(f"r{number}")
         await peer.outcome(f"r{number}")
         assert peer.tokens(f"r{number}") == TOKENS
         assert len(peer.events(f"r{number}")) == 5
-    assert first.submits and second.submits and len(third.submits) == 6
+    assert first.submits and second.submits and len(third.submits) == 24
 
 
 async def test_a_refusal_does_not_hold_back_its_neighbours_in_the_frame(cluster, script):

@@ -20,9 +20,8 @@ def test_never_exceeds_credit_keeps_order_and_holds_no_control_frame_back(credit
         written: list[bytes] = []
 
         async def write() -> None:
-            while True:
-                frame, _ = await outbox.next()
-                written.append(frame)
+            while (item := await outbox.next()) is not None:
+                written.append(item[0])
 
         writer = asyncio.create_task(write())
         allowed, events, controls = credit, [], []
@@ -43,6 +42,9 @@ def test_never_exceeds_credit_keeps_order_and_holds_no_control_frame_back(credit
         outbox.add_credit(len(events))
         await asyncio.wait_for(outbox.flushed(), 5)
         assert [frame for frame in written if frame.startswith(b"e")] == events
-        writer.cancel()
+        outbox.put_control(b"late")
+        outbox.close()
+        await asyncio.wait_for(writer, 5)
+        assert b"late" not in written
 
     asyncio.run(run())

@@ -50,10 +50,10 @@ async def test_request_and_answers_keep_their_bytes(cluster):
 async def test_a_refusal_goes_to_the_next_engine_unseen(cluster, refusal):
     first, second = await cluster.engine(generate_error=refusal), await cluster.engine()
     stub = cluster.stub(await cluster.proxy(first, second))
-    for _ in range(6):
+    for _ in range(24):
         answers = [answer async for answer in stub.Generate(GenerateRequest())]
         assert kinds(answers)[-1] == "finished" and len(answers) == 5
-    assert first.generates and len(second.generates) == 6
+    assert first.generates and len(second.generates) == 24
 
 
 async def test_all_engines_full_is_resource_exhausted_with_their_hint(cluster):
@@ -124,7 +124,7 @@ async def test_hands_on_trace_and_time_but_no_credentials(cluster):
     _, seen, time_left_s = engine.generates[0]
     assert seen["traceparent"].split("-")[1] == "ab" * 16
     assert "authorization" not in seen
-    assert 15 < time_left_s <= 20
+    assert 15 < time_left_s < 21  # gRPC rounds deadlines up on the wire
 
 
 async def test_without_a_deadline_none_is_made_up(cluster):

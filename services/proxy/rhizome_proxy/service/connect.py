@@ -17,6 +17,7 @@ from rhizome_proxy.service.session import PeerSession
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 
+_LAST_WRITE_S = 5.0
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -81,6 +82,9 @@ class ConnectService:
         finally:
             self._sessions.discard(session)
             session.close()
+            outbox.close()
+            # grpc cannot end a stream while a write is under way, and cancelling the task does not stop that.
+            await asyncio.wait((writing,), timeout=_LAST_WRITE_S)
             for task in (reading, writing, draining):
                 task.cancel()
             await asyncio.gather(reading, writing, draining, return_exceptions=True)
@@ -106,8 +110,8 @@ class ConnectService:
             session.handle(payload)
 
     async def _write(self, outbox: Outbox, context: Context) -> None:
-        while True:
-            frame, written = await outbox.next()
+        while (item := await outbox.next()) is not None:
+            frame, written = item
             await context.write(frame)
             if written is not None:
                 written()

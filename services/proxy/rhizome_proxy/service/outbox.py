@@ -21,6 +21,7 @@ class Outbox:
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
+        self._closed = False
 
     def put_control(self, frame: bytes) -> None:
         """Add a frame without events."""
@@ -37,9 +38,14 @@ class Outbox:
         self._credit += frames
         self._wake.set()
 
-    async def next(self) -> tuple[bytes, Callable[[], None] | None]:
-        """Wait for the next frame that may be written; the last one counts as written then."""
-        while True:
+    def close(self) -> None:
+        """Write nothing more; what waits is dropped."""
+        self._closed = True
+        self._wake.set()
+
+    async def next(self) -> tuple[bytes, Callable[[], None] | None] | None:
+        """Wait for the next frame that may be written, `None` at the end; the one before counts as written."""
+        while not self._closed:
             if self._control:
                 return self._control.popleft(), None
             if self._events and self._credit > 0:
@@ -49,6 +55,7 @@ class Outbox:
                 self._written.set()
             self._wake.clear()
             await self._wake.wait()
+        return None
 
     async def flushed(self) -> None:
         """Wait until everything was written."""
