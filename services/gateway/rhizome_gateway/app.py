@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -73,7 +74,7 @@ def _api(settings: GatewaySettings, connect: ConnectEngine) -> FastAPI:
         finally:
             await session.close()
 
-    api = FastAPI(
+    api = FastAPIOffline(  # /docs without scripts from other hosts
         title="Rhizome",
         version=__version__,
         summary="Large language models behind the OpenAI API.",

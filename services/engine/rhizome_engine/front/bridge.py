@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
 
+_LAST_WRITE_S = 1.0
+
 
 class ConnectBridge:
     """Carries `Connect` streams to the core; one DEALER socket each, so that peers stay apart.
@@ -45,12 +47,15 @@ class ConnectBridge:
         tasks = (upwards, downwards, asyncio.ensure_future(link.lost.wait()))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            lost = link.lost.is_set() or core.broken
         finally:
+            core.close()
+            # grpc cannot end a stream while a write is under way, and cancelling the task does not stop that.
+            await asyncio.wait((downwards,), timeout=_LAST_WRITE_S)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            core.close()
-        if link.lost.is_set() or core.broken:
+        if lost:
             raise lost_error(emitted=False)
 
 

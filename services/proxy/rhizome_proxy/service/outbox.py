@@ -44,7 +44,7 @@ class Outbox:
         self._wake.set()
 
     async def next(self) -> tuple[bytes, Callable[[], None] | None] | None:
-        """Wait for the next frame that may be written, `None` at the end; the one before counts as written."""
+        """Wait for the next frame that may be written; `None` at the end. The one before is written then."""
         while not self._closed:
             if self._control:
                 return self._control.popleft(), None
