@@ -92,8 +92,10 @@ class Session:
             self.alive = False
             for task in (writing, reading):
                 task.cancel()
-            await asyncio.gather(writing, reading, return_exceptions=True)
-            await self._link.close()
+            try:
+                await asyncio.gather(writing, reading, return_exceptions=True)
+            finally:  # the client may be closed just while its engine is lost
+                await self._link.close()
         self.fail(cause)
         return cause
 

@@ -105,4 +105,5 @@ class ZmqEngineClient:
     async def close(self) -> None:
         """See `client.EngineClient`."""
         await self.frames.close()
-        self._context.term()
+        # Not `term`, which would block the loop for as long as any socket is open.
+        self._context.destroy(linger=0)
