@@ -11,10 +11,10 @@ EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints-cpu.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck proto clean
+.PHONY: help setup demo test lint format typecheck proto proto-baseline bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: requirements/constraints-cpu.txt $(addsuffix /pyproject.toml,$(RUNTIME_DISTS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,7 +41,7 @@ test: $(VENV)/.dev $(BUF) ## run all tests
 lint: $(VENV)/.dev $(BUF) ## check style, formatting and contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd proto && ../$(BUF) lint && ../$(BUF) format --diff --exit-code
+	cd proto && ../$(BUF) lint && ../$(BUF) format --diff --exit-code && ../$(BUF) breaking --against baseline.binpb
 
 format: $(VENV)/.dev $(BUF) ## format code and contracts
 	$(BIN)/ruff check --fix-only --quiet .
@@ -51,8 +51,14 @@ format: $(VENV)/.dev $(BUF) ## format code and contracts
 typecheck: $(VENV)/.dev ## check types (mypy --strict)
 	$(BIN)/mypy
 
+bench: $(VENV)/.dev ## print the figures of every script in benchmarks/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
 proto: $(VENV)/.dev ## regenerate libs/protocol from proto/
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate_protocol.py
+
+proto-baseline: $(BUF) ## accept the contracts as they are: from now on `make lint` refuses changes that break them
+	cd proto && ../$(BUF) build -o baseline.binpb
 
 clean: ## remove what the targets created
 	rm -rf $(VENV) node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .run
