@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from rhizome_testing.buf import buf
+
 ROOT = Path(__file__).resolve().parents[2]
-BUF = ROOT / "node_modules" / ".bin" / "buf"
 
 
 def run_buf(*arguments: str) -> None:
-    assert BUF.exists(), f"{BUF} is missing: `make test` installs it, or run `npm ci` in {ROOT}"
-    done = subprocess.run([BUF, *arguments], cwd=ROOT / "proto", capture_output=True, text=True, timeout=60)
+    done = subprocess.run([buf(), *arguments], cwd=ROOT / "proto", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"buf {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
 
 

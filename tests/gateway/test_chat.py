@@ -69,9 +69,33 @@ async def test_what_is_left_out_or_null_stays_absent(gateway, engine: TalkingEng
     await gateway.chat(
         **dict.fromkeys((*optional, "logit_bias", "stream_options", "tool_choice", "logprobs"))
     )
+    assert len(engine.submits) == 2
     for submit in engine.submits:
         assert not submit.request.sampling.ListFields()
         assert not submit.request.stop.ListFields()
+
+
+async def test_whole_numbers_may_be_written_with_a_fraction(gateway, engine: TalkingEngine) -> None:
+    answer = await gateway.chat(max_tokens=5.0, seed=7.0, n=1.0, top_k=3.0)
+    assert answer.status_code == 200
+    request = engine.submits[0].request
+    assert (request.stop.max_tokens, request.sampling.seed, request.sampling.top_k) == (5, 7, 3)
+
+
+async def test_what_an_assistant_said_before_may_be_sent_back_as_the_sdk_dumps_it(
+    gateway, engine: TalkingEngine
+) -> None:
+    call = {"id": None, "type": None, "function": {"name": "f", "arguments": None}}
+    nothing = dict.fromkeys(("content", "refusal", "audio", "function_call", "annotations", "name"))
+    answer = await gateway.chat(
+        messages=[
+            {"role": "assistant"} | nothing | {"tool_calls": [call]},
+            {"role": "assistant"} | nothing | {"refusal": "No."},
+            *HI,
+        ]
+    )
+    assert answer.status_code == 200
+    assert "assistant<|end_header_id|>\n\nNo.<|eot_id|>" in engine.prompts[0]
 
 
 async def test_settings_reach_the_engine(gateway, engine: TalkingEngine) -> None:
@@ -167,6 +191,7 @@ async def test_tool_results_and_calls_reach_the_template(engine: TalkingEngine, 
     engine.files["tokenizer_config.json"] = json.dumps(config).encode()
     engine.max_context_tokens = 4096
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    nulled = [{"type": "function", "function": {"description": None, "strict": None} | tools[0]["function"]}]
     messages = [
         {"role": "user", "content": "x"},
         {
@@ -180,7 +205,7 @@ async def test_tool_results_and_calls_reach_the_template(engine: TalkingEngine, 
     ]
     async with start_gateway(engine.target) as gateway:
         await gateway.becomes_ready()
-        await gateway.chat(messages=messages, tools=tools)
+        await gateway.chat(messages=messages, tools=nulled)
         await gateway.chat(messages=messages[:1], tools=tools, tool_choice="none")
     seen, rendered = map(json.loads, engine.prompts[0].split("|"))
     assert seen == tools

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -41,6 +42,23 @@ async def test_the_gateway_may_start_before_any_engine(start_gateway) -> None:
 
         await eventually(is_not_ready)
         assert (await gateway.http.get("/health")).status_code == 200
+
+
+async def test_nothing_about_the_inside_is_told(start_gateway, caplog) -> None:
+    async with AsyncExitStack() as stack:
+        engine = TalkingEngine(script=lambda prompt: [Say("a"), Hang()])
+        await engine.__aenter__()
+        gateway = await stack.enter_async_context(start_gateway(engine.target))
+        await gateway.becomes_ready()
+        asked = [asyncio.create_task(gateway.chat(stream=stream)) for stream in (True, False)]
+        await eventually(lambda: len(engine.submits) == 2)
+        await engine.__aexit__(None, None, None)
+        answers = [await task for task in asked] + [await gateway.chat()]
+    assert [answer.status_code for answer in answers[1:]] == [500, 503]
+    assert "internal_error" in answers[0].text
+    for answer in answers:
+        assert "127.0.0.1" not in answer.text and "calls" not in answer.text
+    assert answers[-1].headers["x-request-id"] in caplog.text and engine.target in caplog.text
 
 
 async def test_another_model_is_noticed(gateway, engine: TalkingEngine) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from typing import Any
+from unittest.mock import ANY
 
 import grpc
 import openai
@@ -128,7 +129,7 @@ async def test_an_error_in_the_middle_is_an_event(gateway, engine: TalkingEngine
     events = _events(answer.text)
     assert events[-1] == "[DONE]"
     assert events[-2]["error"] == {
-        "message": "The engine was lost.", "type": "server_error", "param": None, "code": "internal_error",
+        "message": ANY, "type": "server_error", "param": None, "code": "internal_error",
     }  # fmt: skip
     assert not any(event["choices"][0]["finish_reason"] for event in events[:-2])
     with pytest.raises(openai.APIError, match="was lost"):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from rhizome_testing.buf import buf
 from rhizome_testing.running_stack import RunningStack
 
-ROOT = Path(__file__).resolve().parents[2]
-BUF = ROOT / "node_modules" / ".bin" / "buf"
 GENERATE = "rhizome.engine.v1.EngineService/Generate"
 
 
@@ -24,7 +22,7 @@ def buf_curl(address: str, method: str, request: object, reflection: str) -> lis
     """Call a method through reflection; return the messages that came back."""
     result = subprocess.run(
         [
-            *(str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge"),
+            *(buf(), "curl", "--protocol", "grpc", "--http2-prior-knowledge"),
             *("--reflect-protocol", reflection, "-d", json.dumps(request), f"http://{address}/{method}"),
         ],
         capture_output=True,
@@ -84,7 +82,7 @@ def test_grpcurl_lists_the_services(stack: RunningStack, member: str) -> None:
         command = [grpcurl, "-plaintext", address, "list"]
     else:
         http2 = ("--protocol", "grpc", "--http2-prior-knowledge")
-        command = [str(BUF), "curl", *http2, "--list-services", f"http://{address}"]
+        command = [buf(), "curl", *http2, "--list-services", f"http://{address}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert "rhizome.engine.v1.EngineService" in result.stdout
     assert "grpc.health.v1.Health" in result.stdout

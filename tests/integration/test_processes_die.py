@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import psutil
 from openai import APIStatusError, OpenAI
 
+from rhizome.proxy.v1 import proxy_service_pb2, proxy_service_pb2_grpc
 from rhizome_launcher.service_process import ServiceProcess
+from rhizome_testing.running_stack import RunningStack, running_stack
 from rhizome_testing.running_stack import demo_stack_settings as stack_settings
-from rhizome_testing.running_stack import running_stack
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -24,6 +27,21 @@ def ask(url: str) -> str:
             temperature=0,
         )
         return str(answer.choices[0].message.content)
+
+
+def in_flight(stack: RunningStack, engine: str) -> int:
+    """Requests that the proxy has open at an engine."""
+    with grpc.insecure_channel(stack.stack.proxy_address) as channel:
+        stub = proxy_service_pb2_grpc.ProxyServiceStub(channel)
+        backends = stub.ListBackends(proxy_service_pb2.ListBackendsRequest(), timeout=10).backends
+    return next(b.in_flight_requests for b in backends if b.address == engine)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.01)
 
 
 def core_of(engine: ServiceProcess) -> psutil.Process:
@@ -44,12 +62,11 @@ def test_an_engine_that_dies_before_the_first_byte_goes_unnoticed(tmp_path: Path
         clients = [threading.Thread(target=lambda: answers.append(ask(stack.url))) for _ in range(6)]
         for client in clients:
             client.start()
-        time.sleep(1)  # let requests reach the engine that does not answer
+        wait_until(lambda: in_flight(stack, stack.stack.engine_addresses[0]) > 0)
         core.kill()
         victim.kill()
         for client in clients:
             client.join(30)
-        assert len(answers) == 6
         assert answers == [expected] * 6
 
 
@@ -63,7 +80,7 @@ def test_a_killed_core_comes_back_behind_its_front(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while True:
             try:
-                expected = ask(stack.url)
+                assert ask(stack.url) == expected
                 break
             except APIStatusError as error:
                 assert error.status_code == 503
@@ -84,7 +101,7 @@ def test_an_engine_keeps_its_model_when_the_gateway_is_killed(tmp_path: Path) ->
         deadline = time.monotonic() + 30
         while True:
             try:
-                expected = ask(stack.url)
+                assert ask(stack.url) == expected
                 break
             except Exception:
                 if time.monotonic() > deadline:

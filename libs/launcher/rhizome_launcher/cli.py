@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from rhizome_launcher.serve import EXIT_INTERRUPTED, run_until_interrupted
 from rhizome_launcher.stack import StackError, StackSettings
 
 app = typer.Typer(
@@ -43,8 +46,6 @@ def serve(
     served_model_name: NameOption = "",
 ) -> None:
     """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
-    from rhizome_launcher.serve import run_until_interrupted
-
     arguments = ["--device", device, "--dtype", dtype]
     if served_model_name:
         arguments += ["--served-model-name", served_model_name]
@@ -82,9 +83,14 @@ def doctor(
 def _run(main: object) -> None:
     """Run a coroutine to its exit code, and show a person what went wrong without a traceback."""
     assert asyncio.iscoroutine(main)
+    # The services talk over loopback, which a proxy of the environment could not reach.
+    os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
     try:
         code = asyncio.run(main)
     except StackError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        text = f"[red]error:[/red] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    except asyncio.CancelledError:  # a second Ctrl-C
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     raise typer.Exit(code)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from rhizome_launcher.serve import interrupts, stay
+from rhizome_launcher.serve import EXIT_INTERRUPTED, StoppedEarlyError, interrupts, stay, unless_interrupted
 from rhizome_launcher.stack import Stack, StackError, StackSettings
 
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+BUNDLED_MODEL = Path("models/demo")
 ENGINES = 2
 READY_TIMEOUT_S = 120.0
 
@@ -22,6 +27,7 @@ async def run_demo(model: Path, port: int, question: str, *, stay_up: bool) -> i
     Raises:
         StackError: the stack could not start, or the openai package is missing.
     """
+    _check_bundled_model(model)
     console = Console()
     settings = StackSettings(
         model=model,
@@ -32,31 +38,53 @@ async def run_demo(model: Path, port: int, question: str, *, stay_up: bool) -> i
         ready_timeout_s=READY_TIMEOUT_S,
     )
     started = time.monotonic()
-    console.print(f"starting {ENGINES} engines, a proxy and a gateway on {model} …", highlight=False)
+    name = escape(str(model))
+    console.print(f"starting {ENGINES} engines, a proxy and a gateway on {name} …", highlight=False)
     async with interrupts() as interrupted:
         stack = Stack(settings)
-        async with stack:
+        try:
+            await unless_interrupted(stack.start(), interrupted)
             console.print(f"ready after {time.monotonic() - started:.1f} s\n", highlight=False)
-            await _ask(stack.url, question, console)
+            await unless_interrupted(_ask(stack.url, question, console), interrupted)
             console.print(f"\n[green]gateway[/green]  {stack.url}/v1   docs {stack.url}/docs")
             console.print(f"logs     {settings.log_dir}/", highlight=False)
             if not stay_up:
                 return 0
             console.print("Ctrl-C stops everything.")
             return await stay(stack, interrupted, console)
+        except StoppedEarlyError:
+            return EXIT_INTERRUPTED
+        finally:
+            await stack.stop()
+
+
+def _check_bundled_model(model: Path) -> None:
+    if model == BUNDLED_MODEL and not model.exists():
+        raise StackError(
+            f"there is no {model} in this directory; the bundled model is part of Rhizome's repository. "
+            "Run this from the repository's root, or give --model a checkpoint."
+        )
 
 
 async def _ask(url: str, question: str, console: Console) -> None:
     """Stream one answer, then print what the response says about itself."""
     try:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
     except ImportError:
         raise StackError("the openai package is missing; pip install openai") from None
 
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="not-needed")
+    direct = DefaultAsyncHttpxClient(trust_env=False)  # a proxy of the environment cannot reach this host
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="not-needed", http_client=direct) as client:
+        try:
+            await _show_answer(client, question, console)
+        except OpenAIError as error:
+            raise StackError(f"the gateway did not answer the question: {error}") from error
+
+
+async def _show_answer(client: AsyncOpenAI, question: str, console: Console) -> None:
     model = (await client.models.list()).data[0].id
-    console.print(f"[bold]you[/bold]      {question}", highlight=False)
-    console.print(f"[bold]{model}[/bold]  ", end="")
+    console.print(f"[bold]you[/bold]      {escape(question)}", highlight=False)
+    console.print(f"[bold]{escape(model)}[/bold]  ", end="")
     raw = await client.chat.completions.with_raw_response.create(
         model=model,
         messages=[{"role": "user", "content": question}],
@@ -73,7 +101,6 @@ async def _ask(url: str, question: str, console: Console) -> None:
         performance = (chunk.model_extra or {}).get("performance") or performance
     console.print("\n")
     _print_figures(console, usage, performance, raw.headers.get("x-trace-id", ""))
-    await client.close()
 
 
 def _print_figures(console: Console, usage: Any, performance: dict[str, float], trace_id: str) -> None:

@@ -24,9 +24,9 @@ from rhizome_launcher.stack import ENGINE_PORT, PROXY_PORT, port_is_free
 HARDWARE_TIMEOUT_S = 120
 OPEN_FILES_WANTED = 4096
 REQUIRED = {
-    "rhizome_gateway": "pip install rhizome-gateway",
-    "rhizome_proxy": "pip install rhizome-proxy",
-    "rhizome_engine": "pip install rhizome-engine",
+    "rhizome_gateway": "make setup, or pip install -e services/gateway, in Rhizome's repository",
+    "rhizome_proxy": "make setup, or pip install -e services/proxy, in Rhizome's repository",
+    "rhizome_engine": "make setup, or pip install -e services/engine, in Rhizome's repository",
 }
 OPTIONAL = {
     "openai": "the client that `rhizome demo` asks with: pip install openai",

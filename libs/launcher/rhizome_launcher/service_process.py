@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import psutil
 
 PR_SET_PDEATHSIG = 1
 LOG_TAIL_BYTES = 4000
@@ -87,9 +90,14 @@ class ServiceProcess:
         await asyncio.wait({self._reader}, timeout=1)
 
     def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        """End it and the processes that it started at once."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self._process.kill()
 
     def log_tail(self) -> str:
         """The end of its log, for an error message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import time
@@ -20,6 +21,9 @@ from rhizome_launcher.service_process import ServiceProcess
 ENGINE_PORT = 50051
 PROXY_PORT = 50050
 STOP_TIMEOUT_S = 15.0
+DRAIN_TIMEOUT_S = 10
+"""Time for open answers; shorter, so that the gateway says goodbye before it is killed."""
+KILL_TIMEOUT_S = 2.0
 POLL_INTERVAL_S = 0.1
 
 
@@ -65,7 +69,7 @@ class Stack:
         proxy_address: host:port of the proxy, empty without one.
 
     Raises:
-        StackError: on entering, when the model is missing, a port is taken, or a service ends early.
+        StackError: on entering, as `start` does.
     """
 
     def __init__(self, settings: StackSettings, *, on_line: Callable[[str, str], None] | None = None) -> None:
@@ -79,11 +83,21 @@ class Stack:
     @property
     def url(self) -> str:
         """The gateway's address as a browser on this host reaches it."""
-        host = "127.0.0.1" if self.settings.host in {"0.0.0.0", "::"} else self.settings.host  # noqa: S104
-        return f"http://{host}:{self._gateway_port}"
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+        host = anywhere.get(self.settings.host, self.settings.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._gateway_port}"
 
     async def __aenter__(self) -> Self:
-        """Start everything and wait until the gateway can answer with every engine."""
+        """See `start`."""
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Start everything and wait until the gateway can answer with every engine.
+
+        Raises:
+            StackError: the model is missing, a port is taken, or a service ends early; nothing runs then.
+        """
         self._plan()
         try:
             await asyncio.gather(*(service.start() for service in self.services))
@@ -91,7 +105,6 @@ class Stack:
         except BaseException:
             await self.stop()
             raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,7 +123,10 @@ class Stack:
                 task.cancel()
 
     async def stop(self) -> None:
-        """Stop the services in the order in which requests reach them, so that nobody loses an answer."""
+        """Stop the services in the order in which requests reach them, so that nobody loses an answer.
+
+        Cancelled, it kills what is left.
+        """
         try:
             for layer in ("gateway", "proxy", "engine"):
                 members = [service for service in self.services if service.name.startswith(layer)]
@@ -118,6 +134,7 @@ class Stack:
         finally:
             for service in self.services:
                 service.kill()
+            await asyncio.gather(*(service.stop(KILL_TIMEOUT_S) for service in self.services))
 
     def _plan(self) -> None:
         settings = self.settings
@@ -128,6 +145,7 @@ class Stack:
             )
         if settings.engines < 1:
             raise StackError(f"--engines must be at least 1, not {settings.engines}.")
+        _make_log_dir(settings.log_dir)
         taken: set[int] = set()
         self._gateway_port = _choose_port(settings.host, settings.port, taken, strict=settings.strict_port)
         ports = [_choose_port("127.0.0.1", ENGINE_PORT + i, taken) for i in range(settings.engines)]
@@ -147,6 +165,7 @@ class Stack:
             self._add("proxy", "rhizome_proxy", ["--port", str(proxy_port), "--backends", backends])
             target = self.proxy_address = f"127.0.0.1:{proxy_port}"
         gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]
+        gateway += ["--graceful-shutdown-s", str(DRAIN_TIMEOUT_S)]
         self._add("gateway", "rhizome_gateway", gateway)
 
     def _add(
@@ -193,22 +212,45 @@ class Stack:
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
+    return _listening_problem(host, port) is None
+
+
+def _listening_problem(host: str, port: int) -> OSError | None:
+    """What would keep a server from listening there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None
 
 
 def _choose_port(host: str, wanted: int, taken: set[int], *, strict: bool = False) -> int:
     """Return `wanted` or, unless `strict`, the next free port after it; remember it in `taken`."""
-    if strict and not port_is_free(host, wanted):
-        raise StackError(f"port {wanted} on {host} is taken; choose another one with --port.")
+    if strict and (problem := _listening_problem(host, wanted)):
+        if problem.errno == errno.EADDRINUSE:
+            raise StackError(f"port {wanted} on {host} is taken; choose another one with --port.")
+        raise StackError(
+            f"nothing can listen on port {wanted} of {host} ({problem.strerror}); choose an address of this "
+            "machine with --host, and a port that you may use with --port."
+        )
     for port in range(wanted, min(wanted + 1000, 65536)):
         if port not in taken and port_is_free(host, port):
             taken.add(port)
             return port
     raise StackError(f"no free port from {wanted} on; stop something, or choose another range.")
+
+
+def _make_log_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise StackError(
+            f"the logs cannot be written to {folder.absolute()}; "
+            "run this from a directory that you may write to."
+        )

@@ -142,7 +142,7 @@ class EngineSession:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     info = await self.client.model_info()
                 tokenizer = await self._tokenizer(info)
-            except (EngineError, TimeoutError, ValueError) as error:
+            except Exception as error:  # a checkpoint's files may be broken in any way
                 self._note_problem(error)
                 return False
             # Replicas behind a proxy differ in these, and answer in turn.
@@ -181,16 +181,16 @@ class EngineSession:
         if isinstance(error, EngineError):
             problem = error
         else:  # the tokenizer's files are unusable
-            problem = EngineError(grpc.StatusCode.INTERNAL, str(error))
+            text = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            problem = EngineError(grpc.StatusCode.INTERNAL, text)
         if self._answered or self._problem is None or self._problem.message != problem.message:
-            _log.warning("no engine is ready: %s", problem.message)
+            unexpected = not isinstance(error, EngineError | ValueError)
+            _log.warning("no engine is ready: %s", problem.message, exc_info=error if unexpected else None)
         self._answered, self._problem = False, problem
 
     async def _keep_fresh(self) -> None:
         while True:
-            try:
-                answered = await self.refresh()
-            except Exception:
-                _log.exception("asking the engine what it serves failed")
-                answered = False
-            await asyncio.sleep(self._refresh_s if answered else _RETRY_S)
+            await self.refresh()
+            # An engine that is away may be there in a moment; a broken tokenizer stays broken for a while.
+            away = self._problem is not None and self._problem.code != grpc.StatusCode.INTERNAL
+            await asyncio.sleep(_RETRY_S if away else self._refresh_s)

@@ -17,6 +17,13 @@ MAX_MESSAGE_BYTES = 2048
 INVALID = "invalid_request_error"
 
 
+_INSIDE = {
+    "engine_unavailable": "No engine is ready to answer. Try again in a moment.",
+    "internal_error": "The engine was lost or failed while it worked on this request. Send it again; if that "
+    "does not help, the server's log says more.",
+}
+
+
 class ApiError(Exception):
     """An error as a client sees it.
 
@@ -49,13 +56,21 @@ class ApiError(Exception):
 
     @classmethod
     def from_engine(cls, error: EngineError) -> ApiError:
-        """Translate by the one table of errors; where waiting helps, say how long."""
+        """Translate by the one table of errors; where waiting helps, say how long.
+
+        What failed inside is for the log: its text may name hosts, ports and files.
+        """
         http = http_error(error)
         retry = {}
         if http.status in (429, 503):
             retry = {"Retry-After": str(max(1, math.ceil(error.retry_after_s or 1.0)))}
         return cls(
-            http.status, error.message, kind=http.type, code=http.code, param=error.param, headers=retry
+            http.status,
+            _INSIDE.get(http.code, error.message),
+            kind=http.type,
+            code=http.code,
+            param=error.param,
+            headers=retry,
         )
 
     def envelope(self) -> dict[str, Any]:

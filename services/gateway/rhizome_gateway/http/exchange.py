@@ -104,9 +104,12 @@ class Exchange(Response):
     def _failure(self, error: Exception) -> ApiError:
         if isinstance(error, ApiError):
             return error
-        if isinstance(error, EngineError):
-            return ApiError.from_engine(error)
         request_id = request_id_of(self._scope)
+        if isinstance(error, EngineError):
+            failure = ApiError.from_engine(error)
+            if failure.status >= 500:
+                _log.warning("request %s: %s", request_id, error.message)
+            return failure
         _log.exception("request %s failed", request_id)
         return internal_error(request_id)
 

@@ -1,9 +1,10 @@
-"""uvicorn's HTTP/1.1 protocol with a cap on headers and errors in the envelope."""
+"""uvicorn's HTTP/1.1 protocol with a cap on headers, errors in the envelope, and bodies beside `Upgrade`."""
 
 from __future__ import annotations
 
 import http
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rhizome_gateway.errors import ApiError
@@ -13,12 +14,65 @@ class _HeadersTooLargeError(Exception):
     """Ends the parsing of a request."""
 
 
+class _UpgradeIgnoringProtocol(HttpToolsProtocol):
+    """Reads the body of a request that offers another protocol.
+
+    Java's HTTP client says `Upgrade: h2c` in its first request. A server may ignore that offer, but httptools
+    ends the message right after such headers. So it is shown the same message once more, without the offer,
+    and what it says about the headers is not heard a second time.
+    """
+
+    body_head = b""
+    resuming = False
+
+    def on_message_begin(self) -> None:
+        if not self.resuming:
+            self.body_head = b""
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self.resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.resuming:
+            super().on_header(name, value)
+            if name.lower() in (b"content-length", b"transfer-encoding"):
+                self.body_head = b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % (name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self.resuming:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not (self.body_head and self.parser.should_upgrade()):  # else the body is still to come
+            super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        while data and not self.transport.is_closing():
+            data = self._parse(data)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Return what is left behind the headers of a request that offered an upgrade."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self.body_head:
+                self.resuming = True
+                self.parser.feed_data(self.body_head)
+                self.resuming = False
+            return data[offer.args[0] :]
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        return b""
+
+
 def capped_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
     """Make the protocol class for uvicorn; it keeps no more than so many bytes of URL and headers."""
 
-    class CappedProtocol(HttpToolsProtocol):
+    class CappedProtocol(_UpgradeIgnoringProtocol):
         header_bytes = 0
-        refused = False
 
         def on_message_begin(self) -> None:
             self.header_bytes = 0
@@ -31,10 +85,6 @@ def capped_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
         def on_header(self, name: bytes, value: bytes) -> None:
             self._count(len(name) + len(value))
             super().on_header(name, value)
-
-        def data_received(self, data: bytes) -> None:
-            if not self.refused:
-                super().data_received(data)
 
         def send_400_response(self, msg: str) -> None:
             if self.header_bytes > max_header_bytes:
@@ -54,7 +104,9 @@ def capped_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
                 raise _HeadersTooLargeError  # httptools turns it into a parser error
 
         def _refuse(self, error: ApiError) -> None:
-            self.refused = True
+            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+                self.transport.close()  # an answer to an earlier request is on its way; nothing fits into it
+                return
             body = error.body()
             head = (
                 f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"

@@ -30,10 +30,16 @@ async def prompt_token_ids(
     Raises:
         ApiError: 400; the template refuses the conversation, or it does not fit into the context.
     """
-    size = sum(len(message.content or "") for message in request.messages)
+    size = sum(map(_size, request.messages))
     if size <= _INLINE_CHARS and not tools:
         return _token_ids(served, request, tools)
     return await asyncio.to_thread(_token_ids, served, request, tools)
+
+
+def _size(message: Message) -> int:
+    """Characters that a message adds to the prompt, roughly."""
+    calls = sum(len(str(call.function.arguments)) for call in message.tool_calls or ())
+    return len(message.role) + len(message.content or "") + len(message.name or "") + calls
 
 
 def _token_ids(
@@ -50,7 +56,7 @@ def _token_ids(
             )
         prompt = template.render(
             template_messages(request.messages, template),
-            tools=tools,
+            tools=None if tools is None else template_tools(tools),
             add_generation_prompt=request.add_generation_prompt is not False,
             **(request.chat_template_kwargs or {}),
         )
@@ -86,7 +92,7 @@ def template_messages(messages: Sequence[Message], template: ChatTemplate) -> li
         role = message.role
         if role == "developer" and not knows_developer:
             role = "system"
-        entry: dict[str, Any] = {"role": role, "content": message.content or ""}
+        entry: dict[str, Any] = {"role": role, "content": message.content or message.refusal or ""}
         if message.name is not None:
             entry["name"] = message.name
         if message.tool_call_id is not None:
@@ -95,7 +101,7 @@ def template_messages(messages: Sequence[Message], template: ChatTemplate) -> li
             entry["tool_calls"] = [
                 {
                     "id": call.id,
-                    "type": call.type,
+                    "type": "function",
                     "function": {
                         "name": call.function.name,
                         "arguments": _arguments(call.function.arguments, index, position),
@@ -107,7 +113,15 @@ def template_messages(messages: Sequence[Message], template: ChatTemplate) -> li
     return rendered
 
 
-def _arguments(arguments: str | dict[str, Any], message: int, call: int) -> dict[str, Any]:
+def template_tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tools as the client declared them, less what it set to null; schemas may hold nulls of their own."""
+    return [
+        tool | {"function": {name: value for name, value in tool["function"].items() if value is not None}}
+        for tool in tools
+    ]
+
+
+def _arguments(arguments: str | dict[str, Any] | None, message: int, call: int) -> dict[str, Any]:
     if isinstance(arguments, dict):
         return arguments
     try:

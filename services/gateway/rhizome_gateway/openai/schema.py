@@ -67,18 +67,27 @@ Content = Annotated[
 """The text of a message, sent as a string or as a list of text parts."""
 
 
+def _whole(value: Any) -> Any:
+    """5.0 is an integer for JSON Schema, and some clients know no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
+"""An integer, written with or without a fraction of zero."""
+
+
 class FunctionCall(_Fields):
     """A function that the model called earlier."""
 
     name: str
-    arguments: str | dict[str, Any] = "{}"
+    arguments: str | dict[str, Any] | None = None
 
 
 class ToolCall(_Fields):
     """One call of an assistant's message."""
 
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: FunctionCall
 
 
@@ -87,13 +96,17 @@ class Message(_Fields):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        said = self.content is not None or (
+            self.role == "assistant" and (self.tool_calls or self.refusal is not None)
+        )
+        if not said:
             raise refuse("invalid_value", "A message must have content.")
         return self
 
@@ -142,19 +155,19 @@ class SamplingFields(_Fields):
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 keep all tokens")
+    top_k: Whole | None = Field(None, ge=-1, lt=2**31, description="0 and -1 keep all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
+    seed: Whole | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stop: str | list[str] | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, max_length=128)
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    min_tokens: Whole | None = Field(None, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _stop_strings_are_usable(self) -> Self:
@@ -178,13 +191,13 @@ class ChatCompletionRequest(SamplingFields):
 
     model: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
-    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")
-    n: int | None = Field(None, ge=1, le=128, description="how many answers")
+    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31)
+    max_tokens: Whole | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")
+    n: Whole | None = Field(None, ge=1, le=128, description="how many answers")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
     tool_choice: str | dict[str, Any] | None = Field(None, description="'auto' or 'none'")
