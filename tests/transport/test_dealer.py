@@ -73,3 +73,15 @@ async def test_a_cancelled_receive_loses_nothing(context, endpoint):
     assert frame.welcome.instance_id == server.instance_id
     connection.close()
     server.close()
+
+
+async def test_too_many_sockets_are_an_engine_error_and_leave_none_behind(endpoint):
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, 2)  # one connection needs three
+    try:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="no further connection") as caught:
+                DealerConnection(context, endpoint)
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    finally:
+        context.destroy(linger=0)

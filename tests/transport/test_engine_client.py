@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import grpc
 import pytest
+import zmq.asyncio
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
@@ -20,6 +21,8 @@ from rhizome.engine.v1.generate_pb2 import (
 )
 from rhizome_testing.scripted_engine import TOKENIZER_FILES, ScriptedCore
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frames import FrameMultiplexer
+from rhizome_transport.zmq_link import ZmqLink
 
 
 def ask(request_id: str, tokens: int = 5) -> GenerateRequest:
@@ -249,3 +252,21 @@ async def test_the_engine_notices_that_a_client_vanished(wired, until):
 async def test_wait_ready_returns_and_gives_up(wired):
     await wired.client.wait_ready(5.0)
     await wired.client.close()
+
+
+async def test_an_unexpected_failure_to_connect_is_tried_again(endpoint):
+    core = ScriptedCore(endpoint)
+    context = zmq.asyncio.Context()
+    failures = [ValueError("surprise")]
+
+    async def open_link():
+        if failures:
+            raise failures.pop()
+        return await ZmqLink.open(context, endpoint)
+
+    frames = FrameMultiplexer(open_link, target=endpoint, peer_name="test")
+    events = [event async for event in frames.generate(ask("count-2"))]
+    assert events[-1].HasField("finished")
+    await frames.close()
+    context.destroy(linger=0)
+    core.stop()

@@ -22,6 +22,7 @@ from rhizome.engine.v1.frames_pb2 import (
 )
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse, TokenDelta
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport import frame_server
 from rhizome_transport.frame_server import FrameServer, Peer
 
 
@@ -232,3 +233,37 @@ def test_a_message_beyond_the_limit_costs_the_connection_not_the_server(server, 
     poll_for(server, lambda: bool(reported.extend(server.take_gone()) or reported))
     assert reported == [peer]
     greet(server, connect())
+
+
+def test_a_peer_that_grants_credit_and_never_reads_is_dropped(server, connect):
+    peer = greet(server, connect(), credit=2**32 - 1)
+    for step in range(100_000):
+        server.emit(peer, delta("r", step))
+        server.flush(step)
+        if peer.gone:
+            break
+    assert peer.gone
+    assert server.take_gone() == [peer]
+
+
+def test_a_peer_without_credit_that_asks_without_end_is_dropped(server, connect):
+    peer = greet(server, connect(), credit=1)
+    for number in range(100_000):
+        server.emit(peer, delta(str(number), 1))
+        if peer.gone:
+            break
+    assert server.take_gone() == [peer]
+
+
+def test_a_peer_that_sends_without_pause_does_not_hold_up_the_loop(server, connect, monkeypatch):
+    monkeypatch.setattr(frame_server, "_MOST_FRAMES_PER_POLL", 10)
+    raw = connect()
+    greet(server, raw)
+    for number in range(100):
+        raw.send(cancel=Cancel(request_id=str(number)))
+    received: list[tuple[Peer, ClientFrame]] = []
+    while len(received) < 100:
+        some = server.poll(1_000)
+        assert len(some) <= 10
+        received += some
+    assert [frame.cancel.request_id for _, frame in received] == [str(number) for number in range(100)]

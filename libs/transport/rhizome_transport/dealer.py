@@ -17,6 +17,9 @@ from zmq.utils.monitor import parse_monitor_message
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
 
+RELAYED_IDENTITY_PREFIX = b"relayed-"
+"""Begins the ZeroMQ identity of a connection that carries the frames of somebody from elsewhere."""
+
 HEARTBEAT_INTERVAL_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 
@@ -41,18 +44,33 @@ class DealerConnection:
     Args:
         context: shared by all connections of a process.
         endpoint: `ipc:///path`.
+        identity: how the server addresses it, not used before; made up by ZeroMQ when empty.
+
+    Raises:
+        EngineError: UNAVAILABLE, there are too many sockets or open files already.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, *, identity: bytes = b"") -> None:
         self._endpoint = endpoint
-        self._socket = context.socket(zmq.DEALER)
+        try:
+            self._socket = context.socket(zmq.DEALER)
+            try:
+                self._monitor = self._socket.get_monitor_socket(_BROKEN_EVENTS)
+            except zmq.ZMQError:
+                self._socket.close(linger=0)
+                raise
+        except zmq.ZMQError as error:
+            raise EngineError(
+                grpc.StatusCode.UNAVAILABLE, f"no further connection to {endpoint} can be opened: {error}"
+            ) from error
         self._socket.linger = 0
+        if identity:
+            self._socket.routing_id = identity
         self._socket.maxmsgsize = MAX_MESSAGE_BYTES
         self._socket.reconnect_ivl = _NEVER_MS
         self._socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
         self._socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
         self._socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
-        self._monitor = self._socket.get_monitor_socket(_BROKEN_EVENTS)
         self._pending: asyncio.Future[bytes] | None = None
         self._watching = asyncio.ensure_future(self._watch())
         self._socket.connect(endpoint)

@@ -30,6 +30,10 @@ from rhizome.common.v1 import common_pb2
 
 DOMAIN = "rhizome"
 
+MAX_MESSAGE_CHARS = 1024
+"""A message may quote what a peer sent, and travels up to three times in HTTP/2 trailers, whose usual limit
+is 8 KiB together."""
+
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -38,7 +42,8 @@ class EngineError(Exception):
 
     Attributes:
         code: the gRPC status code.
-        message: what was wrong, what was expected and what to do; safe to show to a user.
+        message: what was wrong, what was expected and what to do; safe to show to a user. Cut to
+            `MAX_MESSAGE_CHARS`.
         reason: UPPER_SNAKE refinement, such as `CONTEXT_LENGTH_EXCEEDED`; empty when there is none.
         param: the request field that is wrong, where one is.
         retry_after_s: when to try again, in seconds, where waiting helps.
@@ -53,6 +58,8 @@ class EngineError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = message[: MAX_MESSAGE_CHARS - 1] + "…"
         super().__init__(message)
         self.code = code
         self.message = message

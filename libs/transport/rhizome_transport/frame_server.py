@@ -25,13 +25,20 @@ from rhizome.engine.v1.frames_pb2 import (
 )
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from rhizome_transport.dealer import HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS
+from rhizome_transport.dealer import (
+    HEARTBEAT_INTERVAL_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    RELAYED_IDENTITY_PREFIX,
+)
 from rhizome_transport.ipc import IpcLock
 from rhizome_transport.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
 _LEAST_CREDIT = 1
+_MOST_UNREAD_FRAMES = 16_384
+_MOST_WAITING_EVENTS = 65_536
+_MOST_FRAMES_PER_POLL = 1_024
 _PROBE_EVERY_MS = 20
 _PROBE_FOR_S = 1.0
 _LAST_WORDS_MS = 500
@@ -52,6 +59,11 @@ class Peer:
     name: str
     outbox: Outbox = field(repr=False)
     gone: bool = False
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its frames come from another process than the one that connected, maybe another host."""
+        return self.identity.startswith(RELAYED_IDENTITY_PREFIX)
 
 
 @dataclass(slots=True)
@@ -132,9 +144,12 @@ class FrameServer:
         return gone
 
     def emit(self, peer: Peer, event: RequestEvent) -> None:
-        """Queue one event for the next `flush`."""
-        if not peer.gone:
-            peer.outbox.put(event)
+        """Queue one event for the next `flush`; a peer that lets them pile up without end is dropped."""
+        if peer.gone:
+            return
+        peer.outbox.put(event)
+        if peer.outbox.waiting_events > _MOST_WAITING_EVENTS:
+            self._lose(peer)
 
     def reply(self, peer: Peer, result: CallResult) -> None:
         """Queue one answer to a call for the next `flush`."""
@@ -166,7 +181,8 @@ class FrameServer:
         socket.linger = 0
         socket.maxmsgsize = MAX_MESSAGE_BYTES
         socket.router_mandatory = True
-        socket.sndhwm = 0  # credit bounds what is under way; a full pipe could only lose frames
+        # Credit bounds what is under way to an honest peer; who grants more than it reads is dropped here.
+        socket.sndhwm = _MOST_UNREAD_FRAMES
         socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
         socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
         socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
@@ -176,7 +192,7 @@ class FrameServer:
         return socket
 
     def _receive(self, received: list[tuple[Peer, ClientFrame]]) -> None:
-        while True:
+        for _ in range(_MOST_FRAMES_PER_POLL):  # whoever sends without pause must not hold up the steps
             try:
                 parts = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:

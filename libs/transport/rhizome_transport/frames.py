@@ -18,6 +18,7 @@ from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
 from rhizome_transport.inbox import CallInbox, RequestInbox
 from rhizome_transport.link import OpenLink
@@ -117,8 +118,9 @@ class FrameMultiplexer:
         submit = Submit(request=request, trace=trace)
         if deadline is not None:
             submit.timeout.CopyFrom(_duration(deadline - time.monotonic()))
+        frame = _within_limit(ClientFrame(submit=submit))
         inbox = session.requests[request_id] = RequestInbox()
-        session.send(ClientFrame(submit=submit))
+        session.send(frame)
         try:
             while True:
                 try:
@@ -153,8 +155,9 @@ class FrameMultiplexer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         session = await self.connection(timeout_s)
         call_id = uuid.uuid4().hex
+        frame = _within_limit(ClientFrame(call=Call(call_id=call_id, method=method, request=request)))
         inbox = session.calls[call_id] = CallInbox()
-        session.send(ClientFrame(call=Call(call_id=call_id, method=method, request=request)))
+        session.send(frame)
         answers = []
         try:
             async with asyncio.timeout(_left(deadline)):
@@ -223,6 +226,12 @@ class FrameMultiplexer:
             except EngineError as error:
                 self._last_error = error
                 _log.debug("no connection to %s: %s", self._target, error.message)
+            except Exception as error:
+                # Nobody awaits this task: were it to end, no request would ever be served again.
+                self._last_error = EngineError(
+                    grpc.StatusCode.UNAVAILABLE, f"{type(error).__name__}: {error}"
+                )
+                _log.exception("connecting to %s failed", self._target)
             else:
                 retry_s = _FIRST_RETRY_S
                 self._last_error = None
@@ -253,6 +262,18 @@ class FrameMultiplexer:
         self._session = session
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _within_limit(frame: ClientFrame) -> ClientFrame:
+    """Refuse what the engine would answer by cutting the connection, with everybody's requests on it."""
+    size = frame.ByteSize()
+    if size > MAX_MESSAGE_BYTES:
+        raise EngineError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"the request has {size} bytes, but a frame may have {MAX_MESSAGE_BYTES}; shorten the prompt",
+            reason="REQUEST_TOO_LARGE",
+        )
+    return frame
 
 
 def _left(deadline: float | None, slack_s: float = 0.0) -> float | None:

@@ -13,20 +13,9 @@ from rhizome.engine.v1 import engine_admin_service_pb2_grpc, engine_service_pb2_
 from rhizome_transport.channel import ENGINE_ADMIN_SERVICE, ENGINE_SERVICE
 from rhizome_transport.errors import EngineError
 
-_MAX_MESSAGE_CHARS = 1024
-"""The message travels up to three times in HTTP/2 trailers, whose usual limit is 8 KiB together."""
-
 
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: EngineError) -> NoReturn:
     """End an RPC with an error and its details (`grpc-status-details-bin`)."""
-    if len(error.message) > _MAX_MESSAGE_CHARS:
-        error = EngineError(
-            error.code,
-            error.message[: _MAX_MESSAGE_CHARS - 1] + "…",
-            reason=error.reason,
-            param=error.param,
-            retry_after_s=error.retry_after_s,
-        )
     await context.abort_with_status(rpc_status.to_status(error.to_rpc_status()))
     raise AssertionError("abort_with_status always raises")
 

@@ -304,3 +304,9 @@ def test_load_counts_what_happened(harness):
     assert isinstance(h.ended["b"], FinishedEvent)
     h.clock.now += 60
     assert h.core.load().generated_tokens_per_second == 0.0
+
+
+def test_end_tokens_outside_the_vocabulary_do_no_harm(harness):
+    h = harness(eos=(-1, 999, 1000))
+    request = h.add("a", PROMPT, min_tokens=2)
+    assert request.banned_ids == (999,)  # the sampler refuses to ban what there is not

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import zmq.asyncio
 
 from rhizome.engine.v1.engine_admin_service_pb2 import (
     DrainRequest,
@@ -18,6 +19,15 @@ from rhizome.engine.v1.engine_admin_service_pb2 import (
     FlushCacheResponse,
 )
 from rhizome.engine.v1.engine_service_pb2 import AbortRequest
+from rhizome.engine.v1.frames_pb2 import (
+    Call,
+    CallResult,
+    Cancel,
+    ClientFrame,
+    EngineFrame,
+    Hello,
+    Submit,
+)
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_CANCELLED,
     FINISH_REASON_LENGTH,
@@ -25,6 +35,7 @@ from rhizome.engine.v1.generate_pb2 import (
 )
 from rhizome_testing.hash_core import HashCore, all_events, token_request, tokens_in
 from rhizome_testing.hash_runner import expected_tokens
+from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.zmq_client import ZmqEngineClient
 
@@ -283,3 +294,72 @@ async def test_stops_when_no_front_is_left(tmp_path: Path) -> None:
     await front.close()
     await eventually(lambda: not core.running)
     assert core.failure is None
+
+
+@pytest.mark.parametrize("method", ["Drain", "FlushCache"])
+async def test_administration_is_refused_to_peers_from_elsewhere(
+    hash_core: HashCore, client: ZmqEngineClient, method: str
+) -> None:
+    context = zmq.asyncio.Context()
+    stranger = DealerConnection(context, hash_core.endpoint, identity=RELAYED_IDENTITY_PREFIX + b"1")
+    try:
+        # Whatever it calls itself.
+        hello = Hello(protocol_version=1, peer_name="rhizome-engine-front", initial_credit=1)
+        await stranger.send(ClientFrame(hello=hello).SerializeToString())
+        await stranger.send(ClientFrame(call=Call(call_id="c", method=method)).SerializeToString())
+        results: list[CallResult] = []
+        while not results:
+            frame = EngineFrame.FromString(await asyncio.wait_for(stranger.receive(), 5))
+            results += frame.call_results
+        assert results[0].status.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+    finally:
+        stranger.close()
+        context.destroy(linger=0)
+    assert (await all_events(client, token_request([1])))[-1].HasField("finished")
+
+
+async def test_an_id_used_again_at_once_stays_known(hash_core: HashCore) -> None:
+    context = zmq.asyncio.Context()
+    hasty = DealerConnection(context, hash_core.endpoint)
+    run = hash_core.runner.run
+    hash_core.runner.run = lambda batch: (time.sleep(0.02), run(batch))[1]  # type: ignore[method-assign]
+    request = token_request([1, 2, 3], max_tokens=ENDLESS)
+    request.request_id = "again"
+    try:
+        await hasty.send(ClientFrame(hello=Hello(initial_credit=1000)).SerializeToString())
+        for frame in (
+            ClientFrame(submit=Submit(request=request)),
+            ClientFrame(cancel=Cancel(request_id="again")),
+            ClientFrame(submit=Submit(request=request)),
+            ClientFrame(call=Call(call_id="c", method="Drain", request=_drain_after_ms(200))),
+        ):
+            await hasty.send(frame.SerializeToString())
+        cancelled = 0
+        while cancelled < 2:
+            frame = EngineFrame.FromString(await asyncio.wait_for(hasty.receive(), 5))
+            cancelled += sum(
+                event.response.finished.reason == FINISH_REASON_CANCELLED for event in frame.events
+            )
+    finally:
+        hasty.close()
+        context.destroy(linger=0)
+
+
+def _drain_after_ms(milliseconds: int) -> bytes:
+    request = DrainRequest()
+    request.timeout.FromMilliseconds(milliseconds)
+    return request.SerializeToString()
+
+
+async def test_an_oversized_request_is_refused_and_the_others_go_on(client: ZmqEngineClient) -> None:
+    other = client.generate(token_request([1], max_tokens=ENDLESS))
+    await anext(other)
+    for request in (
+        GenerateRequest(text="x" * (64 * 1024 * 1024)),
+        GenerateRequest(model="\n" * (32 * 1024 * 1024)),  # the error must not quote all of it
+    ):
+        with pytest.raises(EngineError) as caught:
+            await all_events(client, request)
+        assert caught.value.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+        assert len(caught.value.message) < 2000
+    assert (await _collect(other))[-1].finished.reason == FINISH_REASON_LENGTH

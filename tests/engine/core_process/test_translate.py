@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grpc
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +87,16 @@ def test_log_probabilities_travel_beside_their_tokens() -> None:
     assert list(delta.token_ids) == [3]
     assert [(r.token_id, r.logprob) for r in delta.logprobs[0].top] == [(3, -0.5), (9, -1.5)]
     assert not event.final
+
+
+@pytest.mark.parametrize("param", ["sampling.logit_bias", "stop.token_ids"])
+def test_too_many_special_tokens_are_refused(param: str) -> None:
+    request = GenerateRequest(request_id="a")
+    request.token_ids.ids.append(1)
+    if param == "stop.token_ids":
+        request.stop.token_ids.extend(range(5000))
+    else:
+        request.sampling.logit_bias.update(dict.fromkeys(range(5000), 1.0))
+    with pytest.raises(EngineError) as caught:
+        to_request(Submit(request=request), None, "m", SamplingParams())
+    assert (caught.value.code, caught.value.param) == (grpc.StatusCode.INVALID_ARGUMENT, param)

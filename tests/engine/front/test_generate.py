@@ -24,13 +24,11 @@ from rhizome.engine.v1.generate_pb2 import (
     GenerateResponse,
     Message,
 )
+from rhizome_testing.buf import buf
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_text.tokenizer import Tokenizer
-from rhizome_transport.errors import from_rpc_error
+from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.grpc_client import GrpcEngineClient
-
-ROOT = Path(__file__).resolve().parents[3]
-BUF = ROOT / "node_modules" / ".bin" / "buf"
 
 
 @pytest.fixture
@@ -240,6 +238,17 @@ async def test_connect_carries_many_requests_on_one_stream(shared_engine: Engine
         await client.close()
 
 
+async def test_connect_takes_no_administration(shared_engine: EngineProcess, stub: Any) -> None:
+    client = GrpcEngineClient(shared_engine.target, peer_name="rhizome-engine-front")
+    try:
+        with pytest.raises(EngineError) as caught:
+            await client.frames.call("Drain", b"")
+        assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+    finally:
+        await client.close()
+    assert text_of(await run(stub, text_request("The engine still answers")))
+
+
 async def test_a_closed_connect_stream_cancels_what_it_left_open(
     shared_engine: EngineProcess, stub: Any
 ) -> None:
@@ -256,7 +265,7 @@ async def test_a_closed_connect_stream_cancels_what_it_left_open(
 @pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
 def test_buf_curl_lists_and_generates(shared_engine: EngineProcess, reflection: str) -> None:
     def buf_curl(*arguments: str) -> str:
-        command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
+        command = [buf(), "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
         command += ["--reflect-protocol", reflection, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

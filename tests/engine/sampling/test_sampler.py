@@ -196,3 +196,9 @@ def test_no_rows_give_no_tokens():
 def test_a_bias_outside_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="token id 50 is outside the vocabulary of 50"):
         sample(torch.zeros(1, VOCAB), [make_row(SamplingParams(logit_bias={VOCAB: 1.0}))])
+
+
+def test_a_temperature_too_small_for_float32_is_greedy():
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(3))
+    (token,) = sample(logits, [make_row(SamplingParams(temperature=1e-300))]).token_ids
+    assert token == int(logits.argmax())

@@ -18,6 +18,11 @@ from rhizome_engine.core.translate import check_model, to_load
 from rhizome_transport.errors import EngineError
 from rhizome_transport.tokenizer_chunks import split_files
 
+ADMIN_METHODS = frozenset(
+    method.name for method in admin.DESCRIPTOR.services_by_name["EngineAdminService"].methods
+)
+"""Not for peers that came in through the public port."""
+
 
 class CallHandler:
     """Answers every method that can be answered at once; `Drain` takes time and is the loop's business.
@@ -33,6 +38,8 @@ class CallHandler:
         self._model = model
         self._abort = abort
         self._load_sequence = 0
+        # Prepared: megabytes to hash and to pack would hold up a step of all requests.
+        self._tokenizer_chunks = [chunk.SerializeToString() for chunk in split_files(model.tokenizer_files)]
         self._methods: dict[str, Callable[[bytes], Iterable[bytes]]] = {
             "GetModelInfo": self._get_model_info,
             "GetTokenizer": self._get_tokenizer,
@@ -71,7 +78,7 @@ class CallHandler:
 
     def _get_tokenizer(self, request: bytes) -> Iterable[bytes]:
         check_model(engine.GetTokenizerRequest.FromString(request).model, self._model.name)
-        return [chunk.SerializeToString() for chunk in split_files(self._model.tokenizer_files)]
+        return self._tokenizer_chunks
 
     def _get_load(self, request: bytes) -> Iterable[bytes]:
         engine.GetLoadRequest.FromString(request)

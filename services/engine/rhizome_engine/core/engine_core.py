@@ -98,7 +98,8 @@ class EngineCore:
             configured_tokens=config.max_context_tokens,
             num_pages=runner.num_pages,
             page_size=runner.page_size,
-            eos_token_ids=frozenset(eos_token_ids),
+            # Some checkpoints name ids that their model does not have; those can neither come nor be banned.
+            eos_token_ids=frozenset(id_ for id_ in eos_token_ids if 0 <= id_ < runner.config.vocab_size),
         )
         self._meter = LoadMeter(clock())
         self._open: dict[tuple[Hashable, str], Request] = {}

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_engine.core.calls import CallHandler, DrainCall, failed_call
+from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler, DrainCall, failed_call
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
 from rhizome_engine.core.orphan_watch import OrphanWatch
@@ -117,6 +117,11 @@ class CoreServer:
         self._frames.emit(peer, refused(request_id, error))
 
     def _call(self, peer: Peer, call: Call) -> None:
+        if peer.relayed and call.method in ADMIN_METHODS:
+            message = f"{call.method} is for the engine's operator: use EngineAdminService on its own port"
+            error = EngineError(grpc.StatusCode.PERMISSION_DENIED, message)
+            self._frames.reply(peer, failed_call(call, error))
+            return
         if call.method == "Drain":
             try:
                 self._drain_calls.append((peer, DrainCall(call)))
@@ -135,7 +140,9 @@ class CoreServer:
         peer: Peer = event.request.peer  # type: ignore[assignment] # what `to_request` was given
         self._frames.emit(peer, to_request_event(event))
         if isinstance(event, FinishedEvent | FailedEvent):
-            self._open.pop((peer, event.request.request_id), None)
+            # The id may be in use again already, when a cancelled request's peer did not wait for its end.
+            if self._open.get((peer, event.request.request_id)) is event.request:
+                del self._open[peer, event.request.request_id]
             record_request(event, self._model.name)
 
     def _forget(self, peer: Peer) -> None:

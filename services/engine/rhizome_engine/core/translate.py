@@ -24,6 +24,8 @@ from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
 
 _MAX_REQUEST_ID_CHARS = 256
+_MAX_SPECIAL_TOKENS = 4096
+"""Biases and stop tokens of one request: they cost every step of everybody some time each."""
 _REASONS = {
     FinishReason.STOP: generate_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generate_pb2.FINISH_REASON_LENGTH,
@@ -62,6 +64,12 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
             "cancel the request, or call Generate",
             "stop.strings",
         )
+    for ids, param in (
+        (request.sampling.logit_bias, "sampling.logit_bias"),
+        (stop.token_ids, "stop.token_ids"),
+    ):
+        if len(ids) > _MAX_SPECIAL_TOKENS:
+            raise _invalid(f"{param} has {len(ids)} tokens; at most {_MAX_SPECIAL_TOKENS} are taken", param)
     return Request(
         request.request_id,
         list(request.token_ids.ids),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import TYPE_CHECKING
 
 import grpc
 import zmq.asyncio
 
 from rhizome_engine.front.core_link import CoreLink, lost_error
-from rhizome_transport.dealer import DealerConnection
+from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _LAST_WRITE_S = 1.0
+_MAX_SOCKETS = 16_384
+"""Three per stream: the connection, and both ends of its monitor. ZeroMQ's own limit is 1,023."""
 
 
 class ConnectBridge:
@@ -30,6 +33,7 @@ class ConnectBridge:
         """Take a function that gives the link to a serving core or raises EngineError."""
         self._link = link
         self._zmq = zmq.asyncio.Context.instance()
+        self._zmq.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
     async def connect(self, context: Context) -> None:
         """Serve one stream until the peer closes its side, it is cancelled, or the core is lost.
@@ -41,7 +45,8 @@ class ConnectBridge:
             EngineError: UNAVAILABLE, because there is no core or it died.
         """
         link = self._link()
-        core = DealerConnection(self._zmq, link.endpoint)
+        identity = RELAYED_IDENTITY_PREFIX + uuid.uuid4().bytes
+        core = DealerConnection(self._zmq, link.endpoint, identity=identity)
         upwards = asyncio.ensure_future(_to_core(context, core))
         downwards = asyncio.ensure_future(_to_peer(context, core))
         tasks = (upwards, downwards, asyncio.ensure_future(link.lost.wait()))

@@ -15,17 +15,17 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_engine.front.bridge import ConnectBridge
 from rhizome_engine.front.core_link import CoreLink
 from rhizome_engine.front.text_generation import TextGeneration
-from rhizome_engine.front.text_prompt import encode
+from rhizome_engine.front.text_prompt import decode, encode
 from rhizome_telemetry.propagation import from_metadata, to_proto
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 from rhizome_transport.servicer import EngineServicerBase
+from rhizome_transport.tokenizer_chunks import split_files
 from rhizome_transport.zmq_client import ZmqEngineClient
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_TOKENIZER_CHUNK_BYTES = 1 << 20
 _WATCH_INTERVAL_S = 0.25
 
 
@@ -89,10 +89,8 @@ class EngineService(EngineServicerBase):
     ) -> AsyncGenerator[messages.GetTokenizerResponse, None]:
         """The tokenizer's files in chunks."""
         tokenizer = await self._ask(lambda client: client.tokenizer_files(request.model))
-        for name, content in sorted(tokenizer.files.items()):
-            for start in range(0, max(len(content), 1), _TOKENIZER_CHUNK_BYTES):
-                chunk = content[start : start + _TOKENIZER_CHUNK_BYTES]
-                yield messages.GetTokenizerResponse(file_name=name, chunk=chunk, sha256=tokenizer.sha256)
+        for chunk in split_files(tokenizer.files):
+            yield chunk
 
     async def Tokenize(  # noqa: N802
         self, request: messages.TokenizeRequest, context: Context
@@ -112,7 +110,7 @@ class EngineService(EngineServicerBase):
         if bad is not None:
             problem = f"token id {bad} is outside the vocabulary of {self._tokenizer.vocab_size} tokens"
             raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="token_ids")
-        text = self._tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
+        text = await decode(self._tokenizer, list(request.token_ids))
         return messages.DetokenizeResponse(text=text)
 
     async def GetLoad(  # noqa: N802

@@ -13,6 +13,7 @@ from rhizome_transport.errors import EngineError
 
 _ROLES = ("system", "user", "assistant", "tool")
 _LONG_TEXT_CHARS = 4096
+_MANY_TOKENS = 1024
 
 
 async def tokenised(request: GenerateRequest, tokenizer: Tokenizer) -> GenerateRequest:
@@ -46,6 +47,13 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -
     if len(text) <= _LONG_TEXT_CHARS:
         return tokenizer.encode(text, add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+
+
+async def decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
+    """Token ids to text, special tokens included; many of them in a thread, as in `encode`."""
+    if len(token_ids) <= _MANY_TOKENS:
+        return tokenizer.decode(token_ids, skip_special_tokens=False)
+    return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=False)
 
 
 def _render(request: GenerateRequest, tokenizer: Tokenizer) -> str:

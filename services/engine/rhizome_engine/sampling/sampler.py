@@ -51,6 +51,7 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """
     device = logits.device
     temperature = torch.tensor([[row.params.temperature] for row in rows], dtype=logits.dtype, device=device)
+    temperature.clamp_(min=torch.finfo(logits.dtype).tiny)  # what is too small for the format became 0
     # Subtract first: a tiny temperature must not overflow.
     probs = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     filtered = [index for index, row in enumerate(rows) if truncates(row.params)]

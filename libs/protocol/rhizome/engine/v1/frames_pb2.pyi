@@ -212,7 +212,9 @@ class Call(message.Message):
     call_id: builtins.str
     """Comes back in the CallResult."""
     method: builtins.str
-    """Method name of EngineService or EngineAdminService, such as `GetModelInfo`."""
+    """Method name of EngineService, such as `GetModelInfo`; or of EngineAdminService, which the engine core refuses
+    to peers that came in over gRPC.
+    """
     request: builtins.bytes
     """The serialised request message."""
     def __init__(
