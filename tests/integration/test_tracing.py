@@ -154,6 +154,20 @@ def test_a_cancelled_stream_is_cancelled_in_every_service(client: OpenAI, otlp_s
         assert attributes(spans[service, "SERVER"]).get("error.type") == "cancelled", service
 
 
+def test_a_stop_string_ends_a_request_well_in_every_service(client: OpenAI, otlp_sink: OtlpSink) -> None:
+    trace_id, headers = traceparent()
+    answer = client.chat.completions.create(
+        model="rhizome-demo",
+        messages=COUNT,  # type: ignore[arg-type]
+        temperature=0,
+        stop=["5"],
+        extra_headers=headers,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    spans = wait_complete(otlp_sink, trace_id)
+    assert all(span.status != "ERROR" for span in spans.values())
+
+
 def test_a_callers_trace_is_continued_and_a_missing_one_is_begun(stack: RunningStack) -> None:
     trace_id, headers = traceparent()
     assert httpx.get(f"{stack.url}/v1/models", headers=headers).headers["x-trace-id"] == trace_id

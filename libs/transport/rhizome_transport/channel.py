@@ -22,9 +22,12 @@ CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Also how long one attempt to connect may take, so not less on a busy machine.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # `http_proxy` in the environment is for the outside world, not for traffic between our own services.
+    ("grpc.enable_http_proxy", 0),
 )
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (

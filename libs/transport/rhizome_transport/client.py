@@ -47,11 +47,11 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """End a request but keep reading it.
 
-        A `finished` event with reason CANCELLED, usage and timings follows on its generator. Unknown ids
-        are ignored.
+        A `finished` event with usage and timings follows on its generator. Its reason is CANCELLED, or STOP
+        for a caller that is `satisfied`: it has found its stop string. Unknown ids are ignored.
         """
         ...
 

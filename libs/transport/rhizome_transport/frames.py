@@ -136,10 +136,10 @@ class FrameMultiplexer:
                 inbox.abandon()
                 session.cancel(request_id)
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """End a request but keep reading it; see `client.EngineClient.cancel`."""
         if self._session is not None and request_id in self._session.requests:
-            self._session.cancel(request_id)
+            self._session.cancel(request_id, satisfied=satisfied)
 
     async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
         """Call a method of the engine's services inside the stream.

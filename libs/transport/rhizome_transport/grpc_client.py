@@ -69,9 +69,9 @@ class GrpcEngineClient:
         """See `client.EngineClient`."""
         return self.frames.generate(request, timeout_s=timeout_s, trace=trace)
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """See `client.EngineClient`."""
-        await self.frames.cancel(request_id)
+        await self.frames.cancel(request_id, satisfied=satisfied)
 
     async def model_info(self, model: str = "") -> GetModelInfoResponse:
         """See `client.EngineClient`."""

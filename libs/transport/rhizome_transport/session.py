@@ -103,9 +103,9 @@ class Session:
         """Queue one frame."""
         self._unsent.put_nowait(frame)
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """Ask the engine to end a request."""
-        self.send(ClientFrame(cancel=Cancel(request_id=request_id)))
+        self.send(ClientFrame(cancel=Cancel(request_id=request_id, satisfied=satisfied)))
 
     def fail(self, cause: EngineError) -> None:
         """End everything that is open: what has not begun may be tried elsewhere, the rest may not."""

@@ -65,9 +65,9 @@ class ZmqEngineClient:
         """See `client.EngineClient`."""
         return self.frames.generate(request, timeout_s=timeout_s, trace=trace)
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """See `client.EngineClient`."""
-        await self.frames.cancel(request_id)
+        await self.frames.cancel(request_id, satisfied=satisfied)
 
     async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
         """Call any method of EngineService or EngineAdminService by name.

@@ -141,7 +141,7 @@ class LLM:
             while self.core.has_work:
                 for event in self.core.step():
                     if answers[event.request.request_id].take(event):
-                        self.core.cancel(event.request.request_id)
+                        self.core.cancel(event.request.request_id, satisfied=True)
         except BaseException:
             self.core.drop_peer(None)
             raise

@@ -310,3 +310,13 @@ def test_end_tokens_outside_the_vocabulary_do_no_harm(harness):
     h = harness(eos=(-1, 999, 1000))
     request = h.add("a", PROMPT, min_tokens=2)
     assert request.banned_ids == (999,)  # the sampler refuses to ban what there is not
+
+
+def test_a_satisfied_caller_completes_its_request(harness):
+    h = harness()
+    h.add("a", PROMPT, max_tokens=50)
+    h.step()
+    assert h.core.cancel("a", satisfied=True)
+    h.finish()
+    assert h.ended["a"].reason is FinishReason.STOP
+    assert (h.core.load().totals.completed, h.core.load().totals.aborted) == (1, 0)

@@ -134,8 +134,13 @@ class EngineCore:
         self._meter.totals.received += 1
         self._open[request.key] = request
 
-    def cancel(self, request_id: str, peer: Hashable = None) -> bool:
+    def cancel(self, request_id: str, peer: Hashable = None, *, satisfied: bool = False) -> bool:
         """End a request in whatever state it is; its pages are free at once, the event comes with `step`.
+
+        Args:
+            request_id: as the peer called it.
+            peer: who asks.
+            satisfied: the caller has all that it wants, so the request was completed rather than aborted.
 
         Returns:
             whether it was open; a request that just finished is not, which is no error.
@@ -143,8 +148,12 @@ class EngineCore:
         request = self._open.get((peer, request_id))
         if request is None:
             return False
-        self._meter.totals.aborted += 1
-        self._pending.append(self._finish(request, FinishReason.CANCELLED))
+        finished = self._finish(request, FinishReason.STOP if satisfied else FinishReason.CANCELLED)
+        if satisfied:
+            self._meter.completed(finished.timings)
+        else:
+            self._meter.totals.aborted += 1
+        self._pending.append(finished)
         return True
 
     def drop_peer(self, peer: Hashable) -> int:

@@ -89,7 +89,7 @@ class CoreServer:
         if kind == "submit":
             self._submit(peer, frame.submit)
         elif kind == "cancel":
-            self._core.cancel(frame.cancel.request_id, peer)
+            self._core.cancel(frame.cancel.request_id, peer, satisfied=frame.cancel.satisfied)
         elif kind == "call":
             self._call(peer, frame.call)
 

@@ -70,7 +70,7 @@ class TextGeneration:
                     was_stopped = translation.matched_stop is not None
                     outgoing = translation.translate(event)
                     if translation.matched_stop is not None and not was_stopped:
-                        await link.client.cancel(core_id)
+                        await link.client.cancel(core_id, satisfied=True)
                 for response in outgoing:
                     emitted = True
                     yield response

@@ -119,7 +119,7 @@ async def generate_choice(
                     used += chunk.num_tokens
                     stopped = chunk.matched_stop is not None
                     if stopped:
-                        await client.cancel(request.request_id)
+                        await client.cancel(request.request_id, satisfied=True)
                     logprobs = _logprobs(delta, chunk.num_tokens, tokenizer, skip_special_tokens)
                     if chunk.text or logprobs:
                         yield Delta(index, chunk.text, logprobs)

@@ -36,9 +36,9 @@ def credit(frames: int) -> bytes:
     return ClientFrame(credit=Credit(frames=frames)).SerializeToString()
 
 
-def cancel(request_id: str) -> bytes:
+def cancel(request: Cancel) -> bytes:
     """Ends a request at its engine."""
-    return ClientFrame(cancel=Cancel(request_id=request_id)).SerializeToString()
+    return ClientFrame(cancel=request).SerializeToString()
 
 
 def welcome(instance_id: str) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame, Submit
+from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateResponse
 from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
 from rhizome_proxy.service import frames
@@ -44,6 +44,7 @@ class OpenRequest:
         link: the engine's stream that it is on.
         started: the peer has seen an event, so the request can no longer go elsewhere.
         cancelled: the peer asked to end it.
+        satisfied: the peer asked to end it because it has all that it wants.
     """
 
     request_id: str
@@ -53,6 +54,7 @@ class OpenRequest:
     link: EngineLink | None = None
     started: bool = False
     cancelled: bool = False
+    satisfied: bool = False
 
 
 class PeerSession:
@@ -97,7 +99,7 @@ class PeerSession:
             case "submit":
                 self._submit(frame.submit)
             case "cancel":
-                self._cancel(frame.cancel.request_id)
+                self._cancel(frame.cancel)
             case "credit":
                 self._outbox.add_credit(frame.credit.frames)
             case "ping":
@@ -161,11 +163,12 @@ class PeerSession:
             )
         return None
 
-    def _cancel(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
+    def _cancel(self, cancel: Cancel) -> None:
+        request = self._requests.get(cancel.request_id)
         if request is not None and request.link is not None:
             request.cancelled = True
-            request.link.send(frames.cancel(request_id))
+            request.satisfied = cancel.satisfied
+            request.link.send(frames.cancel(cancel))
 
     # Towards the engines
 
@@ -199,7 +202,7 @@ class PeerSession:
         """The engine refused or broke before the first event, so the peer need not know."""
         request.route.refused(error)
         if request.cancelled:
-            self._end(request, "CANCELLED")
+            self._end(request, "OK" if request.satisfied else "CANCELLED")
             self._outbox.put_events(frames.request_cancelled(request.request_id))
         else:
             self._dispatch(request)
@@ -252,7 +255,7 @@ class PeerSession:
             return verdict
         request.started = True
         if event.final:
-            cancelled = request.cancelled
+            cancelled = request.cancelled and not request.satisfied
             if tracing_enabled():
                 finished = GenerateResponse.FromString(event.response).finished
                 cancelled = finished.reason == FINISH_REASON_CANCELLED
@@ -276,7 +279,7 @@ class PeerSession:
             if not request.started:
                 self._elsewhere(request, error)
             elif request.cancelled:
-                self._end(request, "CANCELLED")
+                self._end(request, "OK" if request.satisfied else "CANCELLED")
                 self._outbox.put_events(frames.request_cancelled(request.request_id))
             else:
                 self._fail(request, engine_lost(backend, error))

@@ -142,21 +142,27 @@ class Submit(message.Message):
 
 @typing.final
 class Cancel(message.Message):
-    """Cancel ends a request in whatever state it is; a `finished` event with reason CANCELLED follows."""
+    """Cancel ends a request in whatever state it is; a `finished` event follows."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    SATISFIED_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The request to end; unknown ones are ignored, because they may just have finished."""
+    satisfied: builtins.bool
+    """The caller has all that it wants, as after a stop string: the request counts as completed and ends with
+    reason STOP rather than CANCELLED.
+    """
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
+        satisfied: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["request_id", b"request_id", "satisfied", b"satisfied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
