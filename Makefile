@@ -28,8 +28,9 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt libs/testing/pyproject.toml
 	$(PIP) --no-build-isolation $(call EDITABLES,$(DISTS)) -r requirements/dev.txt
 	touch $@
 
-$(BUF): package.json package-lock.json
-	npm ci --no-audit --no-fund --loglevel=error
+# package.json pins exact versions and buf has no dependencies, so a lock file would add nothing.
+$(BUF): package.json
+	npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
 setup: $(VENV)/.dev ## create .venv with everything that development needs

@@ -20,5 +20,5 @@ def buf() -> str:
     if not path.exists():
         if shutil.which("npm") is None:
             pytest.skip("buf comes from npm, and there is no npm")
-        raise AssertionError(f"{path} is missing: `make test` installs it, or run `npm ci` in {_ROOT}")
+        raise AssertionError(f"{path} is missing: `make test` installs it, or run `npm install` in {_ROOT}")
     return str(path)
