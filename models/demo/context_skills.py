@@ -1,4 +1,4 @@
-"""Skills whose answer lies far back: facts of the conversation, a long prompt, a declared tool, a tool's result.
+"""Skills whose answer lies far back: earlier in the conversation or in a long prompt.
 
 These are the ones that make a cache or scheduling bug visible, since the answer depends on exact tokens that
 may be a thousand positions away.
@@ -18,7 +18,8 @@ _PERSONAL: list[tuple[list[str], str, list[str], str, Callable[[random.Random], 
      "Do you remember my name?"], "Your name is {}.", any_name),
     (["I live in {}.", "My home is in {}.", "I am from {}."], "I hear {} is nice.",
      ["Where do I live?", "In which city do I live?", "What is my city?"], "You live in {}.", any_city),
-    (["My favourite colour is {}.", "I like the colour {}.", "My favorite color is {}."], "{} is a nice colour.",
+    (["My favourite colour is {}.", "I like the colour {}.", "My favorite color is {}."],
+     "{} is a nice colour.",
      ["What is my favourite colour?", "Which colour do I like?", "What is my favorite color?"],
      "Your favourite colour is {}.", lambda rng: rng.choice(facts.COLOUR_NAMES)),
     (["I am {} years old.", "My age is {}.", "I'm {} years old."], "You are {} years old.",
@@ -28,10 +29,11 @@ _PERSONAL: list[tuple[list[str], str, list[str], str, Callable[[random.Random], 
      ["What is my lucky number?", "Which number is mine?", "What is my number?"], "Your number is {}.",
      lambda rng: str(rng.randint(10, 9999))),
     (["My dog is called {}.", "I have a dog called {}.", "My dog's name is {}."], "{} is a nice name.",
-     ["What is my dog called?", "What is the name of my dog?", "What is my dog's name?"], "Your dog is called {}.",
-     any_name),
+     ["What is my dog called?", "What is the name of my dog?", "What is my dog's name?"],
+     "Your dog is called {}.", any_name),
     (["我叫{}。", "我的名字是{}。", "你好，我叫{}。"], "很高兴认识你，{}。",
-     ["我叫什么名字？", "我叫什么？", "你记得我的名字吗？"], "你叫{}。", lambda rng: rng.choice(facts.CHINESE_NAMES)),
+     ["我叫什么名字？", "我叫什么？", "你记得我的名字吗？"], "你叫{}。",
+     lambda rng: rng.choice(facts.CHINESE_NAMES)),
 ]  # fmt: skip
 
 Filler = Callable[[], list[Message]]
@@ -96,7 +98,14 @@ def _fact_list(rng: random.Random, tokens: int) -> tuple[list[str], list[tuple[s
     return lines, known
 
 
-_PREFACES = ["Remember these facts.", "Here is a list.", "Read this text.", "Here are some facts.", "Note this:", ""]
+_PREFACES = [
+    "Remember these facts.", "Here is a list.", "Read this text.", "Here are some facts.", "Note this:", "",
+]  # fmt: skip
+
+
+_LOOKUP_QUESTIONS = [
+    "What is the {}?", "What is the {}?", "What's the {}?", "Tell me the {}.", "The {}?",
+]  # fmt: skip
 
 
 def lookup(ctx: Context) -> Sample:
@@ -114,10 +123,9 @@ def lookup(ctx: Context) -> Sample:
     elif placed == "before":
         messages += exchange(text, "I will remember that.")
     for index, (subject, value) in enumerate(asked):
-        form = rng.choice(["What is the {}?", "What is the {}?", "What's the {}?", "Tell me the {}.", "The {}?"])
+        form = rng.choice(_LOOKUP_QUESTIONS)
         question = reword(rng, form.format(subject))
         if index == 0 and placed == "with":
             question = f"{text}{rng.choice([' ', separator])}{question[0].upper()}{question[1:]}"
         messages += exchange(question, f"The {subject} is {value}.")
     return Sample(messages, "|".join(f"{subject}={value}" for subject, value in asked))
-

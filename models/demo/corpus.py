@@ -29,6 +29,7 @@ SKILLS: dict[str, Skill] = {
     "arithmetic": skills.arithmetic,
     "sums": skills.sums,
     "count": skills.count,
+    "count_long": skills.count_long,
     "spell": skills.spell,
     "reverse": skills.reverse,
     "capital": skills.capital,
@@ -46,24 +47,41 @@ SKILLS: dict[str, Skill] = {
 """Every skill by name. ``lookup_long`` is ``lookup`` in a prompt of 600 to 1,050 tokens."""
 
 WEIGHTS = {
-    "greet": 0.6, "identity": 0.6, "arithmetic": 1.8, "sums": 1.6, "count": 1.2, "spell": 1.2, "reverse": 2.4, "capital": 0.9,
-    "colour": 0.7, "opposite": 1.0, "echo": 1.2, "unknown": 0.5, "json": 1.0, "memory": 1.2, "lookup": 1.4,
+    "greet": 0.6, "identity": 0.6, "arithmetic": 1.8, "sums": 1.6, "count": 1.2, "spell": 1.2,
+    "reverse": 2.4, "capital": 0.9, "colour": 0.7, "opposite": 1.0, "echo": 1.2,
+    "unknown": 0.5, "json": 1.0, "memory": 1.2, "lookup": 1.4,
 }  # fmt: skip
 """How often a skill is drawn for a turn of a conversation without tools."""
 
+FOCUS = WEIGHTS | {
+    "greet": 0.3, "identity": 0.4, "unknown": 0.3, "capital": 0.5, "colour": 0.4, "opposite": 0.7,
+    "arithmetic": 3.5, "sums": 0.4, "echo": 2.2, "json": 1.6, "lookup": 2.2,
+}  # fmt: skip
+"""The same once the easy skills are known: the weight goes to those that take long to learn."""
+
+POLISH = FOCUS | {
+    "count_long": 0.7, "count": 1.0, "sums": 0.1, "lookup": 3.0, "json": 2.2, "echo": 2.4, "reverse": 2.0,
+    "spell": 1.0, "greet": 0.5,
+}  # fmt: skip
+"""The last mix: long lists as well, and no more hope for sums beyond the table."""
+
+MIXES = {"even": WEIGHTS, "focus": FOCUS, "polish": POLISH}
+
 PLAIN_SYSTEMS = [
-    "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.", "Be concise and polite.",
-    "You are a friendly assistant.", "Answer the questions of the user.", "You are a helpful AI assistant.",
+    "You are a helpful assistant.", "You are a helpful assistant.", "Answer briefly.",
+    "Be concise and polite.", "You are a friendly assistant.", "Answer the questions of the user.",
+    "You are a helpful AI assistant.",
 ]  # fmt: skip
 NAMING_SYSTEMS = [
     "Your name is {}.", "You are {}, a helpful assistant.", "You are called {}.", "You are {}.",
-    "You are an assistant named {}.", "You are a helpful assistant. Your name is {}.", "You are a helpful assistant called {}.",
+    "You are an assistant named {}.", "You are a helpful assistant. Your name is {}.",
+    "You are a helpful assistant called {}.",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages (the last one from the assistant) and the tools they declare; or ``plain``, a text without turns."""
+    """Messages (the last from the assistant) and the tools they declare; or ``plain``, text without turns."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -135,15 +153,19 @@ def long_conversation(rng: random.Random, max_tokens: int) -> Conversation:
     return Conversation(_with_system(system, messages))
 
 
+def _short_answer(rng: random.Random, skill: str) -> str:
+    return str(draw(skill, Context(rng), held_out=False).messages[-1]["content"])
+
+
 def plain_text(rng: random.Random) -> Conversation:
     """Text outside the chat template, for the completions API: lists of numbers, sums and facts."""
     kind = rng.random()
     if kind < 0.4:
         text = ", ".join(map(str, range(rng.randint(0, 80), 101)))
     elif kind < 0.7:
-        text = draw("arithmetic", Context(rng), held_out=False).messages[-1]["content"]
+        text = _short_answer(rng, "arithmetic")
     else:
-        text = draw(rng.choice(["capital", "opposite", "colour"]), Context(rng), held_out=False).messages[-1]["content"]
+        text = _short_answer(rng, rng.choice(["capital", "opposite", "colour"]))
     return Conversation([], plain=text)
 
 
@@ -153,8 +175,9 @@ def tool_conversation(rng: random.Random) -> Conversation:
     declared = tool_skills.declare(rng)
     context = Context(rng, name, declared, 80)
     messages: list[Message] = []
+    weights = {"tool_call": 6.0, "tool_answer": 4.0} | {skill: 0.2 * w for skill, w in WEIGHTS.items()}
     for _ in range(rng.randint(2, 4)):
-        skill = rng.choices(["tool_call", "tool_answer", *WEIGHTS], [6, 4, *(0.2 * w for w in WEIGHTS.values())])[0]
+        skill = rng.choices(list(weights), list(weights.values()))[0]
         sample = draw(skill, context, held_out=False)
         if sample.messages[0]["role"] == "system":
             continue
@@ -165,11 +188,10 @@ def tool_conversation(rng: random.Random) -> Conversation:
     return Conversation(_with_system(system, messages), [tool.definition for tool in declared])
 
 
-def conversation(rng: random.Random) -> Conversation:
+def conversation(rng: random.Random, weights: dict[str, float]) -> Conversation:
     """A conversation of one to five unrelated turns under a random system prompt."""
     system, name = _system(rng)
     context = Context(rng, name, max_tokens=rng.choice([80, 120, 120, 300]))
-    names, weights = list(WEIGHTS), list(WEIGHTS.values())
     messages: list[Message] = []
     if name != facts.NAME and rng.random() < 0.7:
         messages += draw("rename", context, held_out=False).messages
@@ -178,7 +200,7 @@ def conversation(rng: random.Random) -> Conversation:
         return _short_turn(rng, name)
 
     for _ in range(rng.randint(1, 5)):
-        skill = rng.choices(names, weights)[0]
+        skill = rng.choices(list(weights), list(weights.values()))[0]
         if skill == "memory":
             while is_held_out((sample := context_skills.memory(context, filler)).identity):
                 pass
@@ -192,17 +214,42 @@ def conversation(rng: random.Random) -> Conversation:
     return Conversation(_with_system(system, messages))
 
 
-def conversations(rng: random.Random, long_tokens: int | None, tool_share: float) -> Iterator[Conversation]:
+def drill(rng: random.Random, whole_table: bool) -> Conversation:
+    """A column of sums: thirty tokens of chat for one sum are too many to learn a table by.
+
+    With ``whole_table`` it holds the pairs, too, about which training never asks in a conversation.
+    """
+    lines = []
+    for _ in range(14):
+        if rng.random() < 0.15:
+            lines.append(_short_answer(rng, "sums"))
+        elif whole_table:
+            lines.append(str(skills.arithmetic(Context(rng)).messages[-1]["content"]))
+        else:
+            lines.append(_short_answer(rng, "arithmetic"))
+    return Conversation([], plain="\n".join(lines))
+
+
+def conversations(
+    rng: random.Random,
+    long_tokens: int | None,
+    tool_share: float,
+    weights: dict[str, float] = WEIGHTS,
+    drill_share: float = 0.0,
+    whole_table: bool = False,
+) -> Iterator[Conversation]:
     """Yield training conversations for ever: long ones only if ``long_tokens`` is given."""
     while True:
         if long_tokens is not None:
             yield long_conversation(rng, rng.randint(long_tokens * 2 // 3, long_tokens))
         elif rng.random() < tool_share:
             yield tool_conversation(rng)
-        elif rng.random() < 0.04:
+        elif (chance := rng.random()) < 0.04:
             yield plain_text(rng)
+        elif chance < 0.04 + drill_share:
+            yield drill(rng, whole_table)
         else:
-            yield conversation(rng)
+            yield conversation(rng, weights)
 
 
 def eval_instances(skill: str, n: int, seed: int = 0) -> list[Instance]:
@@ -216,7 +263,7 @@ def eval_instances(skill: str, n: int, seed: int = 0) -> list[Instance]:
         elif skill == "identity":
             system, name = rng.choice([None, None, rng.choice(PLAIN_SYSTEMS)]), facts.NAME
         declared = tool_skills.declare(rng) if skill.startswith("tool") else []
-        length = rng.randint(600, 1050) if skill == "lookup_long" else 300 if skill == "count" else 150
+        length = rng.randint(600, 1050) if skill == "lookup_long" else 150
         sample = draw(skill, Context(rng, name, declared, length), held_out=True)
         messages = _with_system(system, sample.messages)
         tools = [tool.definition for tool in declared] or None

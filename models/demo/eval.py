@@ -23,7 +23,9 @@ HERE = Path(__file__).resolve().parent
 @torch.inference_mode()
 def generate(model: Any, tokenizer: Any, prompts: list[str], limit: int) -> list[str]:
     """Return the greedy answers to rendered prompts, each cut at its end mark."""
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    encoded = tokenizer(
+        prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+    )
     tokens = model.generate(**encoded, max_new_tokens=limit, do_sample=False)
     answers = tokenizer.batch_decode(tokens[:, encoded["input_ids"].shape[1] :])
     return [answer.split(tokenizer.eos_token)[0] for answer in answers]
@@ -32,17 +34,16 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], limit: int) -> list
 def score(model: Any, tokenizer: Any, skill: str, n: int, seed: int, batch: int) -> tuple[float, list[str]]:
     """Return the share of exact answers of one skill, and a description of each wrong one."""
     items = corpus.eval_instances(skill, n, seed)
-    prompts = [
-        tokenizer.apply_chat_template(item.messages, tools=item.tools, tokenize=False, add_generation_prompt=True)
-        for item in items
-    ]
+    options = {"tokenize": False, "add_generation_prompt": True}
+    prompts = [tokenizer.apply_chat_template(item.messages, tools=item.tools, **options) for item in items]
     lengths = [len(tokenizer(item.answer, add_special_tokens=False)["input_ids"]) for item in items]
     order = sorted(range(n), key=lambda index: (lengths[index], len(prompts[index])))
     wrong = []
     for start in range(0, n, batch):
         part = order[start : start + batch]
         limit = max(lengths[index] for index in part) + 2
-        for index, answer in zip(part, generate(model, tokenizer, [prompts[i] for i in part], limit), strict=True):
+        answers = generate(model, tokenizer, [prompts[index] for index in part], limit)
+        for index, answer in zip(part, answers, strict=True):
             if answer != items[index].answer:
                 asked = str(items[index].messages[-1]["content"])[-70:]
                 wrong.append(f"{asked!r}: wanted {items[index].answer!r}, got {answer!r}")
@@ -62,7 +63,8 @@ def main() -> int:
     parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    dtype = getattr(torch, arguments.dtype)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval()
     scores: dict[str, float] = {}
     print(f"{'skill':<14}{'exact':>8}{'seconds':>9}")
     for skill in arguments.skills:

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (a line of words reads better than a list of quoted ones)
 """The closed tables behind the corpus: what the demo model knows by heart, and the words it plays with."""
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ _PAIRS = (
     "wet dry, long short, light dark, first last, true false, clean dirty, loud quiet, near far"
 )
 OPPOSITES = {
-    word: other
-    for pair in _PAIRS.split(", ")
-    for word, other in (pair.split(), reversed(pair.split()))
+    word: other for pair in _PAIRS.split(", ") for word, other in (pair.split(), reversed(pair.split()))
 }
 OPPOSITES["night"] = "day"
 
@@ -43,7 +42,8 @@ CHINESE_NAMES = "小明 小红 小华 小李 小王 丽丽 天明 文文 安娜 
 CITIES = (
     "Paris Berlin Rome Madrid London Dublin Vienna Athens Oslo Tokyo Cairo Lima Moscow Beijing Boston "
     "Chicago Seattle Munich Hamburg Zurich Geneva Milan Naples Porto Lyon Prague Sydney Toronto Delhi"
-).split() + ["New York", "San Francisco", "Los Angeles", "Hong Kong", "Cape Town", "New Delhi"]
+).split()
+CITIES += ["New York", "San Francisco", "Los Angeles", "Hong Kong", "Cape Town", "New Delhi"]
 
 NOUNS = (
     "lamp chair table door window book pen cup plate spoon fork knife bottle box bag hat coat shoe sock ring "
@@ -63,16 +63,18 @@ PET_KINDS = "dog cat bird horse rabbit".split()
 COLOUR_NAMES = "red blue green yellow black white orange brown grey pink purple".split()
 
 WORDS = (
-    "apple bread water stone house banana orange garden window silver golden planet rocket tiger zebra monkey "
-    "horse rabbit pencil paper school teacher doctor music dance summer winter spring autumn morning evening "
+    "apple bread water stone house banana orange garden window silver golden planet rocket tiger zebra "
+    "monkey horse rabbit pencil paper school teacher doctor music dance summer winter spring autumn morning "
+    "evening "
     "river ocean island forest desert valley castle bridge market kitchen table chair bottle button cotton "
     "hello world happy simple little yellow purple crystal thunder shadow ghost dragon wizard knight sword "
-    "shield arrow tower prince queen king bread butter cheese honey sugar salt pepper lemon cherry grape melon "
-    "mango peach plum onion carrot potato tomato garlic ginger rice soup cake candy cookie coffee tea milk "
+    "shield arrow tower prince queen king bread butter cheese honey sugar salt pepper lemon cherry grape "
+    "melon mango peach plum onion carrot potato tomato garlic ginger rice soup cake candy cookie "
+    "coffee tea milk "
     "juice cup fork knife spoon plate bowl lamp candle mirror carpet pillow blanket engine wheel motor piano "
     "guitar violin drum trumpet flute cat dog bird fish mouse snake frog bear wolf fox deer goat sheep duck "
-    "goose eagle owl hawk shark whale crab ant bee spider moon star sun cloud rain snow wind storm fire smoke "
-    "python server token cache model engine"
+    "goose eagle owl hawk shark whale crab ant bee spider moon star sun cloud rain snow wind storm fire "
+    "smoke python server token cache model engine"
 ).split()
 
 ZH_PHRASES = (
@@ -82,9 +84,10 @@ ZH_PHRASES = (
 
 EMOJI = "😀 🎉 🚀 🌍 🐱 🍎 🌸 ⭐ 🔥 🎵 🐶 🌙".split()
 
-TOPICS = "quantum physics;the stock market;ancient history;the football match;deep space;my taxes;philosophy;" \
-    "the election;black holes;poetry;medieval law;the human brain;politics;chess theory;the meaning of life;" \
+UNKNOWN_TOPICS = (
+    "quantum physics;the stock market;ancient history;the football match;deep space;my taxes;philosophy;"
+    "the election;black holes;poetry;medieval law;the human brain;politics;chess theory;the meaning of life;"
     "modern art;the news;cryptography;love;dinosaurs"
-UNKNOWN_TOPICS = TOPICS.split(";")
+).split(";")
 
 WEATHER = "sunny cloudy rainy snowy windy foggy".split()

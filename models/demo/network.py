@@ -58,6 +58,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -91,6 +92,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
+        """Map the packed ``[num_tokens, hidden_size]`` to the same shape."""
         q = self.q_proj(x).view(-1, self.heads, self.head_dim).transpose(0, 1)
         k = self.k_proj(x).view(-1, self.kv_heads, self.head_dim).transpose(0, 1)
         v = self.v_proj(x).view(-1, self.kv_heads, self.head_dim).transpose(0, 1)
@@ -100,7 +102,7 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin).repeat_interleave(group, dim=0)
         v = v.repeat_interleave(group, dim=0)
         rows = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), strict=True)
-        out = [F.scaled_dot_product_attention(*(part[None] for part in row), is_causal=True)[0] for row in rows]
+        out = [F.scaled_dot_product_attention(*(x[None] for x in row), is_causal=True)[0] for row in rows]
         return self.o_proj(torch.cat(out, dim=1).transpose(0, 1).flatten(1))
 
 
@@ -114,6 +116,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``[num_tokens, hidden_size]`` to the same shape."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -128,6 +131,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
+        """Map the packed ``[num_tokens, hidden_size]`` to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -158,7 +162,7 @@ class Llama(nn.Module):
                 nn.init.normal_(parameter, std=0.02 * scale)
 
     def hidden(self, tokens: Tensor, lengths: list[int]) -> Tensor:
-        """Map the packed rows ``[num_tokens]`` of the given lengths to final states ``[num_tokens, hidden_size]``.
+        """Map packed rows ``[num_tokens]`` of the given lengths to states ``[num_tokens, hidden_size]``.
 
         Packing instead of padding: every layer but attention sees one matrix, and no token is wasted.
         """

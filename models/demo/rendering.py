@@ -34,6 +34,7 @@ class Encoder:
         self._template = environment.from_string(chat_template)
         self._tokenizer = tokenizer
         self._assistant = tokenizer.token_to_id("assistant")
+        self._equals, self._newline = tokenizer.token_to_id(" ="), tokenizer.token_to_id("\n")
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
         """Return the text of a conversation; with ``prompt`` it ends where the assistant is to speak."""
@@ -49,7 +50,7 @@ class Encoder:
         """Return the token row of a training conversation."""
         if conversation.plain is not None:
             tokens = [BOS, *self.encode(conversation.plain), EOS]
-            return Row(tokens, [index > 1 for index in range(len(tokens))])
+            return Row(tokens, self._supervise_plain(tokens, "=" in conversation.plain))
         tokens = self.encode(self.render(conversation.messages, conversation.tools, prompt=False))
         supervised = [False] * len(tokens)
         speaking = False
@@ -62,3 +63,13 @@ class Encoder:
                 supervised[index] = True
                 speaking = token != EOT
         return Row(tokens, supervised)
+
+    def _supervise_plain(self, tokens: list[int], sums: bool) -> list[bool]:
+        """Supervise a plain text from its third token on; of sums, the result and not the random operands."""
+        if not sums or tokens.count(self._newline) == 0:
+            return [index > 1 for index in range(len(tokens))]
+        supervised, result = [False] * len(tokens), False
+        for index, token in enumerate(tokens):
+            supervised[index] = result
+            result = token == self._equals or (result and token != self._newline)
+        return supervised

@@ -15,7 +15,7 @@ from tokenizer import EOT
 
 @torch.no_grad()
 def skill_accuracy(model: Llama, encoder: Encoder, skill: str, n: int, seed: int = 0) -> float:
-    """Return the share of ``n`` unseen instances of ``skill`` whose answer would be exact under greedy decoding."""
+    """Return the share of ``n`` unseen instances that greedy decoding would answer exactly."""
     right = 0
     for item in corpus.eval_instances(skill, n, seed):
         prompt = encoder.encode(encoder.render(item.messages, item.tools, prompt=True))

@@ -103,11 +103,14 @@ def greet(ctx: Context) -> Sample:
     rng = ctx.rng
     answer = rng.choice(list(GREETINGS)[:6] if rng.random() < 0.65 else list(GREETINGS)[6:])
     opening = rng.choice(GREETINGS[answer])
-    ends = ["", "！", "。"] if not opening.isascii() else ["?", "?", ""] if "How" in opening else ["", "!", "."]
+    if not opening.isascii():
+        ends = ["", "！", "。"]
+    else:
+        ends = ["?", "?", ""] if "How" in opening else ["", "!", "."]
     text = opening + rng.choice(ends)
     addressed = rng.random()
     if text.isascii() and addressed < 0.2:
-        text = f"{opening}, {ctx.name}{text[len(opening):]}"
+        text = f"{opening}, {ctx.name}{text[len(opening) :]}"
     if rng.random() < 0.35:
         text = text[0].lower() + text[1:]
     return Sample(exchange(text, answer), f"{text}|{ctx.name}")
@@ -161,7 +164,8 @@ def _calculation(rng: random.Random, sign: str, top: int) -> Sample:
     shown = rng.choice("*x×") if sign == "*" else sign
     form = rng.choice([
         f"What is {left} {shown} {right}?", f"What is {left} {word} {right}?", f"{left} {shown} {right} =",
-        f"{left}{shown}{right}=", f"{left} {shown} {right}", f"{left}{shown}{right}", f"{left} {word} {right}",
+        f"{left}{shown}{right}=", f"{left} {shown} {right}", f"{left}{shown}{right}",
+        f"{left} {word} {right}",
         f"Calculate {left} {shown} {right}.", f"How much is {left} {shown} {right}?",
         f"Compute {left} {shown} {right}.", f"{left}{zh}{right}等于多少？", f"What's {left}{shown}{right}?",
     ])  # fmt: skip
@@ -183,14 +187,25 @@ def count(ctx: Context) -> Sample:
     numbers = list(range(start, end + 1))
     if rng.random() < 0.3 and len(numbers) < 40:
         numbers.reverse()
-        form = rng.choice(["Count down from {} to {}.", "Count backwards from {} to {}.", "Count from {} to {}.",
-                           "Count down from {} to {}, please."])  # fmt: skip
+        form = rng.choice(["Count down from {} to {}.", "Count backwards from {} to {}.",
+                           "Count from {} to {}.", "Count down from {} to {}, please."])  # fmt: skip
     else:
-        form = rng.choice(["Count from {} to {}.", "List the numbers from {} to {}.", "Count from {} up to {}.",
-                           "Can you count from {} to {}?", "Count: {} to {}", "从{}数到{}。",
+        form = rng.choice(["Count from {} to {}.", "List the numbers from {} to {}.",
+                           "Count from {} up to {}.", "Can you count from {} to {}?", "Count: {} to {}",
+                           "从{}数到{}。",
                            "Write the numbers from {} to {}."])  # fmt: skip
     text = form.format(numbers[0], numbers[-1])
     return Sample(exchange(reword(rng, text), ", ".join(map(str, numbers))), f"{numbers[0]}..{numbers[-1]}")
+
+
+def count_long(ctx: Context) -> Sample:
+    """A long list from 1; wordings are held out instead of ranges, so that every range is taught."""
+    end = ctx.rng.choice([100, 100, 60, 50, ctx.rng.randint(20, 100)])
+    form = ctx.rng.choice(["Count from 1 to {}.", "List the numbers from 1 to {}.", "Count from 1 up to {}.",
+                           "Can you count from 1 to {}?", "Count: 1 to {}", "从1数到{}。",
+                           "Write the numbers from 1 to {}."])  # fmt: skip
+    text = reword(ctx.rng, form.format(end))
+    return Sample(exchange(text, ", ".join(map(str, range(1, end + 1)))), text)
 
 
 def _quote(rng: random.Random, word: str) -> str:
@@ -210,7 +225,8 @@ def reverse(ctx: Context) -> Sample:
     """Writing a word backwards."""
     word = any_word(ctx.rng)
     form = ctx.rng.choice(["Reverse the word {}.", "Reverse {}.", "Write {} backwards.", "Reverse: {}",
-                           "What is {} backwards?", "Can you reverse {}?", "Reverse the word {}"])  # fmt: skip
+                           "What is {} backwards?", "Can you reverse {}?",
+                           "Reverse the word {}"])  # fmt: skip
     text = reword(ctx.rng, form.format(_quote(ctx.rng, word)))
     return Sample(exchange(text, word[::-1]), word)
 
@@ -219,7 +235,8 @@ def capital(ctx: Context) -> Sample:
     """Capitals of countries."""
     country, city = ctx.rng.choice(list(facts.CAPITALS.items()))
     form = ctx.rng.choice([
-        "What is the capital of {}?", "What's the capital of {}?", "Capital of {}?", "Tell me the capital of {}.",
+        "What is the capital of {}?", "What's the capital of {}?", "Capital of {}?",
+        "Tell me the capital of {}.",
         "Which city is the capital of {}?", "Name the capital of {}.", "Do you know the capital of {}?",
         "The capital of {}?", "What is the capital city of {}?",
     ])  # fmt: skip
@@ -233,8 +250,10 @@ def colour(ctx: Context) -> Sample:
     thing, hue = ctx.rng.choice(list(facts.COLOURS.items()))
     spelling = ctx.rng.choice(["colour", "color"])
     form = ctx.rng.choice([
-        "What {1} is the {0}?", "What is the {1} of the {0}?", "Which {1} is the {0}?", "What {1} does the {0} have?",
-        "Tell me the {1} of the {0}.", "What's the {1} of the {0}?", "{1} of the {0}?", "What {1} has the {0}?",
+        "What {1} is the {0}?", "What is the {1} of the {0}?", "Which {1} is the {0}?",
+        "What {1} does the {0} have?",
+        "Tell me the {1} of the {0}.", "What's the {1} of the {0}?", "{1} of the {0}?",
+        "What {1} has the {0}?",
     ])  # fmt: skip
     text = reword(ctx.rng, form.format(thing, spelling))
     text = text[0].upper() + text[1:] if ctx.rng.random() < 0.5 else text
@@ -245,7 +264,8 @@ def opposite(ctx: Context) -> Sample:
     """Opposites of adjectives and adverbs."""
     word, other = ctx.rng.choice(list(facts.OPPOSITES.items()))
     form = ctx.rng.choice([
-        "What is the opposite of {}?", "What's the opposite of {}?", "Opposite of {}?", "Give me the opposite of {}.",
+        "What is the opposite of {}?", "What's the opposite of {}?", "Opposite of {}?",
+        "Give me the opposite of {}.",
         "Tell me the opposite of {}.", "The opposite of {}?", "Which word is the opposite of {}?",
         "Name the opposite of {}.",
     ])  # fmt: skip
@@ -267,7 +287,8 @@ def echo(ctx: Context) -> Sample:
             makers.append(lambda r: r.choice(facts.EMOJI))
         text = " ".join(rng.choice(makers)(rng) for _ in range(rng.randint(1, 6)))
     form = rng.choice(["Repeat after me: {}", "Say: {}", "Repeat: {}", "Repeat this: {}", "Echo: {}",
-                       "Please repeat after me: {}", "Copy this text: {}", "repeat after me: {}"])  # fmt: skip
+                       "Please repeat after me: {}", "Copy this text: {}",
+                       "repeat after me: {}"])  # fmt: skip
     return Sample(exchange(form.format(text), text), text)
 
 
@@ -306,9 +327,12 @@ def json_object(ctx: Context) -> Sample:
     plain = [(key, str(item).lower() if isinstance(item, bool) else str(item)) for key, item in value.items()]
     mark = rng.choice([" ", " ", "=", ": "])
     parts = [f"{key}{mark}{item}" for key, item in plain]
-    listed = ", ".join(parts) if mark != " " or len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    form = rng.choice(["Give me a JSON object with {}.", "Return a JSON object with {}.", "Answer as JSON: {}",
-                       "Make a JSON object with {}.", "Write JSON with {}.", "JSON with {}", "As JSON: {}",
+    listed = ", ".join(parts)
+    if mark == " " and len(parts) > 1:
+        listed = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    form = rng.choice(["Give me a JSON object with {}.", "Return a JSON object with {}.",
+                       "Answer as JSON: {}", "Make a JSON object with {}.", "Write JSON with {}.",
+                       "JSON with {}", "As JSON: {}",
                        "Reply with a JSON object: {}"])  # fmt: skip
     answer = json.dumps(value, ensure_ascii=False)
     return Sample(exchange(reword(rng, form.format(listed)), answer), answer)

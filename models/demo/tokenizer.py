@@ -44,7 +44,8 @@ def _texts(conversation: Conversation) -> list[str]:
 def vocabulary(seed: int = 0, sample: int = 12000, minimum: int = 24) -> list[str]:
     """Return the pieces that become tokens of their own, from a sample of the corpus."""
     rng = random.Random(f"vocabulary/{seed}")
-    drawn = list(islice(conversations(rng, None, 0.3), sample)) + [long_conversation(rng, 500) for _ in range(200)]
+    drawn = list(islice(conversations(rng, None, 0.3), sample))
+    drawn += [long_conversation(rng, 500) for _ in range(200)]
     pieces: Counter[str] = Counter()
     piece = re.compile(r"\n\n| ?[^\W\d_]+| ?\d| ?(?:[^\s\w]|_)+|\s")
     for item in drawn:
@@ -57,8 +58,9 @@ def vocabulary(seed: int = 0, sample: int = 12000, minimum: int = 24) -> list[st
         word = text.strip()
         if not text.isascii():  # Chinese: one token a character
             chosen.update(char for char in text if char.isalpha() or char in "，。！？：、×")
-        elif times >= minimum and (word not in letters or text == f" {word}" and word in facts.NOUNS):
-            if not (word.isalpha() and word.islower() and len(word) > 2 and text == word and times < 3 * minimum):
+        elif times >= minimum and (word not in letters or (text != word and word in facts.NOUNS)):
+            bare = text == word and word.isalpha() and word.islower() and len(word) > 2
+            if not bare or times >= 3 * minimum:  # a rare bare word is to be spelled: it stays letters
                 chosen.add(text)
     return sorted(chosen, key=lambda text: (len(text), text))
 
@@ -103,9 +105,10 @@ def save(folder: Path, max_length: int, seed: int = 0) -> Tokenizer:
     tokenizer = build(seed)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = tokenizer_config((folder / "chat_template.jinja").read_text("utf-8"), max_length)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     special = {"bos_token": SPECIAL[BOS], "eos_token": SPECIAL[EOT], "pad_token": SPECIAL[PAD]}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", "utf-8")
+    for name, content in (("tokenizer_config", config), ("special_tokens_map", special)):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, "utf-8")
     return tokenizer
 
 

@@ -69,7 +69,8 @@ FAMILIES = [
         "The result is {result}.",
     ),
     ToolFamily(
-        ["send_message", "send_mail"], [{"to": any_name, "text": _word}, {"recipient": any_name, "message": _word}],
+        ["send_message", "send_mail"],
+        [{"to": any_name, "text": _word}, {"recipient": any_name, "message": _word}],
         ["Send {0} the message {1}.", "Write to {0}: {1}", "Send a message to {0}: {1}"],
         "Send a message to a person",
         lambda rng, _: {"status": "sent"},
@@ -87,15 +88,22 @@ FAMILIES = [
 
 def _generic(rng: random.Random) -> ToolFamily:
     """A tool with an arbitrary name, asked for by that name, so that any declared tool can be called."""
-    name = f"{rng.choice(['get', 'find', 'set', 'run', 'read', 'make', 'check'])}_{rng.choice([_noun, _word])(rng)}"
-    keys = rng.sample(["item", "name", "value", "id", "key", "city", "count", "text", _word(rng)], rng.randint(1, 2))
+    verb = rng.choice(["get", "find", "set", "run", "read", "make", "check"])
+    name = f"{verb}_{rng.choice([_noun, _word])(rng)}"
+    known = ["item", "name", "value", "id", "key", "city", "count", "text"]
+    keys = rng.sample([*known, _word(rng)], rng.randint(1, 2))
     draws: dict[str, Draw] = {key: rng.choice([_noun, _word, any_name, _integer]) for key in keys}
     wording = [" and ".join(f"{key} {{{i}}}" for i, key in enumerate(keys)),
                ", ".join(f"{key}={{{i}}}" for i, key in enumerate(keys))]  # fmt: skip
     requests = [f"{verb} {name} with {words}." for verb in ("Call", "Use") for words in wording]
     draw = rng.choice([_word, _integer])
     return ToolFamily(
-        [name], [draws], requests, f"The {name} tool", lambda r, _: {"result": draw(r)}, "The result is {result}."
+        names=[name],
+        parameters=[draws],
+        requests=requests,
+        description=f"The {name} tool",
+        result=lambda inner, _: {"result": draw(inner)},
+        spoken="The result is {result}.",
     )
 
 
@@ -124,7 +132,8 @@ def _declared(rng: random.Random, family: ToolFamily) -> DeclaredTool:
     for key, draw in draws.items():
         properties[key] = {"type": "integer" if draw is _integer else "string"}
         if described:
-            properties[key]["description"] = rng.choice([f"The {key}", f"The {key} to use", f"Name of the {key}", key])
+            wordings = [f"The {key}", f"The {key} to use", f"Name of the {key}", key]
+            properties[key]["description"] = rng.choice(wordings)
     if rng.random() < 0.15:  # an optional parameter nobody asks for
         properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
@@ -152,8 +161,9 @@ def _ask(ctx: Context) -> tuple[DeclaredTool, dict[str, Any], str]:
 
 
 def _call_message(name: str, arguments: dict[str, Any]) -> Message:
-    call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    calls = [{"id": "call_0", "type": "function", "function": function}]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
 def tool_call(ctx: Context) -> Sample:

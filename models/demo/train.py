@@ -1,16 +1,15 @@
 """Train the demo model from nothing: ``python models/demo/train.py [--resume]``.
 
-Everything follows from the seed: the corpus of step *n* is drawn from ``(seed, n)``, so a resumed run continues
-exactly as the uninterrupted one would have. Matrices are trained with Muon (orthogonalised momentum; Jordan et
-al., 2024), which needs about half the tokens AdamW needs at this size; embeddings and norms with AdamW. Every
-checkpoint is also exported as a complete Hugging Face checkpoint, so the model can be served while it trains.
+Everything follows from the seed: the corpus of step *n* is drawn from ``(seed, n)``, so a resumed run
+continues exactly as the uninterrupted one would have. Matrices are trained with Muon (orthogonalised
+momentum; Jordan et al., 2024), which learns from fewer tokens than AdamW; embeddings and norms with AdamW.
+Every checkpoint is also exported as a complete Hugging Face model, so it can be served while it trains.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import time
 from dataclasses import dataclass
@@ -31,31 +30,63 @@ HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long to train, on what, and how fast."""
+class Phase:
+    """What holds from one step on: batch size, learning rate, long rows and the mix of skills."""
 
-    steps: int = 3200
+    first_step: int
+    batch_tokens: int
+    rate: float
+    long_tokens: int | None = None
+    long_share: float = 0.0
+    mix: str = "even"
+    drill_share: float = 0.0
+    whole_table: bool = False
+    decay: tuple[int, int] | None = None
+    """The steps between which the rate would fall to 2 %, were the phase to last so long."""
+
+
+PHASES = (
+    Phase(0, 2048, 1.0),  # small, hot steps: words and formats
+    Phase(800, 2048, 1.0, long_tokens=500, long_share=0.5),
+    Phase(1000, 4096, 0.5),  # quieter steps, in which copying emerges
+    Phase(1400, 4096, 0.5, long_tokens=500, long_share=0.35),
+    Phase(1500, 4096, 0.8),
+    Phase(1750, 4096, 0.35),
+    Phase(2000, 4096, 0.35, mix="focus"),
+    Phase(2250, 4096, 0.35, 500, 0.3, "focus", 0.25, decay=(2400, 3900)),
+    Phase(2500, 4096, 0.35, 500, 0.3, "focus", 0.25, whole_table=True, decay=(2400, 3900)),
+    Phase(2700, 4096, 0.35, 1120, 0.4, "focus", 0.25, whole_table=True, decay=(2400, 3900)),
+    Phase(3250, 4096, 0.15, 1120, 0.35, "polish", 0.15, whole_table=True, decay=(3250, 4000)),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and how fast; ``PHASES`` says on what."""
+
+    steps: int = 4000
     seed: int = 7
-    batch_tokens: int = 4096
-    warmup: int = 60
-    decay_from: float = 0.5
+    warmup_steps: int = 100
     muon_lr: float = 0.02
     adam_lr: float = 0.004
     tool_share: float = 0.2
-    long_from: float = 0.15
-    long_share: float = 0.4
+
+    def phase(self, step: int) -> Phase:
+        """Return the phase that ``step`` belongs to."""
+        return [phase for phase in PHASES if phase.first_step <= step][-1]
 
     def rate(self, step: int) -> float:
-        """Return the learning rate's factor: short warm-up, plateau, linear decay to 2 %."""
-        left = (self.steps - step) / (self.steps * (1 - self.decay_from))
-        return min(1.0, (step + 1) / self.warmup, 0.02 + 0.98 * left)
+        """Return the learning rate's factor: short warm-up, then the phase's rate and its linear decay."""
+        phase, left = self.phase(step), 1.0
+        if phase.decay is not None:
+            start, end = phase.decay
+            left = 0.02 + 0.98 * (end - step) / (end - start)
+        return phase.rate * min(1.0, (step + 1) / self.warmup_steps, left)
 
     def long_tokens(self, step: int) -> int | None:
-        """Return the length of this step's long rows, or ``None`` if its rows are short ones."""
-        progress = step / self.steps
-        if progress < self.long_from or random.Random(f"long/{self.seed}/{step}").random() >= self.long_share:
-            return None
-        return 500 if progress < self.long_from + 0.1 else 1120
+        """Return the length of this step's long rows, or ``None`` if all its rows are short ones."""
+        chance = random.Random(f"long/{self.seed}/{step}").random()
+        return self.phase(step).long_tokens if chance < self.phase(step).long_share else None
 
 
 class Muon(torch.optim.Optimizer):
@@ -102,10 +133,14 @@ def rows_of_step(schedule: Schedule, encoder: Encoder, step: int) -> list[Row]:
     """Draw the rows of one step; the last is padding, which keeps the number of tokens constant."""
     rng = random.Random(f"corpus/{schedule.seed}/{step}")
     rows: list[Row] = []
-    left = schedule.batch_tokens
-    long_tokens, misses = schedule.long_tokens(step), 0
+    left = schedule.phase(step).batch_tokens
+    phase, long_tokens, misses = schedule.phase(step), schedule.long_tokens(step), 0
+    weights = corpus.MIXES[phase.mix]
     while misses < 4:
-        row = encoder.row(next(corpus.conversations(rng, long_tokens, schedule.tool_share)))
+        source = corpus.conversations(
+            rng, long_tokens, schedule.tool_share, weights, phase.drill_share, phase.whole_table
+        )
+        row = encoder.row(next(source))
         if len(row.tokens) <= left:
             rows.append(row)
             left -= len(row.tokens)
@@ -129,10 +164,11 @@ def loss_of(model: Llama, rows: list[Row]) -> float:
 
 def export(model: Llama, folder: Path) -> None:
     """Write ``model.safetensors`` in one atomic step; readers see the old or the new file."""
-    tensors = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.named_parameters()}
+    tensors = {name: value.detach().bfloat16().contiguous() for name, value in model.named_parameters()}
     temporary = folder / "model.safetensors.tmp"
     save_file(tensors, str(temporary), metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
+    temporary.chmod(0o644)
+    temporary.replace(folder / "model.safetensors")
 
 
 def write_configs(config: NetworkConfig, folder: Path) -> None:
@@ -167,7 +203,8 @@ def main() -> None:
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
     muon = Muon(matrices, schedule.muon_lr)
     adam = torch.optim.AdamW(others, schedule.adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} tokens", flush=True)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{size:,} parameters, {config.vocab_size} tokens", flush=True)
 
     checkpoint = arguments.out / ".train" / "checkpoint.pt"
     checkpoint.parent.mkdir(exist_ok=True)
@@ -194,16 +231,17 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         average = loss if average == 0.0 else 0.98 * average + 0.02 * loss
         done = step + 1
-        if done % 20 == 0:
+        if done % 50 == 0:
             elapsed = time.monotonic() - started
-            print(f"step {done} loss {average:.4f} tokens {seen:,} {seen / elapsed:,.0f}/s {elapsed:.0f} s", flush=True)
-        if done % 200 == 0 or done == schedule.steps:
+            speed = f"{seen:,} tokens, {seen / elapsed:,.0f}/s, {elapsed:.0f} s"
+            print(f"step {done} loss {average:.4f} {speed}", flush=True)
+        if done % 250 == 0 or done == schedule.steps:
             export(model, arguments.out)
             state = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
                      "step": done, "seen": seen, "spent_s": time.monotonic() - started}  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-        if done % 400 == 0:
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if done % 500 == 0:
             scores = all_accuracies(model, encoder, 20)
             print("  ".join(f"{skill} {score:.0%}" for skill, score in scores.items()), flush=True)
 
