@@ -39,7 +39,7 @@ def test_answers_in_chinese_without_half_characters(client: OpenAI) -> None:
 
 
 def test_streams_the_text_that_it_returns_whole(client: OpenAI) -> None:
-    messages = [{"role": "user", "content": "Count from 1 to 30"}]
+    messages = [{"role": "user", "content": "Count from 1 to 60."}]
     whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)  # type: ignore[arg-type]
     chunks = list(
         client.chat.completions.create(
@@ -52,7 +52,7 @@ def test_streams_the_text_that_it_returns_whole(client: OpenAI) -> None:
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert all(str(number) in text for number in range(1, 31))
+    assert text.startswith("1, 2, 3, 4, 5")
     assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 10
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [
@@ -98,9 +98,8 @@ def test_a_repeated_prompt_is_found_in_the_cache(client: OpenAI) -> None:
 
 
 def test_stop_strings_end_the_text_before_they_begin(client: OpenAI) -> None:
-    text = ask(client, "Count from 1 to 30", stop=["12"])
-    assert "11" in text
-    assert "12" not in text
+    assert ask(client, "Count from 1 to 10.") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
+    assert ask(client, "Count from 1 to 10.", stop=["7, 8"]) == "1, 2, 3, 4, 5, 6, "
 
 
 def test_max_tokens_ends_with_length(client: OpenAI) -> None:
