@@ -53,7 +53,7 @@ def test_streams_the_text_that_it_returns_whole(client: OpenAI) -> None:
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert text.startswith("1, 2, 3, 4, 5")
-    assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 10
+    assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 3
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [
         "stop"

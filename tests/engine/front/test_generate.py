@@ -62,6 +62,12 @@ async def test_streams_text_that_is_the_text_of_its_tokens(stub: Any, checkpoint
     assert events[-1].finished.reason == FINISH_REASON_LENGTH
     assert len(ids_of(events)) == 24
     assert text_of(events) == Tokenizer.from_directory(checkpoint).decode(ids_of(events))
+
+
+async def test_tokens_come_while_more_are_computed(stub: Any) -> None:
+    """Deltas merge while a reader is slow, so only a long answer surely comes in several."""
+    events = await run(stub, text_request("Hello", max_tokens=1500))
+    assert len(ids_of(events)) == 1500
     assert len([event for event in events if event.HasField("delta")]) > 3
 
 
