@@ -57,6 +57,8 @@ PHASES = (
     Phase(2500, 4096, 0.35, 500, 0.3, "focus", 0.25, whole_table=True, decay=(2400, 3900)),
     Phase(2700, 4096, 0.35, 1120, 0.4, "focus", 0.25, whole_table=True, decay=(2400, 3900)),
     Phase(3250, 4096, 0.15, 1120, 0.35, "polish", 0.15, whole_table=True, decay=(3250, 4000)),
+    Phase(4000, 4096, 0.2, 1120, 0.4, "recall", 0.08, whole_table=True, decay=(4000, 5800)),
+    Phase(4250, 4096, 0.17, 1120, 0.4, "recall", 0.08, whole_table=True, decay=(4250, 5400)),
 )
 
 
@@ -64,7 +66,7 @@ PHASES = (
 class Schedule:
     """How long to train and how fast; ``PHASES`` says on what."""
 
-    steps: int = 4000
+    steps: int = 5400
     seed: int = 7
     warmup_steps: int = 100
     muon_lr: float = 0.02
