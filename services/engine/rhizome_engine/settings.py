@@ -42,7 +42,7 @@ class CoreSettings(BaseSettings):
     served_model_name: str = Field("", description="Name in the API; default: the directory's name.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Weights' type.")
-    attention: Literal["auto", "sdpa", "triton", "flash_attn"] = Field("auto", description="Back end.")
+    attention: Literal["auto", "sdpa"] = Field("auto", description="Back end.")
     page_size: int = Field(16, description=f"Tokens per page of the KV pool: {PAGE_SIZES}.")
     max_cache_tokens: PositiveInt | None = Field(
         None, description="Tokens in the KV pool; default: what --kv-cache-bytes or the free memory allows."
