@@ -31,17 +31,14 @@ from rhizome.engine.v1.frames_pb2 import (
 )
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_CANCELLED,
-    FINISH_REASON_LENGTH,
-    Finished,
     GenerateRequest,
     GenerateResponse,
-    Started,
-    TokenDelta,
     TokenIds,
 )
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.server import ProxyServer
 from rhizome_proxy.settings import ProxySettings
+from rhizome_testing.request_events import delta_event, finished_event, refused_event, started_event
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_server import GrpcServer
@@ -54,28 +51,6 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> 
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - whatever the condition looks at
             await asyncio.sleep(0.005)
-
-
-def started_event(request_id: str) -> RequestEvent:
-    return RequestEvent(
-        request_id=request_id, response=GenerateResponse(started=Started(prompt_tokens=3, cached_tokens=1))
-    )
-
-
-def delta_event(request_id: str, *token_ids: int) -> RequestEvent:
-    return RequestEvent(
-        request_id=request_id, response=GenerateResponse(delta=TokenDelta(token_ids=token_ids))
-    )
-
-
-def finished_event(request_id: str, reason: Any = FINISH_REASON_LENGTH) -> RequestEvent:
-    return RequestEvent(
-        request_id=request_id, response=GenerateResponse(finished=Finished(reason=reason)), final=True
-    )
-
-
-def refused_event(request_id: str, error: EngineError) -> RequestEvent:
-    return RequestEvent(request_id=request_id, status=error.to_status(), final=True)
 
 
 class EnginePeer:
