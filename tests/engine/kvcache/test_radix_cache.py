@@ -107,3 +107,68 @@ def test_a_namespace_without_pages_leaves_nothing_behind(cache, pool):
     cache.evict(1)
     cache.match("b", ids(1, 2))
     assert cache._roots == {}
+
+
+def test_peek_finds_what_match_would_and_changes_nothing(cache, pool):
+    put(cache, pool, 1, 2, 3, 4, 5, 6)
+    put(cache, pool, 7, 8)
+    prompts = [(1, 2, 3, 4, 5, 6, 9), (1, 2, 3, 9), (1, 9), (9,), (), (1, 2, 3, 4), (7, 8, 1)]
+    found = [cache.peek("", ids(*prompt)) for prompt in prompts]
+    assert found == [6, 3, 1, 0, 0, 4, 2] and cache.peek("elsewhere", ids(1, 2)) == 0
+    assert cache.num_nodes == 2
+    assert [node.uses for node in cache.nodes()] == [1, 1]
+    cache.evict(1)
+    assert cache.peek("", ids(1, 2, 3, 4, 5, 6)) == 4  # the first one is still the oldest
+    for prompt in prompts:
+        match = cache.match("", ids(*prompt))
+        assert cache.peek("", ids(*prompt)) == 2 * len(match.pages) + match.partial_tokens
+
+
+def test_the_version_changes_only_when_matches_may(cache, pool):
+    versions = [cache.version]
+
+    def changed():
+        versions.append(cache.version)
+        return versions[-1] != versions[-2]
+
+    put(cache, pool, 1, 2, 3, 4)
+    assert changed()
+    put(cache, pool, 1, 2, 3, 4)
+    node = cache.match("", ids(1, 2)).node
+    cache.lock(node)
+    cache.unlock(node)
+    cache.peek("", ids(1, 2, 3))
+    assert not changed()
+    cache.evict(1)
+    assert changed()
+    cache.clear()
+    assert changed()
+    assert cache.clear() == cache.evict(1) == 0 and not changed()
+    assert len(set(versions)) == 4
+
+
+def test_a_prefix_that_was_cut_can_grow_again(cache, pool):
+    put(cache, pool, *range(8))
+    cache.evict(2)
+    grown = put(cache, pool, *range(4), 4, 5, 9, 9)
+    match = cache.match("", ids(*range(8)))
+    assert match.pages.tolist()[2:] == grown[2:3].tolist() and match.partial is None
+    assert cache.peek("", ids(*range(4), 4, 5, 9, 9)) == 8
+
+
+def test_a_miss_among_very_many_prefixes_copies_nothing_of_the_prompt(pool):
+    pool = PagePool(3000, 1)
+    cache = RadixCache(pool)
+    for token in range(3000):
+        cache.insert("", ids(token), pool.allocate(1))
+
+    class Prompt(np.ndarray):
+        copied = 0
+
+        def tobytes(self, *args):
+            Prompt.copied += len(self)
+            return super().tobytes(*args)
+
+    prompt = np.arange(5000, 37768, dtype=np.int32).view(Prompt)
+    assert cache.match("", prompt).pages.tolist() == []
+    assert Prompt.copied <= 2

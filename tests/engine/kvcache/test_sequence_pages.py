@@ -27,7 +27,7 @@ def cache(pool):
 
 @pytest.fixture
 def hold(pool, cache):
-    return lambda max_tokens=32: SequencePages(pool, cache, "", max_tokens)
+    return lambda max_tokens=32: SequencePages(pool, cache, "", np.zeros(-(-max_tokens // 4), np.int32))
 
 
 def test_reserves_by_the_page_and_releases_everything(pool, hold):

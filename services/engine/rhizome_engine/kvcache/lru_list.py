@@ -70,9 +70,16 @@ class LruList(Generic[T]):
 
     def move_to_newest(self, element: T) -> None:
         """Note that an element was used now."""
-        if element.newer is not self._sentinel:
-            self.remove(element)
-            self.append(element)
+        older, newer, end = element.older, element.newer, self._sentinel
+        if newer is end:
+            return
+        assert older is not None and newer is not None, "the element is in no list"
+        # `remove` and `append` in one: every lookup does this for each node of its path.
+        older.newer, newer.older = newer, older
+        newest = end.older
+        assert newest is not None
+        element.older, element.newer = newest, end
+        newest.newer = end.older = element
 
     def _link(self, older: Linked, element: Linked, newer: Linked) -> None:
         assert element.older is None and element.newer is None, "the element is in a list already"

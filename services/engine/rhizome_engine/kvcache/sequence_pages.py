@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from rhizome_engine.kvcache.node import RadixNode, TokenIds
 from rhizome_engine.kvcache.page_pool import PagePool, Pages
 from rhizome_engine.kvcache.radix_cache import PrefixMatch, RadixCache
@@ -29,20 +27,20 @@ class SequencePages:
         pool: where own pages come from.
         cache: where shared pages come from and computed ones go.
         namespace: whose prompts this one may share with.
-        max_tokens: most tokens that the request can have.
+        table: [max_pages] int32, where the page numbers are written; room for all that the request can hold.
 
     Attributes:
         num_pages: pages held, shared and own.
         num_shared: leading pages that belong to the tree.
     """
 
-    def __init__(self, pool: PagePool, cache: RadixCache, namespace: str, max_tokens: int) -> None:
+    def __init__(self, pool: PagePool, cache: RadixCache, namespace: str, table: Pages) -> None:
         self.num_pages = 0
         self.num_shared = 0
         self._pool = pool
         self._cache = cache
         self._namespace = namespace
-        self._pages = np.zeros(-(-max_tokens // pool.page_size), np.int32)
+        self._pages = table
         self._node: RadixNode | None = None
 
     @property
@@ -55,19 +53,22 @@ class SequencePages:
         """Pages that are in flight: neither free nor in the tree."""
         return self._pages[self.num_shared : self.num_pages]
 
-    def attach(self, token_ids: TokenIds, copy_page: CopyPage, headroom: int) -> int | None:
+    def attach(
+        self, token_ids: TokenIds, copy_page: CopyPage, headroom: int, *, reuse: bool = True
+    ) -> int | None:
         """Take over the longest cached prefix, if the pool has room for all known tokens.
 
         Args:
             token_ids: [n] int32, all known tokens; the last one is computed in any case, for its logits.
             copy_page: copies the first slots of a page to another: (source, destination, number of slots).
             headroom: pages that have to stay available beside those.
+            reuse: False computes everything anew, for those who want the hidden states of the prompt.
 
         Returns:
             tokens whose keys and values are there already; None, and nothing is held, without room.
         """
         assert self._node is None, "attached twice"
-        match = self._cache.match(self._namespace, token_ids[:-1])
+        match = self._cache.match(self._namespace, token_ids[: len(token_ids) - 1 if reuse else 0])
         self._hold(match.node, match.pages)
         missing = -(-len(token_ids) // self._pool.page_size) - len(match.pages)
         if missing + headroom > self._pool.num_free + self._cache.evictable_pages:

@@ -1,39 +1,9 @@
-"""Which cached prefix goes first when pages are needed.
-
-A policy orders the unlocked nodes of the tree. The tree tells it what happens and always walks a path from
-the leaf towards the root, so a parent hears of every use after its children did. A policy must answer
-`victim` with a leaf; `LruPolicy` shows how little that takes.
-"""
+"""Least recently used, the default."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 from rhizome_engine.kvcache.lru_list import LruList
 from rhizome_engine.kvcache.node import RadixNode
-
-
-class EvictionPolicy(Protocol):
-    """An order over the unlocked nodes of the tree."""
-
-    def add(self, node: RadixNode) -> None:
-        """A node was inserted unlocked, or its last lock went; both count as a use."""
-
-    def remove(self, node: RadixNode) -> None:
-        """A node was locked or evicted."""
-
-    def touch(self, node: RadixNode) -> None:
-        """An unlocked node was used."""
-
-    def split(self, upper: RadixNode, lower: RadixNode) -> None:
-        """An unlocked node became two: `lower` is the known object, `upper` its new parent."""
-
-    def victim(self) -> RadixNode | None:
-        """The unlocked leaf to evict next, None when every node is locked."""
-
-    def __len__(self) -> int:
-        """Nodes that are ordered now."""
 
 
 class LruPolicy:
@@ -48,6 +18,7 @@ class LruPolicy:
         self._nodes: LruList[RadixNode] = LruList()
 
     def __len__(self) -> int:
+        """Nodes in the order."""
         return len(self._nodes)
 
     def add(self, node: RadixNode) -> None:
@@ -66,10 +37,9 @@ class LruPolicy:
         """As old as the node was, but newer than its own child."""
         self._nodes.insert_after(upper, lower)
 
+    def cut(self, node: RadixNode) -> None:
+        """Its place depends on its last use alone."""
+
     def victim(self) -> RadixNode | None:
         """The oldest node, which is a leaf."""
         return self._nodes.oldest
-
-
-PolicyFactory = Callable[[], EvictionPolicy]
-EVICTION_POLICIES: dict[str, PolicyFactory] = {"lru": LruPolicy}
