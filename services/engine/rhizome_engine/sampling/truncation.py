@@ -1,86 +1,113 @@
-"""Which tokens top-k, top-p and min-p leave in the race."""
+"""Top-k, top-p and min-p over a whole vocabulary.
+
+What the filters keep is always the first so many tokens in the order (probability downwards, token id
+upwards): all above a threshold, and the first few of those that equal it. A CPU finds the threshold by
+sorting the bare numbers, which vector instructions do fast; elsewhere it is found by bisection over the
+numbers' bit patterns, exactly and in a fixed number of passes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rhizome_engine.sampling.params import SamplingParams
-
-NUM_CANDIDATES = 256
-"""So many of the likeliest tokens are looked at first: selecting them is many times cheaper than sorting a
-vocabulary, and what survives the filters nearly always lies among them."""
+from rhizome_engine.sampling.row_blocks import invert_sums, row_sums
 
 
-def truncates(params: SamplingParams) -> bool:
-    """Whether any of the three filters is on."""
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+class _Edge(NamedTuple):
+    """Where the filters cut, both [n, 1].
+
+    Attributes:
+        threshold: float32, what is larger stays.
+        remaining: float64, so many of those that equal it stay, the first in the vocabulary.
+    """
+
+    threshold: Tensor
+    remaining: Tensor
 
 
-def truncate(probs: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def truncate_by_sorting(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Zero the probabilities of tokens that are filtered out; what remains is not normalised again.
 
-    Top-k is applied first, then top-p on the probabilities renormalised over the k, then min-p relative to
-    the likeliest, as in vLLM and transformers. Equal probabilities are ordered by token id, so exactly k
-    remain and top-k 1 is greedy.
+    Args:
+        probs: [n, vocab_size] float32 on the CPU.
+        top_k: [n, 1] int64, 0 where the filter is off.
+        top_p: [n, 1] float32, 1 where the filter is off.
+        min_p: [n, 1] float32.
+    """
+    # Sorted upwards, negative numbers are probabilities downwards.
+    ranked = torch.from_numpy(np.sort(-probs.numpy(), axis=-1))
+    sums = ranked.cumsum(dim=-1, dtype=torch.float64).neg_()
+    limit = top_k.where(top_k > 0, probs.shape[1]).clamp_(max=probs.shape[1])
+    nucleus = top_p * sums.gather(1, limit - 1)
+    # The token that reaches the nucleus is still in it.
+    in_nucleus = torch.searchsorted(sums, nucleus) + 1
+    in_nucleus = in_nucleus.where(top_p < 1.0, limit)
+    likely = torch.searchsorted(ranked, (min_p * ranked[:, :1]), right=True)
+    count = limit.minimum(in_nucleus).minimum(likely).clamp_(min=1)
+    last = ranked.gather(1, count - 1)
+    remaining = count - torch.searchsorted(ranked, last)
+    equal = torch.searchsorted(ranked, last, right=True) - torch.searchsorted(ranked, last)
+    threshold = -last
+    if bool((remaining == equal).all()):
+        return probs * (probs >= threshold)
+    return _keep(probs, _Edge(threshold, remaining.double()))
+
+
+def truncate_by_bisection(probs: Tensor, top_k: Tensor | None, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """As `truncate_by_sorting`, on any device, never waiting for it.
 
     Args:
-        probs: [n, vocab_size], after temperature.
-        params: one per row.
+        probs: [n, vocab_size] float32.
+        top_k: [n, 1] int64, 0 where the filter is off; None where it is off in all rows.
+        top_p: [n, 1] float32.
+        min_p: [n, 1] float32.
     """
-    device, vocab_size = probs.device, probs.shape[1]
-    top_k = torch.tensor([[min(p.top_k or vocab_size, vocab_size)] for p in params], device=device)
-    top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64, device=device)
-    min_p = torch.tensor([[p.min_p] for p in params], dtype=probs.dtype, device=device)
-    kept, decided = _truncate_best(probs, top_k, top_p, min_p, min(NUM_CANDIDATES, vocab_size))
-    rest = (~decided).nonzero()[:, 0]
-    if len(rest):
-        kept[rest], _ = _truncate_best(probs[rest], top_k[rest], top_p[rest], min_p[rest], vocab_size)
-    return kept
+    likely = probs * (probs >= min_p * probs.amax(dim=-1, keepdim=True))
+    if top_k is not None:
+        limit = top_k.where(top_k > 0, probs.shape[1])
+        threshold = _least(probs, lambda value: _count_above(probs, value) < limit)
+        probs = _keep(probs, _Edge(threshold, limit.double() - _count_above(probs, threshold)))
+    nucleus = top_p * row_sums(probs)
+    threshold = _least(probs, lambda value: _mass_above(probs, value) < nucleus)
+    missing = (nucleus - _mass_above(probs, threshold)) / threshold
+    remaining = missing.ceil().nan_to_num(1.0).clamp(min=1.0, max=float(probs.shape[1]))
+    in_nucleus = _keep(probs, _Edge(threshold, remaining))
+    # Each filter keeps the first so many, so the strictest decides.
+    return in_nucleus.where(top_p < 1.0, probs).minimum(likely)
 
 
-def _truncate_best(
-    probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Filter while looking at the `count` likeliest tokens only.
+def _keep(probs: Tensor, edge: _Edge) -> Tensor:
+    equal = (probs == edge.threshold).float()
+    # The place of the last one to keep: its running count is the first above remaining - 1.
+    last, _ = invert_sums(equal, (edge.remaining - 0.5) / row_sums(equal))
+    places = torch.arange(probs.shape[1], device=probs.device)
+    return probs * ((probs > edge.threshold) | ((probs == edge.threshold) & (places <= last[:, None])))
 
-    Args:
-        probs: [n, vocab_size].
-        top_k: [n, 1]; vocab_size where the filter is off.
-        top_p: [n, 1] float64.
-        min_p: [n, 1].
-        count: how many tokens are looked at; all of them decide every row.
 
-    Returns:
-        kept: [n, vocab_size], probabilities of the survivors and zeros.
-        decided: [n], whether the rest of the vocabulary could not have changed that row.
+def _count_above(probs: Tensor, value: Tensor) -> Tensor:
+    return (probs > value).sum(dim=-1, keepdim=True)
+
+
+def _mass_above(probs: Tensor, value: Tensor) -> Tensor:
+    return row_sums(probs * (probs > value))
+
+
+def _least(probs: Tensor, reached: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the least float32 [n, 1] from 0 on for which `reached` holds: not below, and always above.
+
+    If it is not 0, it is one of the row's probabilities, for `reached` changes only where one is passed; it
+    holds at the largest. Floats that are not negative have the order of their bit patterns.
     """
-    vocab_size = probs.shape[1]
-    ordered, tokens = _likeliest(probs, count)
-    in_top_k = torch.arange(count, device=probs.device) < top_k
-    candidates = ordered.where(in_top_k, 0.0)
-    sums = candidates.cumsum(dim=-1, dtype=torch.float64)
-    whole = probs.sum(dim=-1, keepdim=True, dtype=torch.float64)
-    total = sums[:, -1:].where(top_k < vocab_size, whole)
-    # A token stays while those before it have not reached top_p; the likeliest always stays.
-    survives = in_top_k & ((sums - candidates < top_p * total) | (top_p >= 1.0))
-    survives &= ordered >= min_p * ordered[:, :1]
-    survives[:, 0] = True
-    kept = torch.zeros_like(probs).scatter_(1, tokens, ordered.where(survives, 0.0))
-    # Survivors are the first so many. If the last of them is likelier than the last candidate, then it is
-    # likelier than every token that was not looked at.
-    last_survivor = ordered.gather(1, survives.sum(dim=-1, keepdim=True) - 1)
-    decided = (last_survivor > ordered[:, -1:]) & ((top_k <= count) | (top_k == vocab_size))
-    return kept, decided[:, 0] | (count == vocab_size)
-
-
-def _likeliest(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest probabilities and their tokens, [n, count]; equals in token order."""
-    if count == probs.shape[1]:
-        return probs.sort(dim=-1, descending=True, stable=True)
-    values, tokens = probs.topk(count, dim=-1, sorted=False)
-    tokens, order = tokens.sort(dim=-1)
-    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
-    return values, tokens.gather(1, order)
+    high = probs.amax(dim=-1, keepdim=True).view(torch.int32)
+    low = torch.zeros_like(high)
+    for _ in range(30):  # 1.0 has a pattern below 2 ** 30
+        middle = (low + high) >> 1
+        enough = reached(middle.view(torch.float32))
+        high = middle.where(enough, high)
+        low = low.where(enough, (middle + 1).minimum(high))
+    return high.view(torch.float32)
