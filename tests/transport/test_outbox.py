@@ -9,6 +9,7 @@ from rhizome.engine.v1.frames_pb2 import RequestEvent
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_STOP,
     GenerateResponse,
+    PromptLogprobs,
     RankedToken,
     TokenDelta,
     TokenLogprob,
@@ -36,6 +37,11 @@ def delta(request_id: str, token_id: int) -> RequestEvent:
         request_id,
         GenerateResponse(delta=TokenDelta(token_ids=[token_id], text=f"<{token_id}>", logprobs=[logprob])),
     )
+
+
+def prompt_logprobs(request_id: str, *values: float) -> RequestEvent:
+    pieces = [TokenLogprob(logprob=value) for value in values]
+    return event(request_id, GenerateResponse(prompt_logprobs=PromptLogprobs(logprobs=pieces)))
 
 
 def finished(request_id: str) -> RequestEvent:
@@ -138,3 +144,21 @@ def _status():
     import grpc
 
     return EngineError(grpc.StatusCode.INTERNAL, "broken").to_status()
+
+
+def test_pieces_of_a_prompts_log_probabilities_merge_in_order_and_not_with_tokens():
+    outbox = Outbox(credit=1)
+    for one in (
+        started("a"),
+        prompt_logprobs("a", -1.0),
+        prompt_logprobs("b", -9.0),
+        prompt_logprobs("a", -2.0, -3.0),
+        delta("a", 5),
+    ):
+        outbox.put(one)
+    frame = outbox.take(step=1)
+    assert frame is not None
+    mine = [one.response for one in frame.events if one.request_id == "a"]
+    assert [one.WhichOneof("event") for one in mine] == ["started", "prompt_logprobs", "delta"]
+    assert [one.logprob for one in mine[1].prompt_logprobs.logprobs] == [-1.0, -2.0, -3.0]
+    assert list(mine[2].delta.token_ids) == [5]

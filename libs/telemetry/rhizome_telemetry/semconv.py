@@ -60,6 +60,8 @@ ERROR_TYPE_CANCELLED = "cancelled"
 
 # Rhizome's own
 REQUEST_ID = "rhizome.request.id"
+REQUEST_PREEMPTIONS = "rhizome.request.preemptions"
+REQUEST_FORCED_TOKENS = "rhizome.request.forced_tokens"
 EVENT_PICK = "rhizome.proxy.pick"
 EVENT_RETRY = "rhizome.proxy.retry"
 EVENT_FIRST_TOKEN = "rhizome.first_token"  # noqa: S105 - a language model's token, not a secret

@@ -39,7 +39,7 @@ class EngineClient(Protocol):
     def generate(
         self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
     ) -> AsyncGenerator[GenerateResponse, None]:
-        """Run one request and yield its events: `started`, `delta`s, `finished`.
+        """Run one request and yield its events: `started`, `prompt_logprobs`, `delta`s, `finished`.
 
         Closing the generator (`aclose`, or cancelling the task that reads it) before `finished` cancels the
         request in the engine. An empty `request_id` is filled in. Token deltas of a slow reader arrive

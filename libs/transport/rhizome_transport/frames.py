@@ -142,7 +142,7 @@ class FrameMultiplexer:
             self._session.cancel(request_id, satisfied=satisfied)
 
     async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
-        """Call a method of the engine's services inside the stream.
+        """Call a method of the engine's services inside the stream; giving up cancels it.
 
         Args:
             method: such as `GetModelInfo`.
@@ -167,6 +167,8 @@ class FrameMultiplexer:
             raise _too_late(timeout_s) from None
         finally:
             session.calls.pop(call_id, None)
+            if not inbox.ended:
+                session.cancel(call_id)
         return answers
 
     async def connection(self, timeout_s: float | None = None, *, limit_s: float | None = None) -> Session:

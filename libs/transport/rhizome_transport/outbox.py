@@ -1,7 +1,8 @@
 """What waits to be sent to one peer.
 
 A peer pays with credit for frames that hold events. Without credit its events stay here and merge: each
-request keeps at most one `started`, one growing delta and one end, however long the peer sleeps.
+request keeps at most one `started`, one growing `prompt_logprobs`, one growing delta and one end, however
+long the peer sleeps.
 """
 
 from __future__ import annotations

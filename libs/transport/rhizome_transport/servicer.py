@@ -58,6 +58,10 @@ class EngineAdminServicerBase(engine_admin_service_pb2_grpc.EngineAdminServiceSe
     """Override what you offer; the rest answers UNIMPLEMENTED."""
 
     FlushCache: Any = declined(f"{ENGINE_ADMIN_SERVICE}/FlushCache")
+    WarmPrefix: Any = declined(f"{ENGINE_ADMIN_SERVICE}/WarmPrefix")
+    UnpinPrefix: Any = declined(f"{ENGINE_ADMIN_SERVICE}/UnpinPrefix")
+    ListPins: Any = declined(f"{ENGINE_ADMIN_SERVICE}/ListPins")
+    GetCacheStats: Any = declined(f"{ENGINE_ADMIN_SERVICE}/GetCacheStats")
     Drain: Any = declined(f"{ENGINE_ADMIN_SERVICE}/Drain")
     ListAdapters: Any = declined(f"{ENGINE_ADMIN_SERVICE}/ListAdapters")
     LoadAdapter: Any = declined(f"{ENGINE_ADMIN_SERVICE}/LoadAdapter")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1.load_pb2 import Load, RequestTotals
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
 from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.errors import EngineError
+from rhizome_transport.load_watch import watch_load
 from rhizome_transport.servicer import unimplemented
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -30,6 +35,7 @@ _SUMMED: Final = (
     "kv_pages_cached",
     "generated_tokens_per_second",
 )
+_SUMMED_TIMES: Final = ("queue_time", "prefill_time", "decode_time")
 _log = logging.getLogger(__name__)
 
 
@@ -49,9 +55,25 @@ def sum_loads(backends: Iterable[Backend], *, instance_id: str, sequence: int) -
     if all(load.HasField("page_size") for load in loads) and len({load.page_size for load in loads}) == 1:
         total.page_size = loads[0].page_size
     if all(load.HasField("totals") for load in loads):
-        for counter in RequestTotals.DESCRIPTOR.fields:
-            setattr(total.totals, counter.name, sum(getattr(load.totals, counter.name) for load in loads))
+        total.totals.CopyFrom(_sum_totals([load.totals for load in loads]))
     return total
+
+
+def _sum_totals(totals: list[RequestTotals]) -> RequestTotals:
+    summed = RequestTotals()
+    for counter in RequestTotals.DESCRIPTOR.fields:
+        if counter.message_type is None:
+            setattr(summed, counter.name, sum(getattr(one, counter.name) for one in totals))
+    for time in _SUMMED_TIMES:
+        if all(one.HasField(time) for one in totals):
+            getattr(summed, time).CopyFrom(_sum_durations(getattr(one, time) for one in totals))
+    return summed
+
+
+def _sum_durations(durations: Iterable[Duration]) -> Duration:
+    summed = Duration()
+    summed.FromNanoseconds(sum(duration.ToNanoseconds() for duration in durations))
+    return summed
 
 
 class FleetService:
@@ -78,14 +100,25 @@ class FleetService:
 
     async def _get_load(self, request: bytes, context: Context) -> bytes:
         """The sum over the engines that get requests, as of their last reports."""
-        load = sum_loads(self._registry.ready(), instance_id=self._instance_id, sequence=next(self._sequence))
-        return engine_pb2.GetLoadResponse(load=load).SerializeToString()
+        return engine_pb2.GetLoadResponse(load=await self._load()).SerializeToString()
 
-    async def _watch_load(self, request: bytes, context: Context) -> NoReturn:
-        raise unimplemented(f"{ENGINE_SERVICE}/WatchLoad", "call GetLoad, or ProxyService/ListBackends")
+    async def _watch_load(self, request: bytes, context: Context) -> AsyncGenerator[bytes, None]:
+        """The same sum, and again whenever it changed."""
+        try:
+            message = engine_pb2.WatchLoadRequest.FromString(request)
+        except DecodeError:
+            raise EngineError(
+                grpc.StatusCode.INVALID_ARGUMENT, "the request is no WatchLoadRequest message"
+            ) from None
+        async with aclosing(watch_load(self._load, message)) as loads:
+            async for response in loads:
+                yield response.SerializeToString()
 
     async def _watch_kv_events(self, request: bytes, context: Context) -> NoReturn:
         raise unimplemented(f"{ENGINE_SERVICE}/WatchKvEvents", "ask each engine")
+
+    async def _load(self) -> Load:
+        return sum_loads(self._registry.ready(), instance_id=self._instance_id, sequence=next(self._sequence))
 
     async def _abort_at(self, backend: Backend, request: bytes) -> None:
         call = backend.engine.call("Abort", request, timeout_s=_ABORT_TIMEOUT_S)

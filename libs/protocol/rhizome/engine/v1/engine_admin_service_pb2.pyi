@@ -7,7 +7,9 @@ from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
+from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
+from rhizome.engine.v1 import generate_pb2 as generate_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -58,6 +60,301 @@ class FlushCacheResponse(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["freed_pages", b"freed_pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WarmPrefixRequest(message.Message):
+    """WarmPrefixRequest holds a prompt."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    PIN_FOR_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """A served model name; empty means the engine's only model."""
+    cache_namespace: builtins.str
+    """Requests of this namespace will find it."""
+    text: builtins.str
+    """Plain text, tokenised with the model's special tokens."""
+    pin: builtins.bool
+    """Keep its whole pages from eviction and from FlushCache, until UnpinPrefix unless pin_for says otherwise.
+    RESOURCE_EXHAUSTED when more would be pinned than the engine allows, FAILED_PRECONDITION when it has less than
+    a page; it is in the cache then all the same.
+    """
+    @builtins.property
+    def token_ids(self) -> generate_pb2.TokenIds:
+        """Token ids."""
+
+    @builtins.property
+    def messages(self) -> generate_pb2.Messages:
+        """A conversation, rendered with the model's chat template."""
+
+    @builtins.property
+    def pin_for(self) -> duration_pb2.Duration:
+        """Keep it for this long; a pin that exists already never ends sooner for it."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        cache_namespace: builtins.str = ...,
+        token_ids: generate_pb2.TokenIds | None = ...,
+        text: builtins.str = ...,
+        messages: generate_pb2.Messages | None = ...,
+        pin: builtins.bool = ...,
+        pin_for: duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["input", b"input", "messages", b"messages", "pin_for", b"pin_for", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cache_namespace", b"cache_namespace", "input", b"input", "messages", b"messages", "model", b"model", "pin", b"pin", "pin_for", b"pin_for", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = typing.Literal["token_ids", "text", "messages"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+@typing.final
+class WarmPrefixResponse(message.Message):
+    """WarmPrefixResponse says what there was to do."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    prompt_tokens: builtins.int
+    """Tokens in the prompt."""
+    cached_tokens: builtins.int
+    """Those that the cache held before."""
+    @builtins.property
+    def pin(self) -> Pin:
+        """Where one was asked for."""
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: builtins.int = ...,
+        cached_tokens: builtins.int = ...,
+        pin: Pin | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "pin", b"pin", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Pin(message.Message):
+    """Pin is a prefix that is kept from eviction."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: builtins.int
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    PAGES_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    pin_id: builtins.str
+    """Names it in UnpinPrefix; the same for the same tokens of one namespace, on every engine."""
+    cache_namespace: builtins.str
+    """Whose prefix it is."""
+    tokens: builtins.int
+    """Tokens of the prefix that are kept, in whole pages."""
+    pages: builtins.int
+    """Pages that hold them; pins with a common beginning share pages."""
+    @builtins.property
+    def expire_time(self) -> timestamp_pb2.Timestamp:
+        """When it ends by itself; absent means never."""
+
+    def __init__(
+        self,
+        *,
+        pin_id: builtins.str = ...,
+        cache_namespace: builtins.str = ...,
+        tokens: builtins.int = ...,
+        pages: builtins.int = ...,
+        expire_time: timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cache_namespace", b"cache_namespace", "expire_time", b"expire_time", "pages", b"pages", "pin_id", b"pin_id", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UnpinPrefixRequest(message.Message):
+    """UnpinPrefixRequest names a pin."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: builtins.int
+    pin_id: builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        pin_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["pin_id", b"pin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UnpinPrefixResponse(message.Message):
+    """UnpinPrefixResponse says whether there was one."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    UNPINNED_FIELD_NUMBER: builtins.int
+    unpinned: builtins.bool
+    """False when the pin was unknown or had ended already."""
+    def __init__(
+        self,
+        *,
+        unpinned: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["unpinned", b"unpinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListPinsRequest(message.Message):
+    """ListPinsRequest is empty."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListPinsResponse(message.Message):
+    """ListPinsResponse holds the pins."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PINS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def pins(self) -> containers.RepeatedCompositeFieldContainer[Pin]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        pins: abc.Iterable[Pin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["pins", b"pins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetCacheStatsRequest(message.Message):
+    """GetCacheStatsRequest is empty."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetCacheStatsResponse(message.Message):
+    """GetCacheStatsResponse holds counts since the engine core started."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def namespaces(self) -> containers.RepeatedCompositeFieldContainer[NamespaceStats]:
+        """Sorted by namespace. Of many namespaces only those used last are told apart; the others are one entry, `other`."""
+
+    @builtins.property
+    def total(self) -> NamespaceStats:
+        """The sum of all; its cache_namespace is empty."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: abc.Iterable[NamespaceStats] | None = ...,
+        total: NamespaceStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["namespaces", b"namespaces", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class NamespaceStats(message.Message):
+    """NamespaceStats says what the prefix cache was good for in one namespace."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    MISSES_FIELD_NUMBER: builtins.int
+    TOKENS_SAVED_FIELD_NUMBER: builtins.int
+    MISSED_TOKENS_FIELD_NUMBER: builtins.int
+    EVICTED_PAGES_FIELD_NUMBER: builtins.int
+    CACHED_PAGES_FIELD_NUMBER: builtins.int
+    STORED_PAGES_FIELD_NUMBER: builtins.int
+    FLUSHED_PAGES_FIELD_NUMBER: builtins.int
+    cache_namespace: builtins.str
+    """Which."""
+    hits: builtins.int
+    """Requests that found some of their prompt."""
+    misses: builtins.int
+    """Requests that found nothing."""
+    tokens_saved: builtins.int
+    """Prompt tokens found, which needed no computing."""
+    missed_tokens: builtins.int
+    """Prompt tokens not found."""
+    evicted_pages: builtins.int
+    """Pages given up to make room."""
+    cached_pages: builtins.int
+    """Pages held now: stored - evicted - flushed."""
+    stored_pages: builtins.int
+    """Pages taken in."""
+    flushed_pages: builtins.int
+    """Pages given up on request."""
+    def __init__(
+        self,
+        *,
+        cache_namespace: builtins.str = ...,
+        hits: builtins.int = ...,
+        misses: builtins.int = ...,
+        tokens_saved: builtins.int = ...,
+        missed_tokens: builtins.int = ...,
+        evicted_pages: builtins.int = ...,
+        cached_pages: builtins.int = ...,
+        stored_pages: builtins.int = ...,
+        flushed_pages: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cache_namespace", b"cache_namespace", "cached_pages", b"cached_pages", "evicted_pages", b"evicted_pages", "flushed_pages", b"flushed_pages", "hits", b"hits", "missed_tokens", b"missed_tokens", "misses", b"misses", "stored_pages", b"stored_pages", "tokens_saved", b"tokens_saved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

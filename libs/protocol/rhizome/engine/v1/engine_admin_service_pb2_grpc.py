@@ -40,6 +40,26 @@ class EngineAdminServiceStub:
                 request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheRequest.SerializeToString,
                 response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheResponse.FromString,
                 _registered_method=True)
+        self.WarmPrefix = channel.unary_unary(
+                '/rhizome.engine.v1.EngineAdminService/WarmPrefix',
+                request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixRequest.SerializeToString,
+                response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixResponse.FromString,
+                _registered_method=True)
+        self.UnpinPrefix = channel.unary_unary(
+                '/rhizome.engine.v1.EngineAdminService/UnpinPrefix',
+                request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixRequest.SerializeToString,
+                response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/rhizome.engine.v1.EngineAdminService/ListPins',
+                request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
+        self.GetCacheStats = channel.unary_unary(
+                '/rhizome.engine.v1.EngineAdminService/GetCacheStats',
+                request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsRequest.SerializeToString,
+                response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/rhizome.engine.v1.EngineAdminService/Drain',
                 request_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.DrainRequest.SerializeToString,
@@ -83,6 +103,34 @@ class EngineAdminServiceServicer:
 
     def FlushCache(self, request, context):
         """FlushCache drops every cached prefix that no request holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WarmPrefix(self, request, context):
+        """WarmPrefix computes a prompt into the prefix cache, and keeps it there if asked to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinPrefix(self, request, context):
+        """UnpinPrefix lets a pinned prefix be evicted again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """ListPins lists the pinned prefixes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCacheStats(self, request, context):
+        """GetCacheStats says what the prefix cache was good for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +192,26 @@ def add_EngineAdminServiceServicer_to_server(servicer, server):
                     servicer.FlushCache,
                     request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheRequest.FromString,
                     response_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheResponse.SerializeToString,
+            ),
+            'WarmPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmPrefix,
+                    request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixRequest.FromString,
+                    response_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixResponse.SerializeToString,
+            ),
+            'UnpinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinPrefix,
+                    request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixRequest.FromString,
+                    response_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsRequest.FromString,
+                    response_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsResponse.SerializeToString,
+            ),
+            'GetCacheStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCacheStats,
+                    request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsRequest.FromString,
+                    response_serializer=rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -209,6 +277,114 @@ class EngineAdminService:
             '/rhizome.engine.v1.EngineAdminService/FlushCache',
             rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheRequest.SerializeToString,
             rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.FlushCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rhizome.engine.v1.EngineAdminService/WarmPrefix',
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixRequest.SerializeToString,
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.WarmPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rhizome.engine.v1.EngineAdminService/UnpinPrefix',
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixRequest.SerializeToString,
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.UnpinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rhizome.engine.v1.EngineAdminService/ListPins',
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsRequest.SerializeToString,
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.ListPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCacheStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rhizome.engine.v1.EngineAdminService/GetCacheStats',
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsRequest.SerializeToString,
+            rhizome_dot_engine_dot_v1_dot_engine__admin__service__pb2.GetCacheStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

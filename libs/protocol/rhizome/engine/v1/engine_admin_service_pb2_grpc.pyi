@@ -35,6 +35,14 @@ class EngineAdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EngineAdminServiceAsyncStub: ...
     FlushCache: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.FlushCacheRequest, _engine_admin_service_pb2.FlushCacheResponse]
     """FlushCache drops every cached prefix that no request holds."""
+    WarmPrefix: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.WarmPrefixRequest, _engine_admin_service_pb2.WarmPrefixResponse]
+    """WarmPrefix computes a prompt into the prefix cache, and keeps it there if asked to."""
+    UnpinPrefix: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.UnpinPrefixRequest, _engine_admin_service_pb2.UnpinPrefixResponse]
+    """UnpinPrefix lets a pinned prefix be evicted again."""
+    ListPins: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.ListPinsRequest, _engine_admin_service_pb2.ListPinsResponse]
+    """ListPins lists the pinned prefixes."""
+    GetCacheStats: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.GetCacheStatsRequest, _engine_admin_service_pb2.GetCacheStatsResponse]
+    """GetCacheStats says what the prefix cache was good for."""
     Drain: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.DrainRequest, _engine_admin_service_pb2.DrainResponse]
     """Drain refuses new requests and returns when the open ones ended."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_engine_admin_service_pb2.ListAdaptersRequest, _engine_admin_service_pb2.ListAdaptersResponse]
@@ -57,6 +65,14 @@ class EngineAdminServiceAsyncStub(EngineAdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     FlushCache: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.FlushCacheRequest, _engine_admin_service_pb2.FlushCacheResponse]  # type: ignore[assignment]
     """FlushCache drops every cached prefix that no request holds."""
+    WarmPrefix: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.WarmPrefixRequest, _engine_admin_service_pb2.WarmPrefixResponse]  # type: ignore[assignment]
+    """WarmPrefix computes a prompt into the prefix cache, and keeps it there if asked to."""
+    UnpinPrefix: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.UnpinPrefixRequest, _engine_admin_service_pb2.UnpinPrefixResponse]  # type: ignore[assignment]
+    """UnpinPrefix lets a pinned prefix be evicted again."""
+    ListPins: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.ListPinsRequest, _engine_admin_service_pb2.ListPinsResponse]  # type: ignore[assignment]
+    """ListPins lists the pinned prefixes."""
+    GetCacheStats: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.GetCacheStatsRequest, _engine_admin_service_pb2.GetCacheStatsResponse]  # type: ignore[assignment]
+    """GetCacheStats says what the prefix cache was good for."""
     Drain: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.DrainRequest, _engine_admin_service_pb2.DrainResponse]  # type: ignore[assignment]
     """Drain refuses new requests and returns when the open ones ended."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_engine_admin_service_pb2.ListAdaptersRequest, _engine_admin_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
@@ -82,6 +98,38 @@ class EngineAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_engine_admin_service_pb2.FlushCacheResponse, _abc.Awaitable[_engine_admin_service_pb2.FlushCacheResponse]]:
         """FlushCache drops every cached prefix that no request holds."""
+
+    @_abc_1.abstractmethod
+    def WarmPrefix(
+        self,
+        request: _engine_admin_service_pb2.WarmPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_admin_service_pb2.WarmPrefixResponse, _abc.Awaitable[_engine_admin_service_pb2.WarmPrefixResponse]]:
+        """WarmPrefix computes a prompt into the prefix cache, and keeps it there if asked to."""
+
+    @_abc_1.abstractmethod
+    def UnpinPrefix(
+        self,
+        request: _engine_admin_service_pb2.UnpinPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_admin_service_pb2.UnpinPrefixResponse, _abc.Awaitable[_engine_admin_service_pb2.UnpinPrefixResponse]]:
+        """UnpinPrefix lets a pinned prefix be evicted again."""
+
+    @_abc_1.abstractmethod
+    def ListPins(
+        self,
+        request: _engine_admin_service_pb2.ListPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_admin_service_pb2.ListPinsResponse, _abc.Awaitable[_engine_admin_service_pb2.ListPinsResponse]]:
+        """ListPins lists the pinned prefixes."""
+
+    @_abc_1.abstractmethod
+    def GetCacheStats(
+        self,
+        request: _engine_admin_service_pb2.GetCacheStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_admin_service_pb2.GetCacheStatsResponse, _abc.Awaitable[_engine_admin_service_pb2.GetCacheStatsResponse]]:
+        """GetCacheStats says what the prefix cache was good for."""
 
     @_abc_1.abstractmethod
     def Drain(

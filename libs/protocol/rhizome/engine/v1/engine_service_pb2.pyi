@@ -447,18 +447,24 @@ class GetLoadResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     LOAD_FIELD_NUMBER: builtins.int
+    HISTOGRAMS_FIELD_NUMBER: builtins.int
     @builtins.property
     def load(self) -> load_pb2.Load:
         """Now."""
+
+    @builtins.property
+    def histograms(self) -> load_pb2.RequestHistograms:
+        """Of the same moment; absent where requests of several engines are counted."""
 
     def __init__(
         self,
         *,
         load: load_pb2.Load | None = ...,
+        histograms: load_pb2.RequestHistograms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["histograms", b"histograms", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["load", b"load"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["histograms", b"histograms", "load", b"load"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,7 +149,7 @@ class Cancel(message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     SATISFIED_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """The request to end; unknown ones are ignored, because they may just have finished."""
+    """The request to end, or the call; unknown ones are ignored, because they may just have finished."""
     satisfied: builtins.bool
     """The caller has all that it wants, as after a stop string: the request counts as completed and ends with
     reason STOP rather than CANCELLED.

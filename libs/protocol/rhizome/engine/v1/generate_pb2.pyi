@@ -62,6 +62,11 @@ class GenerateRequest(message.Message):
     STOP_FIELD_NUMBER: builtins.int
     CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    RESUMED_TOKENS_FIELD_NUMBER: builtins.int
+    ECHO_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Unique among the open requests of one peer; made up by the server when empty."""
     model: builtins.str
@@ -72,6 +77,18 @@ class GenerateRequest(message.Message):
     """Requests share cached prefixes only within one namespace (a tenant, an adapter, a salt)."""
     priority: builtins.int
     """Higher runs earlier where the scheduling policy knows priorities; 0 is normal."""
+    prompt_logprobs: builtins.int
+    """Report how likely each prompt token was, with so many rivals beside it; absent reports nothing."""
+    tenant: builtins.str
+    """Whose fair share of the engine this uses; empty means the cache_namespace."""
+    resumed_tokens: builtins.int
+    """So many ids at the end of token_ids are output that another engine generated before. Penalties, max_tokens,
+    min_tokens, the grammar and usage count them as output; they are not sent again.
+    """
+    echo: builtins.bool
+    """The text of the prompt comes first, in a delta without token ids; the input must be text or messages. For
+    people: `Generate` does this and `Connect` refuses it.
+    """
     @builtins.property
     def token_ids(self) -> TokenIds:
         """Token ids, as a gateway sends them."""
@@ -88,6 +105,10 @@ class GenerateRequest(message.Message):
     def stop(self) -> StopConditions:
         """When to stop."""
 
+    @builtins.property
+    def grammar(self) -> Grammar:
+        """What the output must conform to; absent allows any."""
+
     def __init__(
         self,
         *,
@@ -100,25 +121,128 @@ class GenerateRequest(message.Message):
         stop: StopConditions | None = ...,
         cache_namespace: builtins.str = ...,
         priority: builtins.int = ...,
+        grammar: Grammar | None = ...,
+        prompt_logprobs: builtins.int | None = ...,
+        tenant: builtins.str = ...,
+        resumed_tokens: builtins.int = ...,
+        echo: builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["input", b"input", "messages", b"messages", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_echo", b"_echo", "_prompt_logprobs", b"_prompt_logprobs", "echo", b"echo", "grammar", b"grammar", "input", b"input", "messages", b"messages", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cache_namespace", b"cache_namespace", "input", b"input", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_echo", b"_echo", "_prompt_logprobs", b"_prompt_logprobs", "cache_namespace", b"cache_namespace", "echo", b"echo", "grammar", b"grammar", "input", b"input", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__echo: _TypeAlias = typing.Literal["echo"]  # noqa: Y015
+    _WhichOneofArgType__echo: _TypeAlias = typing.Literal["_echo", b"_echo"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = typing.Literal["token_ids", "text", "messages"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = typing.Literal["input", b"input"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__echo) -> _WhichOneofReturnType__echo | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 @typing.final
+class Grammar(message.Message):
+    """Grammar is what an output must conform to."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    JSON_OBJECT_FIELD_NUMBER: builtins.int
+    REGEX_FIELD_NUMBER: builtins.int
+    LARK_FIELD_NUMBER: builtins.int
+    CHOICE_FIELD_NUMBER: builtins.int
+    FLEXIBLE_WHITESPACE_FIELD_NUMBER: builtins.int
+    json_schema: builtins.str
+    """A JSON schema as text, because the order of its properties is the order of the output, and a parsed
+    message would lose it.
+    """
+    regex: builtins.str
+    """A regular expression that the whole output matches."""
+    lark: builtins.str
+    """A grammar in Lark's notation."""
+    flexible_whitespace: builtins.bool
+    """JSON may be laid out freely, with spaces and line breaks. Without it `, ` and `: ` separate its parts, and far
+    more tokens are forced.
+    """
+    @builtins.property
+    def json_object(self) -> JsonObject:
+        """Any JSON object."""
+
+    @builtins.property
+    def choice(self) -> Choices:
+        """One of some texts."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: builtins.str = ...,
+        json_object: JsonObject | None = ...,
+        regex: builtins.str = ...,
+        lark: builtins.str = ...,
+        choice: Choices | None = ...,
+        flexible_whitespace: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["choice", b"choice", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["choice", b"choice", "flexible_whitespace", b"flexible_whitespace", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["json_schema", "json_object", "regex", "lark", "choice"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+@typing.final
+class JsonObject(message.Message):
+    """JsonObject is any JSON object."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Choices(message.Message):
+    """Choices are texts of which the output is one."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At least one; none is empty."""
+
+    def __init__(
+        self,
+        *,
+        texts: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class TokenIds(message.Message):
-    """TokenIds is a prompt that is already tokenised."""
+    """TokenIds are ids within the model's vocabulary; as a prompt, the begin-of-sequence token is among them where the
+    model wants one.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     IDS_FIELD_NUMBER: builtins.int
     @builtins.property
     def ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Ids within the model's vocabulary, the begin-of-sequence token included where the model wants one."""
+        """In order."""
 
     def __init__(
         self,
@@ -213,6 +337,9 @@ class SamplingParams(message.Message):
     SEED_FIELD_NUMBER: builtins.int
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    BAD_TOKEN_SEQUENCES_FIELD_NUMBER: builtins.int
+    BAD_WORDS_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """0 is greedy. Default 1, or the checkpoint's."""
     top_p: builtins.float
@@ -235,6 +362,20 @@ class SamplingParams(message.Message):
     def logit_bias(self) -> containers.ScalarMap[builtins.int, builtins.float]:
         """Added to the logits, by token id."""
 
+    @builtins.property
+    def allowed_token_ids(self) -> TokenIds:
+        """Only these may be chosen; absent allows all, and an empty list is refused."""
+
+    @builtins.property
+    def bad_token_sequences(self) -> containers.RepeatedCompositeFieldContainer[TokenIds]:
+        """Sequences of tokens that must not come out: the last token of each is not chosen after the ones before it."""
+
+    @builtins.property
+    def bad_words(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Words that must not come out. Text belongs to whoever tokenises, so `Generate` applies these, with and without
+        a space before the word, and `Connect` refuses them.
+        """
+
     def __init__(
         self,
         *,
@@ -248,10 +389,13 @@ class SamplingParams(message.Message):
         seed: builtins.int | None = ...,
         logit_bias: abc.Mapping[builtins.int, builtins.float] | None = ...,
         top_logprobs: builtins.int | None = ...,
+        allowed_token_ids: TokenIds | None = ...,
+        bad_token_sequences: abc.Iterable[TokenIds] | None = ...,
+        bad_words: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_token_sequences", b"bad_token_sequences", "bad_words", b"bad_words", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -302,7 +446,9 @@ class StopConditions(message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
-    """Most tokens to generate; absent fills the context window."""
+    """Most tokens to generate; absent fills the context window. With 0 the prompt is only computed, to score or to
+    cache it: the request finishes with LENGTH and no token.
+    """
     min_tokens: builtins.int
     """Ignore end-of-sequence and stop tokens before this many tokens."""
     ignore_eos: builtins.bool
@@ -345,13 +491,16 @@ class StopConditions(message.Message):
 
 @typing.final
 class GenerateResponse(message.Message):
-    """GenerateResponse is one event in the life of a request: one `started`, any number of `delta`, one `finished`."""
+    """GenerateResponse is one event in the life of a request: one `started`, `prompt_logprobs` where they were asked
+    for, any number of `delta`, one `finished`.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     STARTED_FIELD_NUMBER: builtins.int
     DELTA_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     @builtins.property
     def started(self) -> Started:
         """The first chunk of the prompt was scheduled."""
@@ -364,18 +513,23 @@ class GenerateResponse(message.Message):
     def finished(self) -> Finished:
         """The request ended; nothing follows."""
 
+    @builtins.property
+    def prompt_logprobs(self) -> PromptLogprobs:
+        """How likely the prompt was."""
+
     def __init__(
         self,
         *,
         started: Started | None = ...,
         delta: TokenDelta | None = ...,
         finished: Finished | None = ...,
+        prompt_logprobs: PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "prompt_logprobs", b"prompt_logprobs", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "prompt_logprobs", b"prompt_logprobs", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["started", "delta", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["started", "delta", "finished", "prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -387,19 +541,47 @@ class Started(message.Message):
 
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
     prompt_tokens: builtins.int
     """Tokens in the prompt."""
     cached_tokens: builtins.int
     """Prompt tokens found in the prefix cache."""
+    seed: builtins.int
+    """The seed in use, given or drawn: as SamplingParams.seed it gives the same text again, and with
+    resumed_tokens the rest of it.
+    """
     def __init__(
         self,
         *,
         prompt_tokens: builtins.int = ...,
         cached_tokens: builtins.int = ...,
+        seed: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class PromptLogprobs(message.Message):
+    """PromptLogprobs says how likely prompt tokens were, given those before them."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    LOGPROBS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def logprobs(self) -> containers.RepeatedCompositeFieldContainer[TokenLogprob]:
+        """In order, for the prompt tokens from the second on; a long prompt's come in several pieces."""
+
+    def __init__(
+        self,
+        *,
+        logprobs: abc.Iterable[TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -437,14 +619,14 @@ class TokenDelta(message.Message):
 
 @typing.final
 class TokenLogprob(message.Message):
-    """TokenLogprob is the log probability of a generated token and of its rivals."""
+    """TokenLogprob is the log probability of a token and of its rivals."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     LOGPROB_FIELD_NUMBER: builtins.int
     TOP_FIELD_NUMBER: builtins.int
     logprob: builtins.float
-    """The chosen token."""
+    """The token that was chosen, or is in the prompt."""
     @builtins.property
     def top(self) -> containers.RepeatedCompositeFieldContainer[RankedToken]:
         """The likeliest tokens, best first."""

@@ -3,9 +3,11 @@
 isort:skip_file
 How busy an engine is."""
 
+from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
+from google.protobuf.internal import containers as containers
 import builtins as builtins
 import sys
 import typing as typing
@@ -138,12 +140,20 @@ class RequestTotals(message.Message):
     CACHE_HIT_TOKENS_FIELD_NUMBER: builtins.int
     CACHE_MISS_TOKENS_FIELD_NUMBER: builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    EXPIRED_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    FORCED_TOKENS_FIELD_NUMBER: builtins.int
+    QUEUE_TIME_FIELD_NUMBER: builtins.int
+    PREFILL_TIME_FIELD_NUMBER: builtins.int
+    DECODE_TIME_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
     received: builtins.int
     """Accepted into the queue."""
     completed: builtins.int
     """Finished with STOP or LENGTH."""
     aborted: builtins.int
-    """Cancelled by the caller or by a deadline."""
+    """Cancelled by the caller, or lost with its connection."""
     refused: builtins.int
     """Refused because the queue was full."""
     preemptions: builtins.int
@@ -154,6 +164,30 @@ class RequestTotals(message.Message):
     """Prompt tokens that had to be computed."""
     generated_tokens: builtins.int
     """Tokens generated."""
+    failed: builtins.int
+    """Ended because the engine could not compute them."""
+    expired: builtins.int
+    """Ended because their time was over."""
+    prompt_tokens: builtins.int
+    """Tokens in the prompts of all accepted requests."""
+    forced_tokens: builtins.int
+    """Generated tokens that a grammar dictated, so that they needed no forward pass each."""
+    steps: builtins.int
+    """Steps computed."""
+    @builtins.property
+    def queue_time(self) -> duration_pb2.Duration:
+        """Time that all ended requests spent in the queue; with the number of ended requests a mean over any two
+        snapshots.
+        """
+
+    @builtins.property
+    def prefill_time(self) -> duration_pb2.Duration:
+        """Time of all ended requests from the first prefill chunk to the first token, or to the end without one."""
+
+    @builtins.property
+    def decode_time(self) -> duration_pb2.Duration:
+        """Time of all ended requests from the first token to the last."""
+
     def __init__(
         self,
         *,
@@ -165,10 +199,98 @@ class RequestTotals(message.Message):
         cache_hit_tokens: builtins.int = ...,
         cache_miss_tokens: builtins.int = ...,
         generated_tokens: builtins.int = ...,
+        failed: builtins.int = ...,
+        expired: builtins.int = ...,
+        prompt_tokens: builtins.int = ...,
+        forced_tokens: builtins.int = ...,
+        queue_time: duration_pb2.Duration | None = ...,
+        prefill_time: duration_pb2.Duration | None = ...,
+        decode_time: duration_pb2.Duration | None = ...,
+        steps: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["decode_time", b"decode_time", "prefill_time", b"prefill_time", "queue_time", b"queue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "refused", b"refused", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RequestHistograms(message.Message):
+    """RequestHistograms counts ended requests by what they took, since the engine core started. Each kind counts the
+    requests that reached its phase, whatever they ended with.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUE_SECONDS_FIELD_NUMBER: builtins.int
+    PREFILL_SECONDS_FIELD_NUMBER: builtins.int
+    DECODE_SECONDS_FIELD_NUMBER: builtins.int
+    TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def queue_seconds(self) -> Histogram:
+        """Seconds in the queue; every ended request."""
+
+    @builtins.property
+    def prefill_seconds(self) -> Histogram:
+        """Seconds from the first prefill chunk to the first token, or to the end; requests that left the queue."""
+
+    @builtins.property
+    def decode_seconds(self) -> Histogram:
+        """Seconds from the first token to the last; requests with a token."""
+
+    @builtins.property
+    def time_to_first_token_seconds(self) -> Histogram:
+        """Seconds from arrival to the first token; requests with a token."""
+
+    @builtins.property
+    def cached_tokens(self) -> Histogram:
+        """Prompt tokens found in the prefix cache; requests that left the queue."""
+
+    def __init__(
+        self,
+        *,
+        queue_seconds: Histogram | None = ...,
+        prefill_seconds: Histogram | None = ...,
+        decode_seconds: Histogram | None = ...,
+        time_to_first_token_seconds: Histogram | None = ...,
+        cached_tokens: Histogram | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Histogram(message.Message):
+    """Histogram counts values by size."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    UPPER_BOUNDS_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    SUM_FIELD_NUMBER: builtins.int
+    sum: builtins.float
+    """Sum of all values."""
+    @builtins.property
+    def upper_bounds(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Largest value of each bucket but the last, increasing; the last one holds what is larger."""
+
+    @builtins.property
+    def counts(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Values in each bucket, one more than there are bounds; not cumulative."""
+
+    def __init__(
+        self,
+        *,
+        upper_bounds: abc.Iterable[builtins.float] | None = ...,
+        counts: abc.Iterable[builtins.int] | None = ...,
+        sum: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "generated_tokens", b"generated_tokens", "preemptions", b"preemptions", "received", b"received", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["counts", b"counts", "sum", b"sum", "upper_bounds", b"upper_bounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,119 @@
+"""Numbers for Prometheus: families built from a snapshot, and the HTTP listener that serves them.
+
+Services keep their numbers themselves, because their own RPCs report them too; nothing is counted twice. A
+*collector* is asked at each scrape and turns one snapshot into metric families.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import start_http_server
+
+__all__ = ["Collector", "Metric", "MetricsListener", "counter", "gauge", "histogram"]
+
+
+class Collector(Protocol):
+    """Gives the families of one snapshot; called on a thread of the listener, and must not raise."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The families now."""
+        ...
+
+
+class MetricsListener:
+    """Serves `/metrics` on threads of its own, beside whatever loop the process runs.
+
+    The process's memory, CPU time and open files are served with it.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes a free one.
+        collectors: asked at each scrape.
+
+    Attributes:
+        port: where it listens.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+
+    def __init__(self, host: str, port: int, *collectors: Collector) -> None:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        for collector in collectors:
+            registry.register(_Undescribed(collector))
+        try:
+            self._server, _ = start_http_server(port, host, registry)
+        except OSError as error:
+            raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop listening; takes up to half a second, so a loop calls it on a thread."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Undescribed:
+    """Keeps the registry from collecting once at registration, when the service does not run yet."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collect = collector.collect
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is known before the first scrape."""
+        return ()
+
+
+def gauge(name: str, text: str, value: float, labels: Mapping[str, str]) -> Metric:
+    """A value that goes up and down.
+
+    Args:
+        name: with the unit, such as `x_seconds`.
+        text: what it is, with its unit.
+        value: now.
+        labels: by name.
+    """
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def counter(name: str, text: str, value: float, labels: Mapping[str, str]) -> Metric:
+    """A value that only grows; served as `name` + `_total`."""
+    family = CounterMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def histogram(
+    name: str,
+    text: str,
+    upper_bounds: Sequence[float],
+    counts: Sequence[int],
+    total: float,
+    labels: Mapping[str, str],
+) -> Metric:
+    """Values by size.
+
+    Args:
+        name: with the unit.
+        text: what the values are.
+        upper_bounds: largest value of each bucket but the last.
+        counts: values in each bucket, not cumulative; one more than there are bounds.
+        total: sum of all values.
+        labels: by name.
+    """
+    edges = [*(repr(float(bound)) for bound in upper_bounds), "+Inf"]
+    cumulative = itertools.accumulate(counts)
+    buckets = [(edge, float(count)) for edge, count in zip(edges, cumulative, strict=True)]
+    family = HistogramMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), buckets, total)
+    return family
