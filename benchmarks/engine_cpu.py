@@ -1,4 +1,4 @@
-"""How fast the model runner computes on a CPU: decode at several batch sizes, prefill, and the sampler.
+"""How fast the model runner computes on a CPU: decode at several batch sizes, and prefill.
 
 The model has the shape of a 135M-parameter Llama (SmolLM-135M) and random weights; speed does not depend on
 their values. No scheduler, no transport: this is what a step costs.
@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rhizome_engine.batch import Batch, SampleRow
+from rhizome_engine.batch import Batch
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
-from rhizome_engine.sampling.sampler import sample
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
+from rhizome_testing.sampling_batch import sampling_batch
 
 SHAPE_135M = LlamaShape(
     vocab_size=49152,
@@ -52,7 +52,7 @@ def make_batch(num_rows: int, query_len: int, context_len: int) -> Batch:
         query_start=np.arange(num_rows + 1, dtype=np.int32) * query_len,
         context_len=np.full(num_rows, context_len, np.int32),
         page_table=table,
-        sample_rows=[SampleRow(row, greedy, context_len, 0, [], []) for row in range(num_rows)],
+        sampling=sampling_batch([greedy] * num_rows, [context_len] * num_rows, SHAPE_135M.vocab_size),
     )
 
 
@@ -76,15 +76,6 @@ def measure(runner: ModelRunner) -> dict[str, float]:
         figures[f"decode_tok_s_{num_rows}"] = num_rows / median_s(lambda batch=batch: runner.run(batch))
     prefill = make_batch(1, PREFILL, PREFILL)
     figures[f"prefill_tok_s_{PREFILL}"] = PREFILL / median_s(lambda: runner.run(prefill))
-    # Spread like a trained model's: a nucleus holds tens of tokens, not thousands.
-    logits = 3.0 * torch.randn(8, runner.config.vocab_size)
-    for name, params in (
-        ("greedy", SamplingParams(temperature=0.0)),
-        ("temperature", SamplingParams()),
-        ("top_p", SamplingParams(temperature=0.7, top_p=0.9)),
-    ):
-        rows = [SampleRow(row, params, 5, row, [], []) for row in range(8)]
-        figures[f"sample_{name}_ms_8"] = 1e3 * median_s(lambda rows=rows: sample(logits, rows), seconds=1.0)
     return figures
 
 

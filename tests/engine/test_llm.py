@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from rhizome_engine import LLM, SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
@@ -17,7 +18,9 @@ def llm(tmp_path_factory):
     torch.set_num_threads(1)
     shape = LlamaShape(tie_word_embeddings=False)
     path = write_llama_checkpoint(tmp_path_factory.mktemp("model"), shape, seed=4)
-    return LLM(path, device="cpu", num_pages=256, scheduler=SchedulerConfig(max_batch_size=4))
+    llm = LLM(path, device="cpu", num_pages=256, scheduler=SchedulerConfig(max_batch_size=4))
+    llm.path = path
+    return llm
 
 
 def test_answers_many_prompts_in_their_order(llm):
@@ -89,3 +92,51 @@ def test_a_refused_prompt_leaves_nothing_running(llm):
 def test_the_package_imports_without_torch():
     script = "import sys, rhizome_engine; assert 'torch' not in sys.modules; rhizome_engine.SamplingParams()"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def reference_logprobs(path, ids):
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+
+
+def test_prompt_logprobs_are_the_models_own_whether_the_prefix_is_cached_or_not(llm):
+    prompt = "the quick brown fox jumps over the lazy dog, twice " * 2
+    ids = llm.tokenizer.encode(prompt, add_special_tokens=True)
+    expected = reference_logprobs(llm.path, ids)
+    llm.core.flush_cache()
+    for visit in ("cold", "cached"):
+        scored = llm.generate(prompt, GREEDY, max_tokens=0, prompt_logprobs=3)[0]
+        assert (scored.token_ids, scored.finish_reason) == ([], "length"), visit
+        assert len(scored.prompt_logprobs) == len(ids) and scored.prompt_logprobs[0] is None
+        for position, scores in enumerate(scored.prompt_logprobs[1:], start=1):
+            row = expected[position - 1]
+            assert scores.logprob == pytest.approx(float(row[ids[position]]), abs=1e-4)
+            best = row.topk(3)
+            assert [token for token, _ in scores.top] == best.indices.tolist()
+            assert [value for _, value in scores.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert llm.generate(prompt, GREEDY, max_tokens=1)[0].usage.cached_tokens > 90
+
+
+def test_several_answers_share_the_prompts_pages(llm):
+    prompt = list(range(1, 130))
+    llm.core.flush_cache()
+    seeded = SamplingParams(temperature=1.0, seed=3)
+    before = llm.core.load().totals.cache_miss_tokens
+    answers = llm.generate(prompt, seeded, n=4, max_tokens=6, ignore_eos=True)
+    assert [answer.index for answer in answers] == [0, 1, 2, 3]
+    assert len({tuple(answer.token_ids) for answer in answers}) == 4
+    assert llm.core.load().totals.cache_miss_tokens - before < len(prompt) + 4 * 16
+    assert all(answer.usage.cached_tokens >= 128 for answer in answers[1:])
+    for index, answer in enumerate(answers):
+        alone = SamplingParams(temperature=1.0, seed=3 + index)
+        assert llm.generate(prompt, alone, max_tokens=6, ignore_eos=True)[0].token_ids == answer.token_ids
+    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
+        llm.generate(prompt, n=0)
+
+
+def test_echo_puts_the_prompt_first(llm):
+    plain = llm.generate("hello there", GREEDY, max_tokens=5)[0]
+    echoed = llm.generate("hello there", GREEDY, max_tokens=5, echo=True, prompt_logprobs=0)[0]
+    assert echoed.text == "hello there" + plain.text and echoed.token_ids == plain.token_ids
+    assert len(echoed.prompt_logprobs) == len(echoed.prompt_token_ids)

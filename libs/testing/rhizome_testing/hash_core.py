@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
@@ -11,6 +12,7 @@ from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import ServedModel
 from rhizome_engine.core.server import CoreServer
+from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_testing.hash_runner import HashRunner
@@ -26,6 +28,8 @@ class HashCore:
     Args:
         folder: for the socket; must be private.
         orphan_grace_s: as in the engine's settings.
+        start_delay_s: how long it waits for company when idle.
+        **limits: of the scheduler, instead of those of this class.
 
     Attributes:
         model: the name it is served under.
@@ -38,11 +42,14 @@ class HashCore:
     model = "hash"
     instance_id = "instance-1"
 
-    def __init__(self, folder: Path, orphan_grace_s: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, orphan_grace_s: float | None = None, start_delay_s: float = 0.0, **limits: Any
+    ) -> None:
         folder.chmod(0o700)
         self.endpoint = f"ipc://{folder}/core.ipc"
         self.runner = HashRunner(num_pages=64, page_size=4)
-        self.core = EngineCore(self.runner, SchedulerConfig(max_batch_size=4, max_queue_size=2), (7,))
+        config = SchedulerConfig(**{"max_batch_size": 4, "max_queue_size": 2, **limits})
+        self.core = EngineCore(self.runner, config, (7,))
         self.failure: BaseException | None = None
         self._frames = FrameServer(self.endpoint, instance_id=self.instance_id)
         model = ServedModel(
@@ -51,7 +58,9 @@ class HashCore:
             tokenizer_files={"tokenizer.json": b"{}" * 300_000, "generation_config.json": b""},
             default_sampling=SamplingParams(temperature=0.0),
         )
-        self._server = CoreServer(self._frames, self.core, model, OrphanWatch(orphan_grace_s))
+        self._server = CoreServer(
+            self._frames, self.core, model, OrphanWatch(orphan_grace_s), StartDelay(start_delay_s)
+        )
         self._thread = threading.Thread(target=self._run, name="core")
         self._thread.start()
 

@@ -4,6 +4,8 @@ Each slot remembers a hash of its token, its position and the slot before it *as
 the next token is a hash of the whole context read back the same way. So any mix-up of slots, any page evicted
 or handed out too early, any wrong copy or position changes the text. `expected_tokens` computes the same text
 without pages.
+
+Steps are computed in the order of their launch, and tokens are chosen when `sample` is called.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rhizome_engine.batch import Batch, SampleRow, StepOutput, TokenLogprobs
+from rhizome_engine.batch import Batch, Int64, StepOutput, TokenLogprobs, TokenMasks
 
 _GARBAGE = 0xDEAD_BEEF
 
@@ -36,7 +39,8 @@ class HashRunner:
 
     Attributes:
         batches: how many tokens each row of each step had, oldest first.
-        fail_next: raise in the next steps, this many times.
+        fail_next: the results of the next steps are an error, this many times.
+        fail_next_launch: the next steps cannot be launched, this many times.
     """
 
     def __init__(self, num_pages: int, page_size: int, config: HashModelConfig | None = None) -> None:
@@ -45,34 +49,65 @@ class HashRunner:
         self.page_size = page_size
         self.batches: list[list[int]] = []
         self.fail_next = 0
+        self.fail_next_launch = 0
         self._slots = np.full(num_pages * page_size, _GARBAGE, np.int64)
+        self._chosen: dict[tuple[int, int], int] = {}
 
-    def run(self, batch: Batch) -> StepOutput:
-        """Write every token of the batch, then answer the rows that sample.
+    def launch(self, batch: Batch) -> HashStep:
+        """Write every token of the batch.
 
         Raises:
             AssertionError: the batch contradicts itself.
             RuntimeError: the test asked for a failure.
         """
-        if self.fail_next:
-            self.fail_next -= 1
+        if self.fail_next_launch:
+            self.fail_next_launch -= 1
             raise RuntimeError("the test asked for this failure")
         self.batches.append(np.diff(batch.query_start).tolist())
         assert len(set(batch.slot_mapping.tolist())) == batch.num_tokens, "two tokens share a slot"
+        for source, target, num_slots in batch.page_copies:
+            self._copy_page(source, target, num_slots)
+        token_ids = batch.token_ids.copy()
+        for place, slot in zip(batch.late.tolist(), batch.late_slots.tolist(), strict=True):
+            token_ids[place] = self._chosen[slot, int(batch.positions[place])]
         for row in range(batch.num_rows):
-            self._write(batch, row)
-        samples = [self._sample(batch, sample) for sample in batch.sample_rows]
-        return StepOutput([token for token, _ in samples], [logprobs for _, logprobs in samples])
+            self._write(batch, token_ids, row)
+        fails = self.fail_next > 0
+        self.fail_next -= fails
+        return HashStep(self, batch, fails=fails)
 
-    def copy_page(self, src: int, dst: int, num_slots: int) -> None:
-        """Copy the first slots of a page; the rest of the destination becomes garbage."""
-        assert src != dst and 0 < num_slots < self.page_size
-        start, end = dst * self.page_size, (dst + 1) * self.page_size
-        source = self._slots[src * self.page_size : src * self.page_size + num_slots].copy()
+    def choose(self, batch: Batch, index: int, masks: TokenMasks | None) -> int:
+        """The next token of a sampled row."""
+        sampling = batch.sampling
+        context = self._context_slots(batch, int(sampling.rows[index]))
+        assert sampling.positions[index] == len(context)
+        allowed = self._allowed(batch, index, masks)
+        token = next_token(self._slots[context], self.config.vocab_size)
+        while not allowed[token]:
+            token = (token + 1) % self.config.vocab_size
+        self._chosen[int(sampling.slots[index]), len(context)] = token
+        return token
+
+    def _allowed(self, batch: Batch, index: int, masks: TokenMasks | None) -> NDArray[np.bool_]:
+        allowed = np.ones(self.config.vocab_size, np.bool_)
+        for some in filter(None, (batch.sampling.allowed, masks)):
+            for row in np.flatnonzero(some.rows == index):
+                bits = np.unpackbits(some.bits[row].view(np.uint8), bitorder="little")
+                allowed &= bits[: len(allowed)].astype(np.bool_)
+        biases = batch.sampling.biases
+        if biases is not None:
+            allowed[biases.token_ids[(biases.rows == index) & np.isneginf(biases.amounts)]] = False
+        return allowed
+
+    def _copy_page(self, source: int, target: int, num_slots: int) -> None:
+        """Copy the first slots of a page; the rest of the target becomes garbage."""
+        assert source != target and 0 < num_slots < self.page_size
+        start, end = target * self.page_size, (target + 1) * self.page_size
+        kept = self._slots[source * self.page_size : source * self.page_size + num_slots].copy()
         self._slots[start:end] = _GARBAGE
-        self._slots[start : start + num_slots] = source
+        self._slots[start : start + num_slots] = kept
 
-    def _write(self, batch: Batch, row: int) -> None:
+    def _write(self, batch: Batch, token_ids: Int64, row: int) -> None:
         start, end = int(batch.query_start[row]), int(batch.query_start[row + 1])
         context = self._context_slots(batch, row)
         positions = batch.positions[start:end]
@@ -81,21 +116,50 @@ class HashRunner:
         for index in range(start, end):
             position = int(batch.positions[index])
             before = int(self._slots[context[position - 1]]) if position else 0
-            self._slots[context[position]] = _mix(before, int(batch.token_ids[index]), position)
+            self._slots[context[position]] = _mix(before, int(token_ids[index]), position)
 
-    def _sample(self, batch: Batch, sample: SampleRow) -> tuple[int, TokenLogprobs | None]:
-        context = self._context_slots(batch, sample.row)
-        assert sample.position == len(context) == len(sample.prompt_ids) + len(sample.output_ids)
-        token = next_token(self._slots[context], self.config.vocab_size)
-        while token in sample.banned_ids:
-            token = (token + 1) % self.config.vocab_size
-        wanted = sample.params.top_logprobs
-        return token, None if wanted is None else TokenLogprobs(-0.5, [(token, -0.5)] * wanted)
-
-    def _context_slots(self, batch: Batch, row: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _context_slots(self, batch: Batch, row: int) -> Int64:
         positions = np.arange(int(batch.context_len[row]))
         pages = batch.page_table[row, positions // self.page_size].astype(np.int64)
         return np.asarray(pages * self.page_size + positions % self.page_size, np.int64)
+
+
+class HashStep:
+    """A step of the hash runner under way."""
+
+    def __init__(self, runner: HashRunner, batch: Batch, *, fails: bool) -> None:
+        self._runner = runner
+        self._batch = batch
+        self._fails = fails
+        self._token_ids: list[int] | None = None
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        """Choose tokens."""
+        assert self._token_ids is None, "sampled twice"
+        rows = range(len(self._batch.sampling))
+        self._token_ids = [self._runner.choose(self._batch, index, masks) for index in rows]
+
+    def result(self) -> StepOutput:
+        """The chosen tokens, with made-up log probabilities.
+
+        Raises:
+            RuntimeError: the test asked for a failure.
+        """
+        assert self._token_ids is not None, "not sampled"
+        if self._fails:
+            raise RuntimeError("the test asked for this failure")
+        wanted = self._batch.sampling.top_logprobs.tolist()
+        return StepOutput(
+            self._token_ids,
+            [
+                None if count < 0 else TokenLogprobs(-0.5, [(token, -0.5)] * count)
+                for token, count in zip(self._token_ids, wanted, strict=True)
+            ],
+            [
+                [TokenLogprobs(-float(target), [(target, -0.5)] * top) for target in targets.tolist()]
+                for _, targets, top in self._batch.prompt_scores
+            ],
+        )
 
 
 def next_token(states: np.ndarray[tuple[int], np.dtype[np.int64]], vocab_size: int) -> int:

@@ -6,14 +6,17 @@ hands the core's part on as command-line arguments (`core_arguments`), so both r
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import ByteSize, Field, PositiveInt, field_validator, model_validator
+from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+
+from rhizome_engine.scheduler.config import PolicyName
 
 MAX_IPC_PATH_BYTES = 100
 """Unix socket paths hold 107 bytes; ZeroMQ and the lock file beside the socket need a few of them."""
@@ -50,12 +53,61 @@ class CoreSettings(BaseSettings):
     kv_cache_bytes: ByteSize | None = Field(
         None, description="Memory of the KV pool, such as 2GiB; default: measured."
     )
-    max_batch_size: PositiveInt = Field(32, description="Requests that run at the same time.")
+    max_batch_size: PositiveInt = Field(32, description="Requests computed in one step.")
     max_queue_size: PositiveInt = Field(256, description="Requests that may wait; more are refused.")
+    max_concurrent_requests: PositiveInt | None = Field(
+        None,
+        description="Requests that hold KV pages at once, and take turns where a batch has fewer rows; "
+        "default: --max-batch-size.",
+    )
     max_step_tokens: PositiveInt = Field(512, description="Tokens computed in one step.")
+    max_chunk_tokens: PositiveInt | None = Field(
+        None, description="Prompt tokens of one request in one step; default: its fair share of the step."
+    )
+    max_partial_prefills: PositiveInt = Field(
+        4, description="Prompts computed at the same time; they share a step's tokens."
+    )
     max_context_tokens: PositiveInt | None = Field(
         None, description="Most tokens of prompt and output together; default: the checkpoint's."
     )
+    policy: PolicyName = Field(
+        "fcfs",
+        description="Who starts next among the requests of one tenant: fcfs the first one, lpm the one with "
+        "the longest cached prefix, priority the one with the highest priority.",
+    )
+    lpm_max_wait_s: float = Field(
+        2.0, ge=0, description="Under --policy lpm, who has waited for so many seconds goes first."
+    )
+    fairness: bool = Field(
+        True, description="Among tenants, who was served least starts next; false is one queue for all."
+    )
+    max_tenant_slowdown: float = Field(
+        1.3,
+        description="With --fairness, most that tenants with many running requests may slow down a step of "
+        "one with few, as a factor; 0 for any.",
+    )
+    eviction_policy: str = Field(
+        "lru", description="Which cached prefix makes room: lru, lfu, fifo, or module:Class of your own."
+    )
+    max_pinned_tokens: NonNegativeInt | None = Field(
+        None,
+        description="Tokens that pinned prefixes may keep from eviction; default: a quarter of all.",
+    )
+    schedule_interval_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="An idle engine waits this long before its first step, so that requests that come "
+        "together are computed together.",
+    )
+    overlap: Literal["auto", "on", "off"] = Field(
+        "auto", description="Launch a step before the one before was read; auto: where steps run on a GPU."
+    )
+    grammar_workers: PositiveInt = Field(2, description="Grammars that are compiled at the same time.")
+    grammar_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds a grammar may take to compile; a request whose takes longer fails."
+    )
+    grammar_cache_size: PositiveInt = Field(128, description="Compiled grammars that are kept.")
     num_threads: int = Field(0, ge=0, description="CPU threads of the model; 0 lets torch choose.")
     core_endpoint: str = Field(
         "", description="ipc:///path of the core's socket; default: in a private temporary directory."
@@ -100,6 +152,13 @@ class CoreSettings(BaseSettings):
             raise ValueError(f"page size must be one of {PAGE_SIZES}, not {page_size}")
         return page_size
 
+    @field_validator("max_tenant_slowdown")
+    @classmethod
+    def _check_slowdown(cls, factor: float) -> float:
+        if factor != 0 and not 1 <= factor < math.inf:
+            raise ValueError(f"a slowdown is a factor of at least 1, or 0 for any, not {factor}")
+        return factor
+
     @field_validator("core_endpoint")
     @classmethod
     def _check_endpoint(cls, endpoint: str) -> str:
@@ -130,6 +189,10 @@ class EngineSettings(CoreSettings):
     admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="Port of EngineAdminService on 127.0.0.1; 0 switches it off."
     )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port of /metrics for Prometheus; 0 switches it off."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
     load_timeout_s: float = Field(1800.0, gt=0, description="Seconds the core may take to load the model.")
 

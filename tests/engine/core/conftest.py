@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 
 import pytest
 
 from rhizome_engine.core.engine_core import EngineCore
-from rhizome_engine.core.events import FailedEvent, FinishedEvent, StartedEvent, TokensEvent
+from rhizome_engine.core.events import (
+    FailedEvent,
+    FinishedEvent,
+    PromptLogprobsEvent,
+    StartedEvent,
+    TokensEvent,
+)
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
@@ -30,6 +37,7 @@ class Harness:
         self.clock = Clock()
         self.core = EngineCore(self.runner, SchedulerConfig(**config), eos, clock=self.clock)
         self.tokens = defaultdict(list)
+        self.scores = defaultdict(list)
         self.started = {}
         self.ended = {}
 
@@ -52,6 +60,9 @@ class Harness:
                 case TokensEvent():
                     assert name in self.started
                     self.tokens[name] += event.token_ids
+                case PromptLogprobsEvent():
+                    assert name in self.started and not self.tokens[name]
+                    self.scores[name] += event.logprobs
                 case FinishedEvent() | FailedEvent():
                     self.ended[name] = event
         return events
@@ -71,3 +82,9 @@ class Harness:
 @pytest.fixture(scope="session")
 def harness():
     return Harness
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["in_turn", "overlap"])
+def any_harness(request):
+    """The harness with steps computed in turn, and with each launched before the one before was read."""
+    return functools.partial(Harness, overlap=request.param)

@@ -4,6 +4,7 @@ The hash runner's answer changes with any slot mixed up, any page evicted early 
 equality with `expected_tokens`, which knows no pages, is the whole assertion.
 """
 
+import math
 import random
 
 import pytest
@@ -29,16 +30,16 @@ def neighbour(number):
 
 @page_sizes
 @chunk_sizes
-def test_alone(harness, page_size, chunk):
-    h = harness(num_pages=1024 // page_size, page_size=page_size, max_chunk_tokens=chunk)
+def test_alone(any_harness, page_size, chunk):
+    h = any_harness(num_pages=1024 // page_size, page_size=page_size, max_chunk_tokens=chunk)
     assert h.generate("a", PROMPT, 40) == EXPECTED
     assert max(max(rows) for rows in h.runner.batches) == min(chunk, len(PROMPT))
 
 
 @page_sizes
 @chunk_sizes
-def test_with_a_tiny_step_budget(harness, page_size, chunk):
-    h = harness(num_pages=1024 // page_size, page_size=page_size, max_step_tokens=chunk)
+def test_with_a_tiny_step_budget(any_harness, page_size, chunk):
+    h = any_harness(num_pages=1024 // page_size, page_size=page_size, max_step_tokens=chunk)
     for number in range(6):
         h.add(str(number), neighbour(number), max_tokens=12)
     assert h.generate("a", PROMPT, 40) == EXPECTED
@@ -48,8 +49,14 @@ def test_with_a_tiny_step_budget(harness, page_size, chunk):
 
 @page_sizes
 @chunk_sizes
-def test_in_a_batch_of_16_with_others_joining_and_leaving(harness, page_size, chunk):
-    h = harness(num_pages=4096 // page_size, page_size=page_size, max_chunk_tokens=chunk, max_batch_size=16)
+def test_in_a_batch_of_16_with_others_joining_and_leaving(any_harness, page_size, chunk):
+    h = any_harness(
+        num_pages=4096 // page_size,
+        page_size=page_size,
+        max_chunk_tokens=chunk,
+        max_batch_size=16,
+        max_partial_prefills=16,
+    )
     for number in range(12):
         h.add(str(number), neighbour(number), max_tokens=3 + 5 * number)
     h.step()
@@ -67,8 +74,8 @@ def test_in_a_batch_of_16_with_others_joining_and_leaving(harness, page_size, ch
 
 @page_sizes
 @chunk_sizes
-def test_with_the_prefix_cached(harness, page_size, chunk):
-    h = harness(num_pages=1024 // page_size, page_size=page_size, max_chunk_tokens=chunk)
+def test_with_the_prefix_cached(any_harness, page_size, chunk):
+    h = any_harness(num_pages=1024 // page_size, page_size=page_size, max_chunk_tokens=chunk)
     h.generate("cold", PROMPT, 40)
     assert h.generate("warm", PROMPT, 40) == EXPECTED
     assert h.ended["warm"].usage.cached_tokens == len(PROMPT) - 1
@@ -79,8 +86,8 @@ def test_with_the_prefix_cached(harness, page_size, chunk):
 
 @page_sizes
 @chunk_sizes
-def test_after_its_neighbours_were_cancelled(harness, page_size, chunk):
-    h = harness(num_pages=2048 // page_size, page_size=page_size, max_chunk_tokens=chunk)
+def test_after_its_neighbours_were_cancelled(any_harness, page_size, chunk):
+    h = any_harness(num_pages=2048 // page_size, page_size=page_size, max_chunk_tokens=chunk)
     for number in range(8):
         h.add(str(number), neighbour(number), max_tokens=100)
     h.add("a", PROMPT, max_tokens=40)
@@ -97,8 +104,8 @@ def test_after_its_neighbours_were_cancelled(harness, page_size, chunk):
 
 @page_sizes
 @chunk_sizes
-def test_under_preemption_in_a_tiny_pool(harness, page_size, chunk):
-    h = harness(num_pages=144 // page_size, page_size=page_size, max_chunk_tokens=chunk)
+def test_under_preemption_in_a_tiny_pool(any_harness, page_size, chunk):
+    h = any_harness(num_pages=144 // page_size, page_size=page_size, max_chunk_tokens=chunk)
     h.add("a", PROMPT, max_tokens=40)
     prompts = [neighbour(number) for number in range(8)]
     for number, prompt in enumerate(prompts):
@@ -111,37 +118,49 @@ def test_under_preemption_in_a_tiny_pool(harness, page_size, chunk):
         assert h.ended[str(number)].usage.completion_tokens == 40
 
 
-requests = st.tuples(
-    st.lists(st.integers(0, 2), min_size=1, max_size=24), st.integers(1, 20), st.sampled_from("xy")
+requests = st.fixed_dictionaries(
+    {
+        "prompt_ids": st.lists(st.integers(0, 2), min_size=1, max_size=24),
+        "max_tokens": st.integers(0, 20),
+        "namespace": st.sampled_from("xy"),
+        "tenant": st.sampled_from(["", "", "t"]),
+        "priority": st.sampled_from([0, 0, 1]),
+        "prompt_logprobs": st.sampled_from([None, None, 0]),
+        "resumed_tokens": st.sampled_from([0, 0, 2]),
+    }
 )
-actions = st.one_of(requests, st.sampled_from(["step", "cancel", "drop", "flush"]))
+actions = st.one_of(requests, st.sampled_from(["step", "step", "cancel", "drop", "flush", "wait"]))
+configs = st.fixed_dictionaries(
+    {
+        "max_step_tokens": st.sampled_from([1, 3, 8, 64]),
+        "max_batch_size": st.sampled_from([1, 3, 8]),
+        "max_concurrent_requests": st.sampled_from([None, None, 5]),
+        "max_partial_prefills": st.sampled_from([1, 2, 4]),
+        "policy": st.sampled_from(["fcfs", "lpm", "priority"]),
+        "fairness": st.booleans(),
+        "eviction_policy": st.sampled_from(["lru", "lfu", "fifo"]),
+    }
+)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     workload=st.lists(actions, min_size=5, max_size=60),
     page_size=st.sampled_from([1, 2, 4]),
     pool_tokens=st.sampled_from([48, 64, 160]),
-    step_tokens=st.sampled_from([1, 3, 8, 64]),
-    batch_size=st.sampled_from([1, 3, 8]),
+    config=configs,
 )
 def test_any_workload_keeps_its_tokens_and_conserves_pages(
-    harness, workload, page_size, pool_tokens, step_tokens, batch_size
+    any_harness, workload, page_size, pool_tokens, config
 ):
-    h = harness(
-        num_pages=pool_tokens // page_size,
-        page_size=page_size,
-        max_step_tokens=step_tokens,
-        max_batch_size=batch_size,
-    )
+    h = any_harness(num_pages=pool_tokens // page_size, page_size=page_size, **config)
     added = []
     for action in workload:
-        if isinstance(action, tuple):
-            prompt, max_tokens, namespace = action
-            peer = len(added) % 3
-            added.append(
-                h.add(str(len(added)), prompt, max_tokens=max_tokens, namespace=namespace, peer=peer)
-            )
+        if isinstance(action, dict):
+            request = dict(action)
+            if not request["resumed_tokens"] < min(len(request["prompt_ids"]), request["max_tokens"]):
+                request["resumed_tokens"] = 0
+            added.append(h.add(str(len(added)), peer=len(added) % 3, **request))
         elif action == "cancel" and added:
             h.core.cancel(added[len(added) // 2].request_id, added[len(added) // 2].peer)
         elif action == "drop":
@@ -149,7 +168,7 @@ def test_any_workload_keeps_its_tokens_and_conserves_pages(
         elif action == "flush":
             h.core.flush_cache()
         else:
-            h.step()
+            h.step(1.0 if action == "wait" else 0.0)
         h.core.check_conservation()
     h.finish()
     for request in added:
@@ -159,6 +178,25 @@ def test_any_workload_keeps_its_tokens_and_conserves_pages(
         if end is None:
             assert request.peer == 1  # dropped without events
         elif end.reason is FinishReason.LENGTH:
-            assert len(got) == request.max_tokens
+            assert len(got) == request.max_tokens - request.resumed_tokens
+            if request.prompt_logprobs is not None:
+                told = [-scores.logprob for scores in h.scores[request.request_id]]
+                assert told == request.prompt_ids[1 : request.num_prompt]
     load = h.core.load()
     assert load.kv_pages_in_use == load.running_requests == load.waiting_requests == 0
+    if len(h.ended) == len(added):
+        assert_totals_are_sums(load.totals, h.ended.values())
+
+
+def assert_totals_are_sums(totals, ends):
+    usages, timings = [end.usage for end in ends], [end.timings for end in ends]
+    assert totals.received == len(usages)
+    assert totals.completed + totals.aborted == len(usages)
+    assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
+    assert totals.cache_hit_tokens == sum(usage.cached_tokens for usage in usages)
+    resumed = sum(end.request.resumed_tokens for end in ends)
+    assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed
+    assert totals.preemptions == sum(usage.preemptions for usage in usages)
+    assert math.isclose(totals.queue_s, sum(each.queue_s for each in timings), abs_tol=1e-9)
+    assert math.isclose(totals.prefill_s, sum(each.prefill_s for each in timings), abs_tol=1e-9)
+    assert math.isclose(totals.decode_s, sum(each.decode_s for each in timings), abs_tol=1e-9)

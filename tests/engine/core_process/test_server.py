@@ -49,6 +49,12 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> 
         await asyncio.sleep(0.005)
 
 
+def slow_down(core: HashCore, step_s: float = 0.02) -> None:
+    """Make every step take at least so long."""
+    launch = core.runner.launch
+    core.runner.launch = lambda batch: (time.sleep(step_s), launch(batch))[1]  # type: ignore[method-assign]
+
+
 async def test_streams_started_tokens_and_finished(hash_core: HashCore, client: ZmqEngineClient) -> None:
     events = await all_events(client, token_request([1, 2, 3, 4, 5], max_tokens=9))
     assert events[0].started.prompt_tokens == 5
@@ -78,8 +84,23 @@ def changed(change: Callable[[GenerateRequest], object]) -> GenerateRequest:
         (token_request([]), "prompt", "empty"),
         (token_request([1, 1000]), "prompt", "1000"),
         (token_request(list(range(300))), "prompt", "context window is 256"),
-        (token_request([1], max_tokens=0), "max_tokens", "at least 1"),
         (changed(lambda r: r.stop.strings.append("x")), "stop.strings", "call Generate"),
+        (changed(lambda r: r.sampling.bad_words.append("x")), "sampling.bad_words", "call Generate"),
+        (changed(lambda r: setattr(r, "echo", True)), "echo", "call Generate"),
+        (changed(lambda r: setattr(r, "resumed_tokens", 3)), "resumed_tokens", "less than the 3 tokens"),
+        (changed(lambda r: setattr(r, "prompt_logprobs", 10**6)), "prompt_logprobs", "128"),
+        (
+            changed(lambda r: r.sampling.allowed_token_ids.SetInParent()),
+            "sampling.allowed_token_ids",
+            "at least one",
+        ),
+        (changed(lambda r: r.sampling.allowed_token_ids.ids.append(5000)), "allowed_token_ids", "5000"),
+        (
+            changed(lambda r: r.sampling.bad_token_sequences.add()),
+            "sampling.bad_token_sequences[0]",
+            "tokens: 0",
+        ),
+        (changed(lambda r: r.grammar.SetInParent()), "grammar", "json_schema"),
         (changed(lambda r: setattr(r, "text", "hi")), "input", "token_ids only"),
         (changed(lambda r: r.ClearField("token_ids")), "input", "missing"),
         (changed(lambda r: setattr(r.sampling, "temperature", math.nan)), "sampling.temperature", "nan"),
@@ -177,8 +198,7 @@ async def test_a_vanished_peer_frees_its_pages(hash_core: HashCore, client: ZmqE
 
 
 async def test_a_request_ends_at_its_deadline(hash_core: HashCore, client: ZmqEngineClient) -> None:
-    slow = hash_core.runner.run
-    hash_core.runner.run = lambda batch: (time.sleep(0.02), slow(batch))[1]  # type: ignore[method-assign]
+    slow_down(hash_core)
     with pytest.raises(EngineError) as caught:
         await all_events(client, token_request([1], max_tokens=ENDLESS), timeout_s=0.3)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -235,8 +255,7 @@ async def test_drain_refuses_new_requests_and_waits_for_open_ones(client: ZmqEng
 async def test_drain_cancels_what_is_open_when_its_time_is_over(
     hash_core: HashCore, client: ZmqEngineClient
 ) -> None:
-    slow = hash_core.runner.run
-    hash_core.runner.run = lambda batch: (time.sleep(0.02), slow(batch))[1]  # type: ignore[method-assign]
+    slow_down(hash_core)
     open_one = client.generate(token_request([1], max_tokens=ENDLESS))
     await anext(open_one)
     request = DrainRequest()
@@ -273,6 +292,8 @@ async def test_hands_out_the_tokenizer_in_chunks(client: ZmqEngineClient) -> Non
         ("Nonsense", b"", grpc.StatusCode.UNIMPLEMENTED),
         ("GetModelInfo", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
         ("Drain", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ("WarmPrefix", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ("GetLoad", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
 async def test_a_wrong_call_is_answered_with_an_error(
@@ -281,6 +302,16 @@ async def test_a_wrong_call_is_answered_with_an_error(
     with pytest.raises(EngineError) as caught:
         await client.call(method, payload)
     assert caught.value.code is code
+
+
+async def test_a_call_that_breaks_is_answered_and_the_core_goes_on(
+    hash_core: HashCore, client: ZmqEngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_core.core, "cache_stats", lambda: 1 / 0)
+    with pytest.raises(EngineError) as caught:
+        await client.call("GetCacheStats", b"")
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert tokens_in(await all_events(client, token_request([1, 2]))) == expected_tokens([1, 2], 5)
 
 
 async def test_stops_when_no_front_is_left(tmp_path: Path) -> None:
@@ -296,7 +327,7 @@ async def test_stops_when_no_front_is_left(tmp_path: Path) -> None:
     assert core.failure is None
 
 
-@pytest.mark.parametrize("method", ["Drain", "FlushCache"])
+@pytest.mark.parametrize("method", ["Drain", "FlushCache", "WarmPrefix", "UnpinPrefix", "ListPins"])
 async def test_administration_is_refused_to_peers_from_elsewhere(
     hash_core: HashCore, client: ZmqEngineClient, method: str
 ) -> None:
@@ -321,8 +352,7 @@ async def test_administration_is_refused_to_peers_from_elsewhere(
 async def test_an_id_used_again_at_once_stays_known(hash_core: HashCore) -> None:
     context = zmq.asyncio.Context()
     hasty = DealerConnection(context, hash_core.endpoint)
-    run = hash_core.runner.run
-    hash_core.runner.run = lambda batch: (time.sleep(0.02), run(batch))[1]  # type: ignore[method-assign]
+    slow_down(hash_core)
     request = token_request([1, 2, 3], max_tokens=ENDLESS)
     request.request_id = "again"
     try:

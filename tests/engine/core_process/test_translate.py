@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhizome.engine.v1.frames_pb2 import Submit
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome.engine.v1.generate_pb2 import Choices, GenerateRequest, JsonObject
+from rhizome.engine.v1.generate_pb2 import Grammar as GrammarMessage
 from rhizome.engine.v1.generate_pb2 import SamplingParams as Message
 from rhizome_engine.batch import TokenLogprobs
 from rhizome_engine.checkpoint.generation import GenerationDefaults
-from rhizome_engine.core.events import TokensEvent
+from rhizome_engine.core.events import FinishedEvent, PromptLogprobsEvent, StartedEvent, TokensEvent
 from rhizome_engine.core.served_model import default_sampling
-from rhizome_engine.core.translate import to_request, to_request_event, to_sampling_params
+from rhizome_engine.core.translate import to_grammar, to_request, to_request_event, to_sampling_params
+from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.sampling.params import SamplingParams
-from rhizome_engine.scheduler.request import Request
+from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
 from rhizome_transport.errors import EngineError
 
 RECOMMENDED = SamplingParams(temperature=0.6, top_p=0.9, top_k=50)
@@ -47,6 +49,8 @@ def test_any_sampling_message_is_taken_as_it_is_or_refused_with_its_name(message
     for field in Message.DESCRIPTOR.fields:
         if field.name == "logit_bias":
             assert params.logit_bias == dict(message.logit_bias)
+        elif field.name in ("allowed_token_ids", "bad_token_sequences", "bad_words"):
+            continue  # messages and lists of their own, below
         elif message.HasField(field.name):
             assert getattr(params, field.name) == getattr(message, field.name)
         else:
@@ -72,7 +76,7 @@ def test_a_malformed_traceparent_is_ignored() -> None:
     assert to_request(submit, None, "m", RECOMMENDED).trace is None
 
 
-def test_an_absent_max_tokens_fills_the_window_and_zero_is_kept_to_be_refused() -> None:
+def test_an_absent_max_tokens_fills_the_window_and_zero_is_not_absence() -> None:
     submit = Submit(request=GenerateRequest(request_id="a"))
     submit.request.token_ids.ids.append(1)
     assert to_request(submit, None, "m", RECOMMENDED).max_tokens is None
@@ -89,14 +93,91 @@ def test_log_probabilities_travel_beside_their_tokens() -> None:
     assert not event.final
 
 
-@pytest.mark.parametrize("param", ["sampling.logit_bias", "stop.token_ids"])
+def test_log_probabilities_of_the_prompt_and_the_seed_in_use_travel() -> None:
+    request = Request("a", [1, 2, 3], SamplingParams(seed=-5))
+    event = to_request_event(PromptLogprobsEvent(request, [TokenLogprobs(-2.0, [(8, -0.1)])]))
+    assert [one.logprob for one in event.response.prompt_logprobs.logprobs] == [-2.0]
+    assert event.response.prompt_logprobs.logprobs[0].top[0].token_id == 8
+    assert to_request_event(StartedEvent(request, 3, 0)).response.started.seed == -5
+
+
+def test_a_finished_request_tells_all_that_it_took() -> None:
+    usage = Usage(prompt_tokens=9, completion_tokens=4, cached_tokens=3, preemptions=2, forced_tokens=1)
+    timings = Timings(0.25, 0.5, 1.0, 0.75)
+    event = FinishedEvent(Request("a", [1]), FinishReason.LENGTH, None, usage, timings)
+    finished = to_request_event(event).response.finished
+    sent = finished.usage
+    assert (sent.preemptions, sent.forced_tokens, sent.cached_tokens) == (2, 1, 3)
+    assert finished.timings.time_to_first_token.ToMilliseconds() == 750
+
+
+def test_every_new_field_reaches_the_request() -> None:
+    submit = Submit(request=GenerateRequest(request_id="a", tenant="t", resumed_tokens=1, prompt_logprobs=0))
+    submit.request.token_ids.ids.extend([1, 2, 3])
+    submit.request.sampling.allowed_token_ids.ids.extend([5, 6])
+    submit.request.sampling.bad_token_sequences.add().ids.extend([5, 6])
+    request = to_request(submit, None, "m", RECOMMENDED)
+    assert (request.tenant, request.resumed_tokens, request.prompt_logprobs) == ("t", 1, 0)
+    assert (request.prompt_ids, request.num_prompt) == ([1, 2, 3], 2)
+    assert request.params.allowed_token_ids == (5, 6)
+    assert request.params.bad_words == ((5, 6),)
+    assert request.params.top_p == RECOMMENDED.top_p
+    assert request.grammar is None
+
+
+def test_absent_fields_ask_for_nothing() -> None:
+    submit = Submit(request=GenerateRequest(request_id="a", cache_namespace="n"))
+    submit.request.token_ids.ids.append(1)
+    request = to_request(submit, None, "m", RECOMMENDED)
+    assert (request.tenant, request.resumed_tokens, request.prompt_logprobs) == ("n", 0, None)
+    assert (request.params.allowed_token_ids, request.params.bad_words) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("message", "grammar"),
+    [
+        (GrammarMessage(json_schema='{"b": 1, "a": 2}'), Grammar("json_schema", '{"b": 1, "a": 2}')),
+        (GrammarMessage(json_object=JsonObject()), Grammar("json_object")),
+        (
+            GrammarMessage(json_object=JsonObject(), flexible_whitespace=True),
+            Grammar("json_object", flexible_whitespace=True),
+        ),
+        (GrammarMessage(regex="a+"), Grammar("regex", "a+")),
+        (GrammarMessage(lark='start: "x"'), Grammar("lark", 'start: "x"')),
+        (GrammarMessage(choice=Choices(texts=["b", "a"])), Grammar("choice", choices=("b", "a"))),
+    ],
+)
+def test_each_kind_of_grammar_is_taken_as_it_is_written(message: GrammarMessage, grammar: Grammar) -> None:
+    assert to_grammar(message) == grammar
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (GrammarMessage(), "grammar"),
+        (GrammarMessage(json_schema="[1]"), "grammar.json_schema"),
+        (GrammarMessage(json_schema="{"), "grammar.json_schema"),
+        (GrammarMessage(regex=""), "grammar.regex"),
+        (GrammarMessage(choice=Choices()), "grammar.choice"),
+    ],
+)
+def test_a_grammar_that_is_none_is_refused_with_its_field(message: GrammarMessage, param: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        to_grammar(message)
+    assert (caught.value.code, caught.value.param) == (grpc.StatusCode.INVALID_ARGUMENT, param)
+
+
+@pytest.mark.parametrize("param", ["sampling.logit_bias", "stop.token_ids", "sampling.bad_token_sequences"])
 def test_too_many_special_tokens_are_refused(param: str) -> None:
     request = GenerateRequest(request_id="a")
     request.token_ids.ids.append(1)
     if param == "stop.token_ids":
         request.stop.token_ids.extend(range(5000))
-    else:
+    elif param == "sampling.logit_bias":
         request.sampling.logit_bias.update(dict.fromkeys(range(5000), 1.0))
+    else:
+        for _ in range(50):
+            request.sampling.bad_token_sequences.add().ids.extend(range(100))
     with pytest.raises(EngineError) as caught:
         to_request(Submit(request=request), None, "m", SamplingParams())
     assert (caught.value.code, caught.value.param) == (grpc.StatusCode.INVALID_ARGUMENT, param)

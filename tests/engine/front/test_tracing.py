@@ -62,6 +62,9 @@ async def test_a_request_is_one_span_with_its_phases(engine: EngineProcess, sink
     assert server.attributes["rpc.response.status_code"] == "OK"
     assert server.attributes["gen_ai.usage.input_tokens"] == usage.prompt_tokens
     assert server.attributes["gen_ai.usage.output_tokens"] == 4
+    assert server.attributes["gen_ai.usage.cache_read.input_tokens"] == usage.cached_tokens
+    assert server.attributes["rhizome.request.preemptions"] == 0
+    assert server.attributes["rhizome.request.forced_tokens"] == 0
     assert server.attributes["gen_ai.response.finish_reasons"] == ["length"]
     phases = [span for span in spans if span.parent_span_id == server.span_id]
     assert [span.name for span in phases] == ["rhizome.queue", "rhizome.prefill", "rhizome.decode"]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rhizome_engine.batch import Batch, SampleRow
+from rhizome_engine.batch import Batch, SlotHistory
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
+from rhizome_testing.sampling_batch import sampling_batch
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -48,7 +49,7 @@ class Driver:
         """Lay out (sequence, number of new tokens) as a batch, taking pages as needed."""
         work = list(work)
         size = self.runner.page_size
-        ids, positions, slots, starts, contexts, samples = [], [], [], [0], [], []
+        ids, positions, slots, starts, contexts, samples, histories = [], [], [], [0], [], [], []
         for row, (sequence, count) in enumerate(work):
             end = sequence.computed + count
             while len(sequence.pages) * size < end:
@@ -60,11 +61,14 @@ class Driver:
             starts.append(len(ids))
             contexts.append(end)
             if end == len(sequence.ids):
-                prompt, output = sequence.ids[: sequence.prompt_len], sequence.output
-                samples.append(SampleRow(row, sequence.params, end, sequence.seed, prompt, output))
+                samples.append((row, end))
+                if sequence.params.needs_history:
+                    histories.append(SlotHistory(row, np.array(sequence.ids, np.int32)))
         table = np.zeros((len(work), max(len(sequence.pages) for sequence, _ in work)), np.int32)
         for row, (sequence, _) in enumerate(work):
             table[row, : len(sequence.pages)] = sequence.pages
+        rows = [row for row, _ in samples]
+        sampled = [work[row][0] for row in rows]
         return Batch(
             token_ids=np.array(ids, np.int64),
             positions=np.array(positions, np.int64),
@@ -72,7 +76,15 @@ class Driver:
             query_start=np.array(starts, np.int32),
             context_len=np.array(contexts, np.int32),
             page_table=table,
-            sample_rows=samples,
+            sampling=sampling_batch(
+                [sequence.params for sequence in sampled],
+                [position for _, position in samples],
+                self.runner.config.vocab_size,
+                rows=rows,
+                seeds=[sequence.seed for sequence in sampled],
+                num_prompt=[sequence.prompt_len for sequence in sampled],
+            ),
+            histories=histories,
         )
 
     def step(self, work: Iterable[tuple[Sequence, int]]) -> None:
@@ -82,8 +94,8 @@ class Driver:
         output = self.runner.run(batch)
         for sequence, count in work:
             sequence.computed += count
-        for row, token in zip(batch.sample_rows, output.token_ids, strict=True):
-            work[row.row][0].ids.append(token)
+        for row, token in zip(batch.sampling.rows.tolist(), output.token_ids, strict=True):
+            work[row][0].ids.append(token)
 
     def generate(self, sequences: list[Sequence], num_tokens: int, chunk: int = 512) -> list[list[int]]:
         """Run all sequences together until each has `num_tokens` new ones, at most `chunk` a step."""

@@ -101,7 +101,7 @@ def test_a_prefix_that_ends_inside_a_copied_page_gives_the_same_text(
     driver.generate([first], 5)
     second = sequence(PROMPT, params, seed=5)
     second.pages, second.computed = [*first.pages[:4], driver.free.pop()], 70
-    driver.runner.copy_page(first.pages[4], second.pages[4], 70 - 64)
+    driver.runner.kv.copy_page(first.pages[4], second.pages[4], 70 - 64)
     assert driver.generate([second], NUM_TOKENS) == [alone]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -13,10 +13,15 @@ from rhizome.engine.v1 import engine_service_pb2 as engine
 from rhizome.engine.v1.frames_pb2 import Call, CallResult
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.long_calls import failed
+from rhizome_engine.core.reports import to_cache_stats, to_load, to_pin
+from rhizome_engine.core.request_histograms import RequestHistograms
 from rhizome_engine.core.served_model import ServedModel
-from rhizome_engine.core.translate import check_model, to_load
+from rhizome_engine.core.translate import check_model
 from rhizome_transport.errors import EngineError
 from rhizome_transport.tokenizer_chunks import split_files
+
+_log = logging.getLogger(__name__)
 
 ADMIN_METHODS = frozenset(
     method.name for method in admin.DESCRIPTOR.services_by_name["EngineAdminService"].methods
@@ -25,17 +30,25 @@ ADMIN_METHODS = frozenset(
 
 
 class CallHandler:
-    """Answers every method that can be answered at once; `Drain` takes time and is the loop's business.
+    """Answers every method that can be answered at once; `long_calls` has the others, which the loop answers.
 
     Args:
         core: whose load and cache it is.
         model: what is served.
+        histograms: of ended requests.
         abort: ends the requests with an id, whichever peer sent them.
     """
 
-    def __init__(self, core: EngineCore, model: ServedModel, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        model: ServedModel,
+        histograms: RequestHistograms,
+        abort: Callable[[str], None],
+    ) -> None:
         self._core = core
         self._model = model
+        self._histograms = histograms
         self._abort = abort
         self._load_sequence = 0
         # Prepared: megabytes to hash and to pack would hold up a step of all requests.
@@ -45,6 +58,9 @@ class CallHandler:
             "GetTokenizer": self._get_tokenizer,
             "GetLoad": self._get_load,
             "FlushCache": self._flush_cache,
+            "UnpinPrefix": self._unpin_prefix,
+            "ListPins": self._list_pins,
+            "GetCacheStats": self._get_cache_stats,
             "Abort": self._abort_requests,
         }
 
@@ -53,7 +69,7 @@ class CallHandler:
         try:
             method = self._methods.get(call.method)
             if method is None:
-                known = ", ".join(sorted([*self._methods, "Drain"]))
+                known = ", ".join(sorted([*self._methods, "Drain", "WarmPrefix"]))
                 raise EngineError(
                     grpc.StatusCode.UNIMPLEMENTED,
                     f"{call.method!r} cannot be called in a frame; what can: {known}",
@@ -61,9 +77,13 @@ class CallHandler:
             results = [CallResult(call_id=call.call_id, response=part) for part in method(call.request)]
         except DecodeError:
             message = f"the request of {call.method} is no such protobuf message"
-            return [failed_call(call, EngineError(grpc.StatusCode.INVALID_ARGUMENT, message))]
+            return [failed(call, EngineError(grpc.StatusCode.INVALID_ARGUMENT, message))]
         except EngineError as error:
-            return [failed_call(call, error)]
+            return [failed(call, error)]
+        except Exception:
+            _log.exception("%s failed", call.method)
+            message = f"{call.method} failed; the engine's log has the traceback"
+            return [failed(call, EngineError(grpc.StatusCode.INTERNAL, message))]
         results[-1].final = True
         return results
 
@@ -82,7 +102,8 @@ class CallHandler:
 
     def _get_load(self, request: bytes) -> Iterable[bytes]:
         engine.GetLoadRequest.FromString(request)
-        return [engine.GetLoadResponse(load=self.load()).SerializeToString()]
+        response = engine.GetLoadResponse(load=self.load(), histograms=self._histograms.message())
+        return [response.SerializeToString()]
 
     def _flush_cache(self, request: bytes) -> Iterable[bytes]:
         message = admin.FlushCacheRequest.FromString(request)
@@ -90,46 +111,19 @@ class CallHandler:
         freed = self._core.flush_cache(namespace)
         return [admin.FlushCacheResponse(freed_pages=freed).SerializeToString()]
 
+    def _unpin_prefix(self, request: bytes) -> Iterable[bytes]:
+        known = self._core.unpin_prefix(admin.UnpinPrefixRequest.FromString(request).pin_id)
+        return [admin.UnpinPrefixResponse(unpinned=known).SerializeToString()]
+
+    def _list_pins(self, request: bytes) -> Iterable[bytes]:
+        admin.ListPinsRequest.FromString(request)
+        return [admin.ListPinsResponse(pins=map(to_pin, self._core.list_pins())).SerializeToString()]
+
+    def _get_cache_stats(self, request: bytes) -> Iterable[bytes]:
+        admin.GetCacheStatsRequest.FromString(request)
+        return [to_cache_stats(self._core.cache_stats()).SerializeToString()]
+
     def _abort_requests(self, request: bytes) -> Iterable[bytes]:
         for request_id in engine.AbortRequest.FromString(request).request_ids:
             self._abort(request_id)
         return [engine.AbortResponse().SerializeToString()]
-
-
-class DrainCall:
-    """One `Drain` that waits until nothing is open.
-
-    Attributes:
-        call: whose answer is due.
-        deadline: when open requests are cancelled, on `time.monotonic`; None waits for ever.
-        cancelled: requests cancelled for it.
-    """
-
-    def __init__(self, call: Call) -> None:
-        """Read the call.
-
-        Raises:
-            DecodeError: the request is no DrainRequest.
-        """
-        request = admin.DrainRequest.FromString(call.request)
-        self.call = call
-        self.cancelled = 0
-        self.deadline: float | None = None
-        if request.HasField("timeout"):
-            timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
-            self.deadline = time.monotonic() + timeout_s
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the open requests are to be cancelled now."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def result(self) -> CallResult:
-        """The answer once nothing is open."""
-        response = admin.DrainResponse(cancelled_requests=self.cancelled).SerializeToString()
-        return CallResult(call_id=self.call.call_id, response=response, final=True)
-
-
-def failed_call(call: Call, error: EngineError) -> CallResult:
-    """The only answer to a call that failed."""
-    return CallResult(call_id=call.call_id, status=error.to_status(), final=True)

@@ -4,69 +4,55 @@
               ^  preemption  │
               └──────────────┘
 
+With overlap a step is launched before the tokens of the one before are read, so that the device never waits
+for the host:
+
+    step(n)      schedule n, launch n  |  read n-1, tell n-1  |  masks of n, sample n
+    the device   ... n-1 ...............|... n ..............................|... n, sampling ...
+
 Single-threaded: whoever owns it calls `add`, `cancel` and `step` in one loop.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import grpc
 import numpy as np
 
-from rhizome_engine.batch import Batch, StepOutput, TokenLogprobs
-from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent, TokensEvent
-from rhizome_engine.kvcache.eviction import EVICTION_POLICIES
+from rhizome_engine.core.conservation import check_conservation
+from rhizome_engine.core.constraints import Constraints
+from rhizome_engine.core.events import (
+    Event,
+    StartedEvent,
+)
+from rhizome_engine.core.open_requests import OpenRequests
+from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
+from rhizome_engine.core.step_results import StepResults
+from rhizome_engine.grammar.compiler import GrammarCompiler
+from rhizome_engine.kvcache.eviction import eviction_policy
+from rhizome_engine.kvcache.namespace_stats import NamespaceStats
 from rhizome_engine.kvcache.page_pool import PagePool
+from rhizome_engine.kvcache.pins import NothingCachedError, Pin, PinBudgetError, PinnedPrefixes
 from rhizome_engine.kvcache.radix_cache import RadixCache
+from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.admission import InvalidRequestError, Limits, QueueFullError
-from rhizome_engine.scheduler.batch_builder import Chunk, build_batch
+from rhizome_engine.scheduler.batch_builder import build_batch
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.load import Load, LoadMeter
-from rhizome_engine.scheduler.request import FinishReason, Request
+from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
 from rhizome_engine.scheduler.scheduler import Scheduler
+from rhizome_engine.scheduler.slots import SlotTable
+from rhizome_engine.scheduler.step_plan import StepPlan
 from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 3
-
-
-class RunnerConfig(Protocol):
-    """What the core has to know of a model."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids are below this."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The model's context window in tokens."""
-
-
-class Runner(Protocol):
-    """What computes a step; `ModelRunner`, or a test's."""
-
-    @property
-    def config(self) -> RunnerConfig:
-        """The model's limits."""
-
-    @property
-    def num_pages(self) -> int:
-        """Pages of the KV pool."""
-
-    @property
-    def page_size(self) -> int:
-        """Tokens per page."""
-
-    def run(self, batch: Batch, /) -> StepOutput:
-        """Compute a step."""
-
-    def copy_page(self, source: int, target: int, num_slots: int, /) -> None:
-        """Copy the first slots of a page to another."""
+_STEP_FAILED = "the engine failed while computing this request; try again, and see the engine's log"
 
 
 class EngineCore:
@@ -74,9 +60,10 @@ class EngineCore:
 
     Args:
         runner: computes steps and owns the KV tensors.
-        config: limits.
+        config: limits and policies.
         eos_token_ids: the checkpoint's end-of-sequence tokens.
         clock: monotonic seconds; deadlines are on it.
+        grammars: compiles grammars; None refuses requests that have one.
     """
 
     def __init__(
@@ -85,26 +72,37 @@ class EngineCore:
         config: SchedulerConfig | None = None,
         eos_token_ids: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        config = config or SchedulerConfig()
+        self._config = config = config or SchedulerConfig()
         self._runner = runner
         self._clock = clock
-        self._pool = PagePool(runner.num_pages, runner.page_size)
-        self._cache = RadixCache(self._pool, EVICTION_POLICIES[config.eviction_policy]())
-        self._scheduler = Scheduler(config, self._pool, self._cache, runner.copy_page)
+        vocab_size = runner.config.vocab_size
         self._limits = Limits(
-            vocab_size=runner.config.vocab_size,
+            vocab_size=vocab_size,
             model_tokens=runner.config.max_position_embeddings,
             configured_tokens=config.max_context_tokens,
             num_pages=runner.num_pages,
             page_size=runner.page_size,
             # Some checkpoints name ids that their model does not have; those can neither come nor be banned.
-            eos_token_ids=frozenset(id_ for id_ in eos_token_ids if 0 <= id_ < runner.config.vocab_size),
+            eos_token_ids=frozenset(id_ for id_ in eos_token_ids if 0 <= id_ < vocab_size),
         )
+        self._pool = PagePool(runner.num_pages, runner.page_size)
+        self._cache = RadixCache(self._pool, eviction_policy(config.eviction_policy))
+        self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // runner.page_size))
+        self._sampling = SamplingRows(config.num_slots, vocab_size)
+        self._pins = PinnedPrefixes(self._cache, runner.page_size, self._pin_budget(), clock)
+        self._scheduler = Scheduler(
+            config, self._pool, self._cache, self._slots, self._sampling, self._drop_a_pin
+        )
+        self._constraints = Constraints(grammars, vocab_size)
         self._meter = LoadMeter(clock())
-        self._open: dict[tuple[Hashable, str], Request] = {}
+        self._open = OpenRequests(self._scheduler, self._constraints, self._meter, clock)
+        self._results = StepResults(self._open, self._scheduler, self._constraints, self._meter, clock)
         self._pending: list[Event] = []
+        self._under_way: tuple[StepPlan, LaunchedStep] | None = None
         self._failed_steps = 0
+        self._last_read = -math.inf
 
     @property
     def max_context_tokens(self) -> int:
@@ -113,26 +111,35 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do or tell anything."""
-        return bool(self._open or self._pending)
+        """Whether a request is open, a step is under way, or something is left to tell."""
+        return bool(len(self._open) or self._under_way or self._pending)
+
+    @property
+    def is_runnable(self) -> bool:
+        """Whether `step` would do or tell anything now; False while all requests wait for their grammars."""
+        waits = len(self._open) == self._constraints.num_preparing
+        return not waits or bool(self._under_way or self._pending)
 
     def add(self, request: Request) -> None:
         """Queue a request.
 
         Raises:
             InvalidRequestError: it can never be served.
-            QueueFullError: too many wait already.
+            QueueFullError: too many wait already, beyond those that the next step can start.
         """
         if request.key in self._open:
             raise InvalidRequestError(f"request_id {request.request_id!r} is already open", "request_id")
         self._limits.admit(request, self._clock(), time.time_ns())
-        try:
-            self._scheduler.add(request)
-        except QueueFullError:
+        waiting = len(self._scheduler.waiting) + self._constraints.num_preparing
+        if waiting >= self._config.max_queue_size + self._slots.num_free:
             self._meter.totals.refused += 1
-            raise
-        self._meter.totals.received += 1
-        self._open[request.key] = request
+            raise QueueFullError(waiting, self._meter.retry_after_s(waiting, self._config.num_slots))
+        if request.grammar is None:
+            self._scheduler.add(request)
+        else:
+            request.state = RequestState.PREPARING
+            self._constraints.prepare(request)
+        self._open.add(request)
 
     def cancel(self, request_id: str, peer: Hashable = None, *, satisfied: bool = False) -> bool:
         """End a request in whatever state it is; its pages are free at once, the event comes with `step`.
@@ -145,57 +152,47 @@ class EngineCore:
         Returns:
             whether it was open; a request that just finished is not, which is no error.
         """
-        request = self._open.get((peer, request_id))
+        request = self._open.get(peer, request_id)
         if request is None:
             return False
-        finished = self._finish(request, FinishReason.STOP if satisfied else FinishReason.CANCELLED)
         if satisfied:
-            self._meter.completed(finished.timings)
+            self._pending.append(self._open.finish(request, FinishReason.STOP))
         else:
-            self._meter.totals.aborted += 1
-        self._pending.append(finished)
+            self._pending.append(self._open.finish(request, FinishReason.CANCELLED, outcome="aborted"))
         return True
 
     def drop_peer(self, peer: Hashable) -> int:
         """End all requests of a peer that is gone, without events; returns how many there were."""
-        gone = [request for request in self._open.values() if request.peer == peer]
+        gone = self._open.of_peer(peer)
         for request in gone:
-            self._meter.totals.aborted += 1
-            self._finish(request, FinishReason.CANCELLED)
+            self._open.finish(request, FinishReason.CANCELLED, outcome="aborted")
         self._pending = [event for event in self._pending if event.request.peer != peer]
         return len(gone)
 
+    def tick(self) -> None:
+        """Do what is due by the clock; `step` does it too, an idle engine needs it now and then."""
+        self._pins.expire(self._clock())
+
     def step(self) -> list[Event]:
-        """Compute one step and tell what happened since the last one.
+        """Launch the next step and tell what happened since the last one.
 
         Raises:
             Exception: the model runner failed several times in a row; the process should be started anew.
         """
         now = self._clock()
+        self.tick()
         events, self._pending = self._pending, []
-        for request in self._scheduler.expired(now):
-            self._meter.totals.aborted += 1
-            events.append(
-                self._fail(request, grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time is over", now)
-            )
-        chunks, started = self._scheduler.schedule(now)
-        if not chunks:
-            return events
-        for request in started:
-            self._meter.totals.cache_hit_tokens += request.cached_tokens
-            self._meter.totals.cache_miss_tokens += len(request.prompt_ids) - request.cached_tokens
-            events.append(StartedEvent(request, len(request.prompt_ids), request.cached_tokens))
-        try:
-            output = self._runner.run(build_batch(chunks, self._pool.page_size))
-        except Exception:
-            self._failed_steps += 1
-            if self._failed_steps >= _MAX_FAILED_STEPS:
-                raise
-            _log.exception("the model runner failed; the %d requests of the step end", len(chunks))
-            events.extend(self._fail_step(chunks))
-            return events
-        self._failed_steps = 0
-        self._apply(chunks, output, events)
+        self._end_expired(now, events)
+        self._start_prepared(events)
+        launched = self._launch(now, events)
+        if self._under_way is not None:
+            self._read(*self._under_way, events)
+        self._under_way = launched
+        if launched is not None:
+            self._sample(*launched)
+            if not self._config.overlap:
+                self._under_way = None
+                self._read(*launched, events)
         return events
 
     def load(self) -> Load:
@@ -206,7 +203,7 @@ class EngineCore:
         self._meter.totals.preemptions = self._scheduler.num_preemptions
         return Load(
             running_requests=len(running),
-            waiting_requests=len(waiting),
+            waiting_requests=len(waiting) + self._constraints.num_preparing,
             waiting_tokens=sum(tokens for tokens in missing if tokens > 1),
             kv_pages_total=self._pool.num_pages,
             kv_pages_in_use=self._pool.num_pages - self._pool.num_free - self._cache.evictable_pages,
@@ -221,65 +218,131 @@ class EngineCore:
         """Drop every cached prefix that no request holds, of one namespace or of all; returns pages freed."""
         return self._cache.clear(namespace)
 
+    def pin_prefix(self, namespace: str, token_ids: Sequence[int], ttl_s: float | None = None) -> Pin:
+        """Keep what the cache holds of a prefix from eviction.
+
+        Args:
+            namespace: whose prefix it is.
+            token_ids: compute them first, with a request of `max_tokens` 0.
+            ttl_s: seconds until it may be evicted again; None for ever.
+
+        Raises:
+            EngineError: the pins would exceed their budget, or nothing of the prefix is cached.
+        """
+        try:
+            return self._pins.pin(namespace, np.asarray(token_ids, np.int32), ttl_s)
+        except PinBudgetError as error:
+            raise EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), reason="PIN_BUDGET") from error
+        except NothingCachedError as error:
+            raise EngineError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
+        except ValueError as error:
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, str(error), param="ttl") from error
+
+    def unpin_prefix(self, pin_id: str) -> bool:
+        """Let a pinned prefix go; False where there is no such pin."""
+        return self._pins.unpin(pin_id)
+
+    def list_pins(self) -> list[Pin]:
+        """All pins."""
+        return self._pins.list()
+
+    def cache_stats(self) -> dict[str, NamespaceStats]:
+        """What the prefix cache did for each namespace."""
+        return self._cache.stats()
+
     def check_conservation(self) -> None:
         """Assert that every page is free, cached or in flight, and in one place only.
 
         Raises:
             AssertionError: a page was lost or has two owners.
         """
-        cached = [node.pages for node in self._cache.nodes()]
-        own = [request.pages.own_pages for request in self._scheduler.running if request.pages]
-        pages = np.concatenate([self._pool.free_pages, *cached, *own])
-        assert len(pages) == len(np.unique(pages)) == self._pool.num_pages, "pages were lost or doubled"
-        in_tree = self._cache.evictable_pages + self._cache.protected_pages
-        assert in_tree == sum(map(len, cached)), "the cache miscounts its pages"
-        if not self._scheduler.running:
-            assert self._cache.protected_pages == 0, "pages are locked, but nobody runs"
+        check_conservation(self._pool, self._cache, self._slots, self._scheduler.running, self._pins)
 
-    def _apply(self, chunks: list[Chunk], output: StepOutput, events: list[Event]) -> None:
-        """Let computed tokens catch up and hand out the new ones."""
-        now = self._clock()
-        sampled = [chunk.request for chunk in chunks if chunk.samples]
-        for chunk in chunks:
-            self._scheduler.advance(chunk)
-        self._meter.generated(len(sampled), now)
-        for request, token_id, logprobs in zip(sampled, output.token_ids, output.logprobs, strict=True):
-            request.append(token_id, now)
-            stops = token_id in request.stop_ids
-            if not stops:
-                events.append(TokensEvent(request, [token_id], _optional_list(logprobs)))
-            if stops:
-                finished = self._finish(request, FinishReason.STOP, token_id)
-            elif len(request.output_ids) >= request.max_output:
-                finished = self._finish(request, FinishReason.LENGTH)
+    def _pin_budget(self) -> int:
+        """Pages that pins may hold."""
+        tokens = self._config.max_pinned_tokens
+        return self._pool.num_pages // 4 if tokens is None else tokens // self._pool.page_size
+
+    def _drop_a_pin(self) -> bool:
+        """Let the pin go that would end first; a request that needs the whole pool comes before pins."""
+        pins = self._pins.list()
+        if not pins:
+            return False
+        first = min(pins, key=lambda pin: math.inf if pin.expires_at is None else pin.expires_at)
+        _log.warning("unpinned %d tokens: a request needs the whole pool", first.num_tokens)
+        return self._pins.unpin(first.id)
+
+    def _launch(self, now: float, events: list[Event]) -> tuple[StepPlan, LaunchedStep] | None:
+        plan = self._scheduler.schedule(now)
+        if plan is None:
+            return None
+        for request in plan.started:
+            missed = request.num_prompt - request.cached_tokens
+            self._meter.started(request.cached_tokens, missed)
+            self._cache.record_lookup(request.namespace, request.cached_tokens, missed)
+            events.append(StartedEvent(request, request.num_prompt, request.cached_tokens))
+        try:
+            batch = build_batch(plan, self._slots, self._sampling, self._pool.page_size)
+            return plan, self._runner.launch(batch)
+        except Exception as error:
+            self._fail_step(plan, error, events)
+            return None
+
+    def _sample(self, plan: StepPlan, step: LaunchedStep) -> None:
+        """Say what a step may choose, now that all tokens before are known."""
+        step.sample(self._constraints.masks(plan))
+
+    def _read(self, plan: StepPlan, step: LaunchedStep, events: list[Event]) -> None:
+        """Wait for a step's tokens and hand them out."""
+        try:
+            output = step.result()
+        except Exception as error:
+            self._fail_step(plan, error, events)
+            return
+        self._failed_steps = 0
+        self._note_duration(plan)
+        self._results.apply(plan, output, events)
+
+    def _note_duration(self, plan: StepPlan) -> None:
+        """Learn from a step that was just read."""
+        self._meter.totals.steps += 1
+        began, now = max(plan.launched, self._last_read), self._clock()
+        # With overlap, only a step that was launched while another one ran has taken no host time.
+        if not self._config.overlap or plan.launched <= self._last_read:
+            tokens = sum(chunk.num_tokens for chunk in plan.chunks)
+            self._scheduler.step_times.note(len(plan.decode), tokens, now - began)
+        self._last_read = now
+
+    def _end_expired(self, now: float, events: list[Event]) -> None:
+        preparing = [request for request in self._constraints.preparing if request.deadline <= now]
+        for request in (*self._scheduler.expired(now), *preparing):
+            code, text = grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time is over"
+            events.append(self._open.fail(request, code, text, outcome="expired", keep=True))
+
+    def _start_prepared(self, events: list[Event]) -> None:
+        """Queue requests whose grammar is ready."""
+        if not self._constraints.num_preparing:
+            return
+        for request, error in self._constraints.take_ready():
+            if error is not None:
+                events.append(
+                    self._open.fail(request, grpc.StatusCode.INVALID_ARGUMENT, str(error), "grammar")
+                )
             else:
-                continue
-            self._meter.completed(finished.timings)
-            events.append(finished)
+                request.state = RequestState.WAITING
+                self._scheduler.add(request)
 
-    def _finish(
-        self, request: Request, reason: FinishReason, stop_token_id: int | None = None
-    ) -> FinishedEvent:
-        self._scheduler.finish(request)
-        del self._open[request.key]
-        return FinishedEvent(request, reason, stop_token_id, request.usage(), request.timings(self._clock()))
+    def _fail_step(self, plan: StepPlan, error: Exception, events: list[Event]) -> None:
+        """End the requests of a step that the model runner could not compute.
 
-    def _fail(
-        self, request: Request, code: grpc.StatusCode, message: str, now: float, *, keep: bool = True
-    ) -> FailedEvent:
-        self._scheduler.finish(request, keep=keep)
-        del self._open[request.key]
-        return FailedEvent(request, EngineError(code, message), request.usage(), request.timings(now))
-
-    def _fail_step(self, chunks: list[Chunk]) -> list[Event]:
-        """End the requests of a step that the model runner could not compute."""
-        self._meter.totals.failed += len(chunks)
-        text = "the engine failed while computing this request; try again, and see the engine's log"
-        now = self._clock()
-        return [
-            self._fail(chunk.request, grpc.StatusCode.INTERNAL, text, now, keep=False) for chunk in chunks
-        ]
-
-
-def _optional_list(logprobs: TokenLogprobs | None) -> list[TokenLogprobs] | None:
-    return None if logprobs is None else [logprobs]
+        Raises:
+            Exception: the error, when it was one too many in a row.
+        """
+        requests = [request for request in plan.requests if request.state is not RequestState.FINISHED]
+        if not requests:  # they failed with the step before
+            return
+        self._failed_steps += 1
+        if self._failed_steps >= _MAX_FAILED_STEPS:
+            raise error
+        _log.error("the model runner failed; the %d requests of the step end", len(requests), exc_info=error)
+        events += [self._open.fail(request, grpc.StatusCode.INTERNAL, _STEP_FAILED) for request in requests]

@@ -25,6 +25,19 @@ class StartedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobsEvent:
+    """Log probabilities of prompt tokens, in order from the second one on; in pieces.
+
+    Attributes:
+        request: whose.
+        logprobs: one per prompt token.
+    """
+
+    request: Request
+    logprobs: list[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
 class TokensEvent:
     """Tokens came out. The stop token that ends a request is no output: it is in `FinishedEvent`.
 
@@ -75,4 +88,4 @@ class FailedEvent:
     timings: Timings
 
 
-Event = StartedEvent | TokensEvent | FinishedEvent | FailedEvent
+Event = StartedEvent | PromptLogprobsEvent | TokensEvent | FinishedEvent | FailedEvent

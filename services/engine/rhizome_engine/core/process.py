@@ -15,8 +15,12 @@ from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import describe_model
 from rhizome_engine.core.server import CoreServer
+from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core_record import CoreRecord, read_core_record, remove_core_record
+from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
+from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.runner import KVBudgetError, ModelRunner
+from rhizome_engine.runner.device import choose_device
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.settings import EXIT_CANNOT_SERVE, CoreSettings
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
@@ -54,16 +58,13 @@ def run_core(settings: CoreSettings) -> int:
 
 
 def _serve(settings: CoreSettings) -> None:
-    runner = _load(settings)
+    config = scheduler_config(settings)
+    runner = _load(settings, config)
     core = EngineCore(
         runner,
-        SchedulerConfig(
-            max_batch_size=settings.max_batch_size,
-            max_queue_size=settings.max_queue_size,
-            max_step_tokens=settings.max_step_tokens,
-            max_context_tokens=settings.max_context_tokens,
-        ),
+        config,
         runner.checkpoint.eos_token_ids,
+        grammars=grammar_compiler(settings, runner),
     )
     instance_id = uuid.uuid4().hex
     model = describe_model(settings, runner, core.max_context_tokens, instance_id)
@@ -72,7 +73,8 @@ def _serve(settings: CoreSettings) -> None:
     gc.freeze()
     frames = FrameServer(settings.core_endpoint, instance_id=instance_id)
     try:
-        server = CoreServer(frames, core, model, OrphanWatch(settings.orphan_grace_s))
+        start_delay = StartDelay(settings.schedule_interval_ms / 1e3)
+        server = CoreServer(frames, core, model, OrphanWatch(settings.orphan_grace_s), start_delay)
         replace(CoreRecord.of_this_process(settings), serving=True).write(settings.core_endpoint)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: server.stop())
         signal.signal(signal.SIGINT, lambda _signal, _frame: server.stop())
@@ -82,7 +84,54 @@ def _serve(settings: CoreSettings) -> None:
         frames.close()
 
 
-def _load(settings: CoreSettings) -> ModelRunner:
+def grammar_compiler(settings: CoreSettings, runner: ModelRunner) -> GrammarCompiler | None:
+    """What compiles grammars; None for a checkpoint without an end-of-sequence token, which ends them."""
+    if not runner.checkpoint.eos_token_ids:
+        return None
+    compiler = GrammarCompiler(
+        (settings.model / "tokenizer.json").read_bytes(),
+        runner.config.vocab_size,
+        runner.checkpoint.eos_token_ids,
+        workers=settings.grammar_workers,
+        limit_s=settings.grammar_timeout_s,
+        cache_size=settings.grammar_cache_size,
+    )
+    try:
+        # Before anybody is served: the first grammar would hold everybody up.
+        compiler.warm_up().result()
+    except GrammarError as error:
+        _log.warning("no grammars with this tokenizer: %s", error)
+    return compiler
+
+
+def scheduler_config(settings: CoreSettings) -> SchedulerConfig:
+    """The scheduler's part of the settings.
+
+    Raises:
+        ValueError: a limit is out of range, or there is no such device or policy; the message names it.
+    """
+    eviction_policy(settings.eviction_policy)  # made again later; a wrong name need not wait for the weights
+    # On a CPU a step runs on the very cores that the host needs for the next one.
+    overlaps = settings.overlap == "auto" and choose_device(settings.device).type != "cpu"
+    return SchedulerConfig(
+        max_batch_size=settings.max_batch_size,
+        max_queue_size=settings.max_queue_size,
+        max_concurrent_requests=settings.max_concurrent_requests,
+        max_step_tokens=settings.max_step_tokens,
+        max_chunk_tokens=settings.max_chunk_tokens,
+        max_partial_prefills=settings.max_partial_prefills,
+        max_context_tokens=settings.max_context_tokens,
+        policy=settings.policy,
+        lpm_max_wait_s=settings.lpm_max_wait_s,
+        fairness=settings.fairness,
+        max_tenant_slowdown=settings.max_tenant_slowdown or None,
+        eviction_policy=settings.eviction_policy,
+        max_pinned_tokens=settings.max_pinned_tokens,
+        overlap=settings.overlap == "on" or overlaps,
+    )
+
+
+def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
     num_pages = None
     if settings.max_cache_tokens is not None:
         num_pages = math.ceil(settings.max_cache_tokens / settings.page_size)
@@ -94,9 +143,11 @@ def _load(settings: CoreSettings) -> ModelRunner:
         page_size=settings.page_size,
         num_pages=num_pages,
         kv_cache_bytes=None if settings.kv_cache_bytes is None else int(settings.kv_cache_bytes),
-        max_num_tokens=settings.max_step_tokens,
-        max_num_rows=settings.max_batch_size,
+        max_num_tokens=config.max_step_tokens,
+        max_num_rows=config.max_batch_size,
+        num_slots=config.num_slots,
         num_threads=settings.num_threads or None,
+        overlap=config.overlap,
     )
 
 

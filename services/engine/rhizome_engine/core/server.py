@@ -2,6 +2,8 @@
 
 One thread does it all. While there is work the socket is only glanced at between steps; while there is none
 the loop sleeps on the socket.
+
+Open requests are kept by who asked: a peer, or a call such as `WarmPrefix` that stands in its place.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ import time
 import grpc
 from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
+from rhizome.engine.v1.frames_pb2 import Call, Cancel, ClientFrame, Submit
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler, DrainCall, failed_call
+from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
+from rhizome_engine.core.long_calls import DrainCall, WarmPrefixCall, failed
 from rhizome_engine.core.orphan_watch import OrphanWatch
+from rhizome_engine.core.request_histograms import RequestHistograms
 from rhizome_engine.core.served_model import ServedModel
 from rhizome_engine.core.spans import record_dropped, record_request
+from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.translate import refused, to_request, to_request_event
 from rhizome_engine.scheduler import load as scheduler_load
 from rhizome_engine.scheduler.request import Request
@@ -29,6 +34,8 @@ from rhizome_transport.frame_server import FrameServer, Peer
 _log = logging.getLogger(__name__)
 
 _IDLE_POLL_MS = 200
+_GRAMMAR_POLL_MS = 2
+"""While every open request waits for its grammar to be compiled."""
 _LOAD_INTERVAL_S = 0.25
 
 
@@ -40,17 +47,26 @@ class CoreServer:
         core: the engine core.
         model: what is served.
         orphans: says when nobody needs this process any more.
+        start_delay: how long an idle engine waits for company; not at all when absent.
     """
 
     def __init__(
-        self, frames: FrameServer, core: EngineCore, model: ServedModel, orphans: OrphanWatch
+        self,
+        frames: FrameServer,
+        core: EngineCore,
+        model: ServedModel,
+        orphans: OrphanWatch,
+        start_delay: StartDelay | None = None,
     ) -> None:
         self._frames = frames
         self._core = core
         self._model = model
         self._orphans = orphans
-        self._calls = CallHandler(core, model, self._abort)
-        self._open: dict[tuple[Peer, str], Request] = {}
+        self._start_delay = start_delay or StartDelay()
+        self._histograms = RequestHistograms()
+        self._calls = CallHandler(core, model, self._histograms, self._abort)
+        self._open: dict[tuple[Peer | WarmPrefixCall, str], Request] = {}
+        self._load_calls: list[tuple[Peer, Call]] = []
         self._drain_calls: list[tuple[Peer, DrainCall]] = []
         self._draining = False
         self._stopping = False
@@ -69,14 +85,18 @@ class CoreServer:
             Exception: the model runner failed several times in a row; the process should be started anew.
         """
         while not self._stopping:
-            for peer, frame in self._frames.poll(0 if self._core.has_work else _IDLE_POLL_MS):
+            for peer, frame in self._frames.poll(self._poll_ms()):
                 self._handle(peer, frame)
             for peer in self._frames.take_gone():
                 self._forget(peer)
-            if self._core.has_work:
+            if self._core.has_work and not self._start_delay.left_ms(True):
                 self._step += 1
                 for event in self._core.step():
                     self._tell(event)
+            else:
+                self._core.tick()
+            if self._load_calls:
+                self._answer_load_calls()
             if self._drain_calls:
                 self._continue_drain()
             self._frames.flush(self._step, self._load_when_due())
@@ -84,24 +104,26 @@ class CoreServer:
                 _log.warning("no front for %.0f s; the core stops", self._orphans.grace_s)
                 return
 
+    def _poll_ms(self) -> int:
+        """How long the socket may be slept on."""
+        delay_ms = self._start_delay.left_ms(self._core.has_work)
+        if not self._core.has_work:
+            return _IDLE_POLL_MS
+        return delay_ms if self._core.is_runnable else max(delay_ms, _GRAMMAR_POLL_MS)
+
     def _handle(self, peer: Peer, frame: ClientFrame) -> None:
         kind = frame.WhichOneof("frame")
         if kind == "submit":
             self._submit(peer, frame.submit)
         elif kind == "cancel":
-            self._core.cancel(frame.cancel.request_id, peer, satisfied=frame.cancel.satisfied)
+            self._cancel(peer, frame.cancel)
         elif kind == "call":
             self._call(peer, frame.call)
 
     def _submit(self, peer: Peer, submit: Submit) -> None:
         request_id = submit.request.request_id
         try:
-            if self._draining:
-                raise EngineError(
-                    grpc.StatusCode.UNAVAILABLE,
-                    "the engine is draining and takes no new requests; send it to another one",
-                    reason="DRAINING",
-                )
+            self._check_not_draining()
             request = to_request(submit, peer, self._model.name, self._model.default_sampling)
             self._core.add(request)
         except EngineError as error:
@@ -113,6 +135,21 @@ class CoreServer:
         else:
             self._open[peer, request_id] = request
 
+    def _cancel(self, peer: Peer, cancel: Cancel) -> None:
+        if self._core.cancel(cancel.request_id, peer, satisfied=cancel.satisfied):
+            return
+        for owner, request_id in list(self._open):
+            if isinstance(owner, WarmPrefixCall) and owner.is_of(peer, cancel.request_id):
+                self._core.cancel(request_id, owner)
+
+    def _check_not_draining(self) -> None:
+        if self._draining:
+            raise EngineError(
+                grpc.StatusCode.UNAVAILABLE,
+                "the engine is draining and takes no new requests; send it to another one",
+                reason="DRAINING",
+            )
+
     def _refuse(self, peer: Peer, request_id: str, error: EngineError) -> None:
         self._frames.emit(peer, refused(request_id, error))
 
@@ -120,51 +157,82 @@ class CoreServer:
         if peer.relayed and call.method in ADMIN_METHODS:
             message = f"{call.method} is for the engine's operator: use EngineAdminService on its own port"
             error = EngineError(grpc.StatusCode.PERMISSION_DENIED, message)
-            self._frames.reply(peer, failed_call(call, error))
-            return
-        if call.method == "Drain":
-            try:
+            self._frames.reply(peer, failed(call, error))
+        elif call.method in ("Drain", "WarmPrefix"):
+            self._begin_long_call(peer, call)
+        elif call.method == "GetLoad":
+            # Answered after the step, which goes out in the same frame: what ended in it is counted then.
+            self._load_calls.append((peer, call))
+        else:
+            for result in self._calls.answer(call):
+                self._frames.reply(peer, result)
+
+    def _begin_long_call(self, peer: Peer, call: Call) -> None:
+        try:
+            if call.method == "Drain":
                 self._drain_calls.append((peer, DrainCall(call)))
-            except DecodeError:
-                message = "the request of Drain is no DrainRequest"
-                error = EngineError(grpc.StatusCode.INVALID_ARGUMENT, message)
-                self._frames.reply(peer, failed_call(call, error))
-                return
-            _log.info("draining: %d requests are open", len(self._open))
-            self._draining = True
-            return
-        for result in self._calls.answer(call):
-            self._frames.reply(peer, result)
+                _log.info("draining: %d requests are open", len(self._open))
+                self._draining = True
+            else:
+                self._check_not_draining()
+                warm = WarmPrefixCall(peer, call, self._model.name)
+                self._core.add(warm.request)
+                self._open[warm, warm.request.request_id] = warm.request
+        except DecodeError:
+            message = f"the request of {call.method} is no {call.method}Request"
+            error = EngineError(grpc.StatusCode.INVALID_ARGUMENT, message)
+            self._frames.reply(peer, failed(call, error))
+        except EngineError as error:
+            self._frames.reply(peer, failed(call, error))
+
+    def _answer_load_calls(self) -> None:
+        for peer, call in self._load_calls:
+            for result in self._calls.answer(call):
+                self._frames.reply(peer, result)
+        self._load_calls.clear()
 
     def _tell(self, event: Event) -> None:
-        peer: Peer = event.request.peer  # type: ignore[assignment] # what `to_request` was given
-        self._frames.emit(peer, to_request_event(event))
-        if isinstance(event, FinishedEvent | FailedEvent):
-            # The id may be in use again already, when a cancelled request's peer did not wait for its end.
-            if self._open.get((peer, event.request.request_id)) is event.request:
-                del self._open[peer, event.request.request_id]
+        owner: Peer | WarmPrefixCall = event.request.peer  # type: ignore[assignment] # given by this class
+        if isinstance(owner, Peer):
+            self._frames.emit(owner, to_request_event(event))
+        if not isinstance(event, FinishedEvent | FailedEvent):
+            return
+        # The id may be in use again already, when a cancelled request's peer did not wait for its end.
+        if self._open.get((owner, event.request.request_id)) is event.request:
+            del self._open[owner, event.request.request_id]
+        self._histograms.observe(event.request, event.usage, event.timings)
+        if isinstance(owner, WarmPrefixCall):
+            self._frames.reply(owner.asker, owner.finish(event, self._core))
+        else:
             record_request(event, self._model.name)
 
     def _forget(self, peer: Peer) -> None:
-        dropped = self._core.drop_peer(peer)
+        owners: list[Peer | WarmPrefixCall] = [peer]
+        owners += [
+            key[0] for key in self._open if isinstance(key[0], WarmPrefixCall) and key[0].asker is peer
+        ]
+        dropped = sum(self._core.drop_peer(owner) for owner in owners)
         if dropped:
             _log.info("cancelled %d requests of peer %s, which is gone", dropped, peer.name)
-        for key in [key for key in self._open if key[0] is peer]:
-            record_dropped(self._open.pop(key), self._model.name)
+        for key in [key for key in self._open if key[0] in owners]:
+            request = self._open.pop(key)
+            self._histograms.observe(request, request.usage(), request.timings(time.monotonic()))
+            if key[0] is peer:
+                record_dropped(request, self._model.name)
         self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
 
     def _abort(self, request_id: str) -> None:
-        for peer, open_id in list(self._open):
+        for owner, open_id in list(self._open):
             if open_id == request_id:
-                self._core.cancel(request_id, peer)
+                self._core.cancel(request_id, owner)
 
     def _continue_drain(self) -> None:
         """Cancel what is open when a drain's time is over; answer all drains when nothing is open."""
         for _, drain in self._drain_calls:
             if drain.overdue and not drain.cancelled:
                 drain.cancelled = len(self._open)
-                for peer, request_id in list(self._open):
-                    self._core.cancel(request_id, peer)
+                for owner, request_id in list(self._open):
+                    self._core.cancel(request_id, owner)
         if not self._core.has_work:
             for peer, drain in self._drain_calls:
                 self._frames.reply(peer, drain.result())

@@ -35,6 +35,8 @@ def record_request(event: FinishedEvent | FailedEvent, model: str) -> None:
             semconv.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,
             semconv.GEN_AI_USAGE_OUTPUT_TOKENS: usage.completion_tokens,
             semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: usage.cached_tokens,
+            semconv.REQUEST_PREEMPTIONS: usage.preemptions,
+            semconv.REQUEST_FORCED_TOKENS: usage.forced_tokens,
         }
     )
     for name, start_ns, stop_ns in phases(request, event.timings, end_ns):

@@ -5,20 +5,28 @@ Nobody before the core is trusted: a peer may have spoken to the socket directly
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Hashable
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from rhizome.common.v1 import common_pb2
-from rhizome.engine.v1 import generate_pb2, load_pb2
+from rhizome.engine.v1 import generate_pb2
 from rhizome.engine.v1.frames_pb2 import RequestEvent, Submit
 from rhizome_engine.batch import TokenLogprobs
-from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent, TokensEvent
+from rhizome_engine.core.durations import to_duration, to_seconds
+from rhizome_engine.core.events import (
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    PromptLogprobsEvent,
+    StartedEvent,
+    TokensEvent,
+)
+from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.sampling.params import SamplingParams
-from rhizome_engine.scheduler.load import Load
 from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
 from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
@@ -26,6 +34,7 @@ from rhizome_transport.errors import EngineError
 _MAX_REQUEST_ID_CHARS = 256
 _MAX_SPECIAL_TOKENS = 4096
 """Biases and stop tokens of one request: they cost every step of everybody some time each."""
+_IN_CONTRACT = re.compile(r"^bad_words")
 _REASONS = {
     FinishReason.STOP: generate_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generate_pb2.FINISH_REASON_LENGTH,
@@ -58,18 +67,14 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
             "tokenise before, or call Generate, which takes text and messages",
             "input",
         )
-    if stop.strings:
-        raise _invalid(
-            "Connect does not know text and takes no stop strings: apply them where you detokenise and "
-            "cancel the request, or call Generate",
-            "stop.strings",
-        )
-    for ids, param in (
-        (request.sampling.logit_bias, "sampling.logit_bias"),
-        (stop.token_ids, "stop.token_ids"),
+    _refuse_text(request)
+    for count, param in (
+        (len(request.sampling.logit_bias), "sampling.logit_bias"),
+        (sum(len(word.ids) for word in request.sampling.bad_token_sequences), "sampling.bad_token_sequences"),
+        (len(stop.token_ids), "stop.token_ids"),
     ):
-        if len(ids) > _MAX_SPECIAL_TOKENS:
-            raise _invalid(f"{param} has {len(ids)} tokens; at most {_MAX_SPECIAL_TOKENS} are taken", param)
+        if count > _MAX_SPECIAL_TOKENS:
+            raise _invalid(f"{param} has {count} tokens; at most {_MAX_SPECIAL_TOKENS} are taken", param)
     return Request(
         request.request_id,
         list(request.token_ids.ids),
@@ -80,10 +85,26 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
         stop_token_ids=tuple(stop.token_ids),
         ignore_eos=stop.ignore_eos,
         namespace=request.cache_namespace,
+        tenant=request.tenant,
         priority=request.priority,
-        deadline=time.monotonic() + _seconds(submit.timeout) if submit.HasField("timeout") else None,
+        deadline=time.monotonic() + to_seconds(submit.timeout) if submit.HasField("timeout") else None,
         trace=from_proto(submit.trace) if submit.HasField("trace") else None,
+        grammar=to_grammar(request.grammar) if request.HasField("grammar") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
+        resumed_tokens=request.resumed_tokens,
     )
+
+
+def _refuse_text(request: generate_pb2.GenerateRequest) -> None:
+    for given, param, instead in (
+        (request.stop.strings, "stop.strings", "apply them where you detokenise and cancel the request"),
+        (request.sampling.bad_words, "sampling.bad_words", "tokenise them into bad_token_sequences"),
+        (request.echo, "echo", "whoever tokenised the prompt has its text"),
+    ):
+        if given:
+            raise _invalid(
+                f"Connect does not know text and takes no {param}: {instead}, or call Generate", param
+            )
 
 
 def to_sampling_params(message: generate_pb2.SamplingParams, defaults: SamplingParams) -> SamplingParams:
@@ -97,11 +118,37 @@ def to_sampling_params(message: generate_pb2.SamplingParams, defaults: SamplingP
         return defaults
     if message.logit_bias:
         given["logit_bias"] = dict(message.logit_bias)
+    if message.HasField("allowed_token_ids"):
+        given["allowed_token_ids"] = tuple(message.allowed_token_ids.ids)
+    if given.pop("bad_token_sequences", None):
+        given["bad_words"] = tuple(tuple(word.ids) for word in message.bad_token_sequences)
     settings = {name: getattr(defaults, name) for name in SamplingParams.__dataclass_fields__}
     try:
         return SamplingParams(**{**settings, **given})
     except ValueError as error:
-        raise _invalid(str(error), f"sampling.{str(error).split(' ', 1)[0]}") from error
+        problem = _IN_CONTRACT.sub("bad_token_sequences", str(error))
+        raise _invalid(problem, f"sampling.{problem.split(' ', 1)[0]}") from error
+
+
+def to_grammar(message: generate_pb2.Grammar) -> Grammar:
+    """What the output must conform to; whether it compiles shows later.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT, it is empty, too large or no JSON.
+    """
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        kinds = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name["kind"].fields)
+        raise _invalid(f"the grammar is empty; set one of {kinds}", "grammar")
+    try:
+        return Grammar(
+            kind,
+            text=getattr(message, kind) if kind in ("json_schema", "regex", "lark") else "",
+            choices=tuple(message.choice.texts),
+            flexible_whitespace=message.flexible_whitespace,
+        )
+    except ValueError as error:
+        raise _invalid(str(error), f"grammar.{kind}") from error
 
 
 def check_model(asked: str, served: str) -> None:
@@ -126,6 +173,9 @@ def to_request_event(event: Event) -> RequestEvent:
         case StartedEvent():
             message.response.started.prompt_tokens = event.prompt_tokens
             message.response.started.cached_tokens = event.cached_tokens
+            message.response.started.seed = event.request.seed
+        case PromptLogprobsEvent():
+            message.response.prompt_logprobs.logprobs.extend(map(_logprob, event.logprobs))
         case TokensEvent():
             message.response.delta.token_ids.extend(event.token_ids)
             if event.logprobs is not None:
@@ -149,38 +199,6 @@ def refused(request_id: str, error: EngineError) -> RequestEvent:
     return RequestEvent(request_id=request_id, status=error.to_status(), final=True)
 
 
-def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
-    """The core's load as the contract has it."""
-    totals = load.totals
-    message = load_pb2.Load(
-        instance_id=instance_id,
-        sequence=sequence,
-        running_requests=load.running_requests,
-        waiting_requests=load.waiting_requests,
-        waiting_tokens=load.waiting_tokens,
-        kv_pages_total=load.kv_pages_total,
-        kv_pages_in_use=load.kv_pages_in_use,
-        kv_pages_cached=load.kv_pages_cached,
-        page_size=load.page_size,
-        generated_tokens_per_second=load.generated_tokens_per_second,
-        totals=load_pb2.RequestTotals(
-            received=totals.received,
-            completed=totals.completed,
-            aborted=totals.aborted,
-            refused=totals.refused,
-            preemptions=totals.preemptions,
-            cache_hit_tokens=totals.cache_hit_tokens,
-            cache_miss_tokens=totals.cache_miss_tokens,
-            generated_tokens=totals.generated_tokens,
-        ),
-    )
-    if load.mean_times is not None:
-        message.mean_times.queue.CopyFrom(_duration(load.mean_times.queue_s))
-        message.mean_times.prefill.CopyFrom(_duration(load.mean_times.prefill_s))
-        message.mean_times.decode.CopyFrom(_duration(load.mean_times.decode_s))
-    return message
-
-
 def _invalid(message: str, param: str) -> EngineError:
     return EngineError(grpc.StatusCode.INVALID_ARGUMENT, message, param=param)
 
@@ -190,15 +208,17 @@ def _usage(usage: Usage) -> common_pb2.Usage:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        preemptions=usage.preemptions,
+        forced_tokens=usage.forced_tokens,
     )
 
 
 def _timings(timings: Timings) -> common_pb2.Timings:
     return common_pb2.Timings(
-        queue_time=_duration(timings.queue_s),
-        prefill_time=_duration(timings.prefill_s),
-        decode_time=_duration(timings.decode_s),
-        time_to_first_token=_duration(timings.time_to_first_token_s),
+        queue_time=to_duration(timings.queue_s),
+        prefill_time=to_duration(timings.prefill_s),
+        decode_time=to_duration(timings.decode_s),
+        time_to_first_token=to_duration(timings.time_to_first_token_s),
     )
 
 
@@ -207,12 +227,3 @@ def _logprob(logprobs: TokenLogprobs) -> generate_pb2.TokenLogprob:
         logprob=logprobs.logprob,
         top=[generate_pb2.RankedToken(token_id=token, logprob=value) for token, value in logprobs.top],
     )
-
-
-def _duration(seconds: float) -> Duration:
-    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
-    return Duration(seconds=whole, nanos=nanos)
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9

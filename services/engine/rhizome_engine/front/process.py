@@ -11,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rhizome.engine.v1.engine_admin_service_pb2 import DrainRequest
 from rhizome.engine.v1.engine_admin_service_pb2_grpc import add_EngineAdminServiceServicer_to_server
@@ -25,6 +25,9 @@ from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.channel import ENGINE_ADMIN_SERVICE, ENGINE_SERVICE
 from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_server import GrpcServer
+
+if TYPE_CHECKING:
+    from rhizome_telemetry.metrics import MetricsListener
 
 _log = logging.getLogger(__name__)
 
@@ -49,16 +52,16 @@ class Front:
             service_names=(ENGINE_SERVICE,),
             open_requests=lambda: int(self._draining is not None and not self._draining.done()),
         )
-        service = EngineService(self._supervisor.link, tokenizer, settings.served_model_name)
-        self._server.add_handlers(ENGINE_SERVICE, service.raw_handlers())
-        self._server.add(add_EngineServiceServicer_to_server, service)
+        self._service = EngineService(self._supervisor.link, tokenizer, settings.served_model_name)
+        self._server.add_handlers(ENGINE_SERVICE, self._service.raw_handlers())
+        self._server.add(add_EngineServiceServicer_to_server, self._service)
         self._admin: GrpcServer | None = None
         self._drained = False
         if settings.admin_port:
             self._admin = GrpcServer(
                 f"127.0.0.1:{settings.admin_port}", service_names=(ENGINE_ADMIN_SERVICE,)
             )
-            admin_service = EngineAdminService(self._supervisor.link, self._on_drain)
+            admin_service = EngineAdminService(self._supervisor.link, tokenizer, self._on_drain)
             self._admin.add(add_EngineAdminServiceServicer_to_server, admin_service)
 
     async def run(self) -> int:
@@ -81,6 +84,7 @@ class Front:
             admin_port = await self._admin.start()
             self._admin.set_serving(ENGINE_ADMIN_SERVICE, True)
             _log.info("listening on 127.0.0.1:%d (gRPC, admin)", admin_port)
+        metrics = self._serve_metrics()
         supervising = asyncio.ensure_future(self._supervisor.run())
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -99,6 +103,22 @@ class Front:
             for server in (self._server, self._admin):
                 if server is not None:
                     await server.drain_and_stop(0.0)
+            if metrics is not None:
+                await asyncio.to_thread(metrics.close)
+
+    def _serve_metrics(self) -> MetricsListener | None:
+        settings = self._settings
+        if not settings.metrics_port:
+            return None
+        # Only here: who does not want metrics loads none of it.
+        from rhizome_engine.front.metrics import EngineCollector
+        from rhizome_telemetry.metrics import MetricsListener
+
+        loop = asyncio.get_running_loop()
+        collector = EngineCollector(self._service.load, loop, settings.served_model_name)
+        listener = MetricsListener(settings.metrics_host, settings.metrics_port, collector)
+        _log.info("listening on %s:%d (HTTP, /metrics)", settings.metrics_host, listener.port)
+        return listener
 
     async def _drain(self, stop_now: asyncio.Event) -> None:
         self._draining = asyncio.ensure_future(self._drain_core())

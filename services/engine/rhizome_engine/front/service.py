@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -19,14 +18,13 @@ from rhizome_engine.front.text_prompt import decode, encode
 from rhizome_telemetry.propagation import from_metadata, to_proto
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
+from rhizome_transport.load_watch import watch_load
 from rhizome_transport.servicer import EngineServicerBase
 from rhizome_transport.tokenizer_chunks import split_files
 from rhizome_transport.zmq_client import ZmqEngineClient
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_WATCH_INTERVAL_S = 0.25
 
 
 class EngineService(EngineServicerBase):
@@ -117,25 +115,29 @@ class EngineService(EngineServicerBase):
         self, request: messages.GetLoadRequest, context: Context
     ) -> messages.GetLoadResponse:
         """How busy the engine is."""
-        return messages.GetLoadResponse(load=await self._ask(lambda client: client.load()))
+        return await self.load()
 
     async def WatchLoad(  # noqa: N802
         self, request: messages.WatchLoadRequest, context: Context
     ) -> AsyncGenerator[messages.WatchLoadResponse, None]:
         """The load now, and again whenever something beside its sequence number changed."""
-        interval_s = _WATCH_INTERVAL_S
-        if request.HasField("min_interval_ms"):
-            interval_s = max(request.min_interval_ms, 10) / 1000
-        last = None
-        while True:
-            load = await self._ask(lambda client: client.load())
-            sequence, load.sequence = load.sequence, 0
-            if load != last:
-                last = Load()
-                last.CopyFrom(load)
-                load.sequence = sequence
-                yield messages.WatchLoadResponse(load=load)
-            await asyncio.sleep(interval_s)
+
+        async def load_now() -> Load:
+            return (await self.load()).load
+
+        async with aclosing(watch_load(load_now, request)) as loads:
+            async for response in loads:
+                yield response
+
+    async def load(self) -> messages.GetLoadResponse:
+        """What the core says of its load now.
+
+        Raises:
+            EngineError: UNAVAILABLE, there is no core.
+        """
+        request = messages.GetLoadRequest().SerializeToString()
+        answers = await self._ask(lambda client: client.call("GetLoad", request))
+        return messages.GetLoadResponse.FromString(answers[0])
 
     async def _ask(self, call: Callable[[ZmqEngineClient], Awaitable[Answer]]) -> Answer:
         link = self._link()

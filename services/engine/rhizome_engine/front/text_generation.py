@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import grpc
 
@@ -14,9 +14,10 @@ from rhizome.engine.v1.generate_pb2 import (
     GenerateRequest,
     GenerateResponse,
     TokenDelta,
+    TokenIds,
 )
 from rhizome_engine.front.core_link import CoreLink, lost_error
-from rhizome_engine.front.text_prompt import tokenised
+from rhizome_engine.front.text_prompt import prompt_ids, word_ids
 from rhizome_text.text_stream import TextStream
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
@@ -45,17 +46,13 @@ class TextGeneration:
         """
         link = self._link()
         with_text = request.WhichOneof("input") in ("text", "messages")
-        stops = list(request.stop.strings)
-        if "" in stops:
-            raise EngineError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "a stop string is empty and would end every text; leave it out",
-                param="stop.strings",
-            )
-        core_request = await tokenised(request, self._tokenizer)
-        core_request.request_id = f"generate-{uuid.uuid4().hex}"
-        core_request.stop.ClearField("strings")
-        text = TextStream(self._tokenizer, stops) if with_text or stops else None
+        _check(request, with_text=with_text)
+        core_request = await self._core_request(request)
+        text: TextStream | None = None
+        if request.echo:
+            text = ContinuedText(self._tokenizer, request.stop.strings, core_request.token_ids.ids)
+        elif with_text or request.stop.strings:
+            text = TextStream(self._tokenizer, request.stop.strings)
         caller_id, core_id = request.request_id, core_request.request_id
         if caller_id:
             self._open[caller_id].add(core_id)
@@ -85,10 +82,38 @@ class TextGeneration:
                 if not self._open[caller_id]:
                     del self._open[caller_id]
 
+    async def _core_request(self, request: GenerateRequest) -> GenerateRequest:
+        """What the core is asked, which knows no text."""
+        copy = GenerateRequest()
+        copy.CopyFrom(request)
+        copy.request_id = f"generate-{uuid.uuid4().hex}"
+        copy.token_ids.CopyFrom(TokenIds(ids=await prompt_ids(request, self._tokenizer)))
+        copy.ClearField("echo")
+        copy.stop.ClearField("strings")
+        if request.sampling.bad_words:
+            words = await word_ids(request.sampling.bad_words, self._tokenizer)
+            copy.sampling.bad_token_sequences.extend(TokenIds(ids=ids) for ids in words)
+            copy.sampling.ClearField("bad_words")
+        return copy
+
     async def abort(self, caller_id: str) -> None:
         """End the requests that came under this id; unknown ones are ignored."""
         for core_id in list(self._open.get(caller_id, ())):
             await self._link().client.cancel(core_id)
+
+
+class ContinuedText(TextStream):
+    """The text of an answer that goes on from its prompt, rather than beginning a text of its own.
+
+    Some tokenizers drop the space before the first word of a text; here that word is the prompt's.
+
+    Attributes:
+        prompt_text: the prompt's own, without special tokens. Stop strings are not looked for in it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], prompt: Sequence[int]) -> None:
+        super().__init__(tokenizer, stop_strings)
+        self.prompt_text = self._detokenizer.push(prompt)
 
 
 class _WithText:
@@ -110,6 +135,8 @@ class _WithText:
             return self._delta(event.delta)
         if kind == "finished":
             return self._finished(event)
+        if kind == "started" and isinstance(self._text, ContinuedText):
+            return [event, GenerateResponse(delta=TokenDelta(text=self._text.prompt_text))]
         return [event]
 
     def _delta(self, delta: TokenDelta) -> list[GenerateResponse]:
@@ -134,3 +161,17 @@ class _WithText:
             event.finished.reason = FINISH_REASON_STOP
             event.finished.stop_string = self.matched_stop
         return [*responses, event]
+
+
+def _check(request: GenerateRequest, *, with_text: bool) -> None:
+    """Refuse what nobody behind the front can judge, because it is about text."""
+    if "" in request.stop.strings:
+        problem, param = "a stop string is empty and would end every text; leave it out", "stop.strings"
+    elif request.echo and not with_text:
+        problem, param = "echo repeats text: send the prompt as text or messages", "echo"
+    elif request.resumed_tokens and with_text:
+        problem = "resumed_tokens counts token ids: send the prompt as token_ids"
+        param = "resumed_tokens"
+    else:
+        return
+    raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param=param)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
+from rhizome.engine.v1.engine_admin_service_pb2 import WarmPrefixRequest
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, Messages
 from rhizome_text.chat_template import ChatTemplateError
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
@@ -16,30 +18,46 @@ _LONG_TEXT_CHARS = 4096
 _MANY_TOKENS = 1024
 
 
-async def tokenised(request: GenerateRequest, tokenizer: Tokenizer) -> GenerateRequest:
-    """A copy of `request` whose input is token ids.
+async def prompt_ids(request: GenerateRequest | WarmPrefixRequest, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a request's input.
 
     Raises:
         EngineError: INVALID_ARGUMENT, when there is no input or the template refuses the conversation.
     """
     kind = request.WhichOneof("input")
-    ids: list[int]
     if kind == "token_ids":
-        ids = list(request.token_ids.ids)
-    elif kind == "text":
-        ids = await encode(tokenizer, request.text, add_special_tokens=True)
-    elif kind == "messages":
-        ids = await encode(tokenizer, _render(request, tokenizer), add_special_tokens=False)
-    else:
+        return list(request.token_ids.ids)
+    if kind == "text":
+        return await encode(tokenizer, request.text, add_special_tokens=True)
+    if kind == "messages":
+        return await encode(tokenizer, _render(request.messages, tokenizer), add_special_tokens=False)
+    raise EngineError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "there is no input: set token_ids, text or messages",
+        param="input",
+    )
+
+
+async def word_ids(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The token sequences that spell words, at the start of a text and after a space.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT, a word is empty.
+    """
+    if not all(map(str.strip, words)):
         raise EngineError(
             grpc.StatusCode.INVALID_ARGUMENT,
-            "there is no input: set token_ids, text or messages",
-            param="input",
+            "a bad word is empty or only spaces, and would ban every text; leave it out",
+            param="sampling.bad_words",
         )
-    copy = GenerateRequest()
-    copy.CopyFrom(request)
-    copy.token_ids.CopyFrom(TokenIds(ids=ids))
-    return copy
+    bare = dict.fromkeys(word.lstrip() for word in words)
+    spellings = [spelling for word in bare for spelling in (word, f" {word}")]
+    if sum(map(len, spellings)) <= _LONG_TEXT_CHARS:
+        sequences = [tokenizer.encode(spelling) for spelling in spellings]
+    else:
+        sequences = await asyncio.to_thread(lambda: [tokenizer.encode(spelling) for spelling in spellings])
+    # Some tokenizers put a space before every text themselves: both spellings are one then.
+    return [list(ids) for ids in dict.fromkeys(map(tuple, sequences)) if ids]
 
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -56,8 +74,8 @@ async def decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=False)
 
 
-def _render(request: GenerateRequest, tokenizer: Tokenizer) -> str:
-    messages = [{"role": m.role, "content": m.content} for m in request.messages.messages]
+def _render(conversation: Messages, tokenizer: Tokenizer) -> str:
+    messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
     template = tokenizer.chat_template()
     if template is None:
         problem = "this model has no chat template; send the prompt as text"

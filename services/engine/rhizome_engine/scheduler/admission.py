@@ -10,6 +10,9 @@ import numpy as np
 from rhizome_engine.scheduler.request import Request
 from rhizome_transport.errors import EngineError
 
+MAX_PROMPT_LOGPROBS = 128
+"""Rivals beside each prompt token: the vocabulary is searched for them at every position."""
+
 
 class QueueFullError(EngineError):
     """The queue is at its bound; trying again later helps."""
@@ -68,23 +71,23 @@ class Limits:
         prompt_tokens = len(request.prompt_ids)
         if not prompt_tokens:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
-        if prompt_tokens >= self.max_context_tokens:
+        needed = prompt_tokens if request.max_tokens == 0 else prompt_tokens + 1
+        if needed > self.max_context_tokens:
             raise InvalidRequestError(self._too_long(prompt_tokens), "prompt", "CONTEXT_LENGTH_EXCEEDED")
         self._check_ids(request.prompt_ids, "prompt")
         self._check_ids(request.stop_token_ids, "stop.token_ids")
         self._check_ids(tuple(request.params.logit_bias), "logit_bias")
-        room = self.max_context_tokens - prompt_tokens
-        low, high = request.min_tokens, request.max_tokens
-        if high is not None and high < 1:
-            raise InvalidRequestError(f"max_tokens must be at least 1, not {high}", "max_tokens")
-        if low < 0:
-            raise InvalidRequestError(f"min_tokens must not be negative, not {low}", "min_tokens")
-        if high is not None and low > high:
-            raise InvalidRequestError(f"min_tokens ({low}) must not exceed max_tokens ({high})", "min_tokens")
+        self._check_ids(request.params.allowed_token_ids or (), "allowed_token_ids")
+        for words in request.params.bad_words:
+            self._check_ids(words, "bad_words")
+        _check_lengths(request)
+        room = self.max_context_tokens - request.num_prompt
         stop_ids = frozenset(request.stop_token_ids)
-        if not request.ignore_eos:
+        # A grammar that is complete has nothing else to say than end-of-sequence.
+        if not request.ignore_eos or request.grammar is not None:
             stop_ids |= self.eos_token_ids
-        request.admit(min(room, high or room), stop_ids, now, unix_ns)
+        high = room if request.max_tokens is None else request.max_tokens
+        request.admit(min(room, high), stop_ids, now, unix_ns)
 
     def _check_ids(self, token_ids: list[int] | tuple[int, ...], param: str) -> None:
         if not token_ids:
@@ -108,4 +111,29 @@ class Limits:
             f"the prompt has {prompt_tokens} tokens, and at least one more has to fit for the answer, but "
             f"the context window is {self.max_context_tokens} tokens (the least of: {', '.join(bounds)}); "
             "shorten the prompt"
+        )
+
+
+def _check_lengths(request: Request) -> None:
+    low, high, resumed = request.min_tokens, request.max_tokens, request.resumed_tokens
+    if low < 0:
+        raise InvalidRequestError(f"min_tokens must not be negative, not {low}", "min_tokens")
+    if high is not None and high < 0:
+        raise InvalidRequestError(f"max_tokens must not be negative, not {high}", "max_tokens")
+    if high is not None and low > high:
+        raise InvalidRequestError(f"min_tokens ({low}) must not exceed max_tokens ({high})", "min_tokens")
+    if not 0 <= resumed < len(request.prompt_ids):
+        raise InvalidRequestError(
+            f"resumed_tokens must be less than the {len(request.prompt_ids)} tokens given, not {resumed}",
+            "resumed_tokens",
+        )
+    if resumed and high is not None and resumed >= high:
+        raise InvalidRequestError(
+            f"{resumed} tokens were generated before, and max_tokens is {high}: nothing is left to generate",
+            "resumed_tokens",
+        )
+    if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MAX_PROMPT_LOGPROBS:
+        raise InvalidRequestError(
+            f"prompt_logprobs must be in [0, {MAX_PROMPT_LOGPROBS}], not {request.prompt_logprobs}",
+            "prompt_logprobs",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rhizome_engine.scheduler.request import Timings
 
@@ -11,32 +12,52 @@ _WINDOW_S = 5.0
 _BUCKET_S = 0.25
 _LAST_FINISHED = 100
 
+Outcome = Literal["completed", "aborted", "expired", "failed"]
+"""How an accepted request ended; the name of its count in `RequestTotals`."""
+
 
 @dataclass(slots=True)
 class RequestTotals:
     """Counts since the engine core started.
 
+    When no request is open, `received` is the sum of `completed`, `aborted`, `expired` and `failed`, and
+    tokens and times are the sums of what the requests' last events said.
+
     Attributes:
         received: requests accepted into the queue.
         completed: requests that ended by a stop condition or by length.
-        aborted: requests cancelled by the caller or by a deadline.
+        aborted: requests cancelled by the caller, or whose caller vanished.
+        expired: requests whose deadline passed.
         failed: requests that the engine could not finish.
         refused: requests turned away because the queue was full.
         preemptions: times a running request gave its pages back.
+        prompt_tokens: tokens in the prompts of accepted requests.
         cache_hit_tokens: prompt tokens found in the prefix cache.
         cache_miss_tokens: prompt tokens that had to be computed.
         generated_tokens: tokens generated.
+        forced_tokens: those of them that a grammar dictated.
+        queue_s: time that ended requests spent in the queue.
+        prefill_s: time until their first token.
+        decode_s: time from their first token to their last.
+        steps: steps computed.
     """
 
     received: int = 0
     completed: int = 0
     aborted: int = 0
+    expired: int = 0
     failed: int = 0
     refused: int = 0
     preemptions: int = 0
+    prompt_tokens: int = 0
     cache_hit_tokens: int = 0
     cache_miss_tokens: int = 0
     generated_tokens: int = 0
+    forced_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +122,33 @@ class LoadMeter:
             self._buckets.append((bucket, tokens))
             self._forget(now)
 
-    def completed(self, timings: Timings) -> None:
-        """Note a request that ended well."""
-        self.totals.completed += 1
-        self._finished.append(timings)
+    def received(self, prompt_tokens: int) -> None:
+        """Note a request that was accepted."""
+        self.totals.received += 1
+        self.totals.prompt_tokens += prompt_tokens
+
+    def started(self, hit_tokens: int, miss_tokens: int) -> None:
+        """Note a request that runs for the first time."""
+        self.totals.cache_hit_tokens += hit_tokens
+        self.totals.cache_miss_tokens += miss_tokens
+
+    def ended(self, outcome: Outcome, timings: Timings) -> None:
+        """Note the end of an accepted request."""
+        totals = self.totals
+        setattr(totals, outcome, getattr(totals, outcome) + 1)
+        totals.queue_s += timings.queue_s
+        totals.prefill_s += timings.prefill_s
+        totals.decode_s += timings.decode_s
+        if outcome == "completed":
+            self._finished.append(timings)
+
+    def retry_after_s(self, waiting: int, concurrency: int) -> float:
+        """Estimate when there will be room in a full queue: when a tenth of it has gone, within bounds."""
+        means = self.mean_times()
+        if means is None:
+            return 1.0
+        per_request = (means.prefill_s + means.decode_s) / concurrency
+        return min(max(per_request * waiting / 10, 0.5), 30.0)
 
     def tokens_per_second(self, now: float) -> float:
         """Tokens generated per second, over the last few seconds or since start where that is less."""

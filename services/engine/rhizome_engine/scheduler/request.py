@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,18 @@ from rhizome_engine.kvcache.node import TokenIds
 from rhizome_engine.kvcache.sequence_pages import SequencePages
 from rhizome_engine.sampling.params import SamplingParams
 
+if TYPE_CHECKING:
+    from rhizome_engine.grammar.matcher import GrammarMatcher
+    from rhizome_engine.grammar.spec import Grammar
+
 
 class RequestState(Enum):
-    """Where a request is. Preemption leads from RUNNING back to WAITING; FINISHED is final."""
+    """Where a request is. Preemption leads from RUNNING back to WAITING; FINISHED is final.
 
+    PREPARING is before the queue: the request's grammar is being compiled.
+    """
+
+    PREPARING = auto()
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
@@ -34,17 +42,21 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted.
+    """Tokens counted, and what was saved or lost.
 
     Attributes:
         prompt_tokens: in the prompt, cached or not.
-        completion_tokens: generated, a stop token included.
+        completion_tokens: generated, a stop token included, and those that an earlier engine generated.
         cached_tokens: prompt tokens found in the prefix cache when the request was first admitted.
+        preemptions: times the request had to give its pages back.
+        forced_tokens: generated tokens that a grammar dictated, so that they needed no forward pass each.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    preemptions: int = 0
+    forced_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Timings:
 
     Attributes:
         queue_s: from arrival until first scheduled.
-        prefill_s: from first scheduled until the first token.
+        prefill_s: from first scheduled until the first token, or until the end where none was wanted.
         decode_s: from the first token until the last.
         time_to_first_token_s: from arrival until the first token.
     """
@@ -72,22 +84,30 @@ class Request:
         prompt_ids: token ids of the prompt.
         params: how tokens are chosen.
         peer: who asked; opaque, handed back with each event.
-        max_tokens: most tokens to generate; None fills the context window.
+        max_tokens: most tokens to generate; None fills the context window, 0 only computes the prompt.
         min_tokens: end-of-sequence and stop tokens are not chosen before this many.
         stop_token_ids: end here, beside the checkpoint's end-of-sequence tokens.
         ignore_eos: do not end at the checkpoint's end-of-sequence tokens.
         namespace: whose cached prefixes it may use.
-        priority: for policies that know priorities.
+        tenant: whose share of the engine it uses; empty for the namespace.
+        priority: higher goes first, where the policy knows priorities.
         deadline: on the engine core's clock (`time.monotonic`); None for no limit.
         trace: opaque, for whoever makes spans.
+        grammar: what the output must conform to.
+        prompt_logprobs: how many rivals to report beside the log probability of each prompt token; None for
+            no report.
+        resumed_tokens: so many tokens at the end of `prompt_ids` are output that an earlier engine generated.
 
     Attributes:
         state: where it is.
-        token_ids: [prompt + output] int32, all known tokens; a view.
-        num_tokens: known tokens.
-        num_computed: tokens whose keys and values are in `pages`.
-        output_ids: generated tokens, a stop token included.
+        num_prompt: tokens of the prompt without resumed output.
+        token_ids: [num_tokens] int32, all known tokens; a view.
+        num_tokens: known tokens of prompt and output.
+        num_computed: tokens whose keys and values are known to be in `pages`.
+        scored: prompt tokens whose log probabilities were reported, the first one included, which has none.
+        slot: its place in the scheduler's table, -1 unless running.
         pages: None unless running.
+        matcher: where the grammar stands, None without one.
     """
 
     def __init__(
@@ -102,9 +122,13 @@ class Request:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         namespace: str = "",
+        tenant: str = "",
         priority: int = 0,
         deadline: float | None = None,
         trace: Any = None,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
+        resumed_tokens: int = 0,
     ) -> None:
         self.request_id = request_id
         self.prompt_ids = list(prompt_ids)
@@ -115,19 +139,30 @@ class Request:
         self.stop_token_ids = tuple(stop_token_ids)
         self.ignore_eos = ignore_eos
         self.namespace = namespace
+        self.tenant = tenant or namespace
         self.priority = priority
         self.deadline = math.inf if deadline is None else deadline
         self.trace = trace
+        self.grammar = grammar
+        self.prompt_logprobs = prompt_logprobs
+        self.resumed_tokens = resumed_tokens
         self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
 
         self.state = RequestState.WAITING
-        self.output_ids: list[int] = []
+        self.num_prompt = len(self.prompt_ids) - resumed_tokens
         self.num_tokens = len(self.prompt_ids)
         self.num_computed = 0
+        self.scored = 1
         self.cached_tokens = 0
+        self.preemptions = 0
+        self.forced_tokens = 0
+        self.slot = -1
         self.pages: SequencePages | None = None
+        self.matcher: GrammarMatcher | None = None
         self.max_output = 0
         self.stop_ids: frozenset[int] = frozenset()
+        self.arrival_order = 0
+        self.tenant_number = 0
         self._tokens = np.empty(0, np.int32)
 
         self.arrival = 0.0
@@ -152,14 +187,19 @@ class Request:
         return self._tokens[: self.num_computed]
 
     @property
-    def max_total_tokens(self) -> int:
-        """Most tokens of prompt and output together."""
-        return len(self.prompt_ids) + self.max_output
+    def output_ids(self) -> list[int]:
+        """Tokens generated so far, a stop token and resumed ones included; a copy."""
+        return [int(token) for token in self._tokens[self.num_prompt : self.num_tokens]]
 
     @property
-    def banned_ids(self) -> tuple[int, ...]:
-        """Tokens that must not be chosen now."""
-        return tuple(self.stop_ids) if len(self.output_ids) < self.min_tokens else ()
+    def max_total_tokens(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self.num_prompt + self.max_output
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether log probabilities of prompt tokens are still to be reported."""
+        return self.prompt_logprobs is not None and self.scored < self.num_prompt
 
     def admit(self, max_output: int, stop_ids: frozenset[int], now: float, unix_ns: int) -> None:
         """Fix what follows from the engine's limits once they were checked."""
@@ -174,14 +214,19 @@ class Request:
         """Note a generated token."""
         self._tokens[self.num_tokens] = token_id
         self.num_tokens += 1
-        self.output_ids.append(token_id)
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
 
     def usage(self) -> Usage:
         """Tokens counted so far."""
-        return Usage(len(self.prompt_ids), len(self.output_ids), self.cached_tokens)
+        return Usage(
+            prompt_tokens=self.num_prompt,
+            completion_tokens=self.num_tokens - self.num_prompt,
+            cached_tokens=self.cached_tokens,
+            preemptions=self.preemptions,
+            forced_tokens=self.forced_tokens,
+        )
 
     def timings(self, now: float) -> Timings:
         """Where the time went; `now` ends the phase that is still open when there is one."""

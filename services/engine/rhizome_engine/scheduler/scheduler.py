@@ -5,69 +5,100 @@ in pages), and a step lets computed tokens catch up with known ones under a budg
 phases: a long prompt is chunked because the budget ends, a decoding request merely has one token to catch up,
 a cached prefix counts as computed, and a preempted request has fallen back to what the cache still holds.
 
-Order: running requests by arrival, then waiting ones by arrival. One budget token is kept for every request
-that decodes, so a long prompt never stalls running answers. Pages are given out optimistically; when they run
-out, the youngest running request gives its pages back to the tree and returns to the front of the queue. The
-oldest running request is never preempted for another one and fits the pool alone, so it always progresses.
+A step is scheduled before the tokens of the one before are read: a token that is being chosen counts as known
+already (`SlotTable` has the picture), and what was read is told with `confirm`.
+
+Order: every request that decodes gets its token first, so a long prompt never stalls running answers; several
+prompts share the rest (`prefill_budget`). Pages are given out optimistically; when they run out, the running
+request of the last rank gives its pages back to the tree and waits again. Rank is arrival (or priority before
+it), the first in rank is never preempted for another one and fits the pool alone, so it always progresses.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rhizome_engine.batch import Int64, PageCopy
 from rhizome_engine.kvcache.page_pool import PagePool
 from rhizome_engine.kvcache.radix_cache import RadixCache
-from rhizome_engine.kvcache.sequence_pages import CopyPage, SequencePages
-from rhizome_engine.scheduler.admission import QueueFullError
-from rhizome_engine.scheduler.batch_builder import Chunk
+from rhizome_engine.kvcache.sequence_pages import SequencePages
+from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.config import SchedulerConfig
+from rhizome_engine.scheduler.fair_share import OUTPUT_TOKEN_COST, FairShare
+from rhizome_engine.scheduler.isolation import Allowance, allowance
+from rhizome_engine.scheduler.preemption import choose_victim, weakest
+from rhizome_engine.scheduler.prefill_budget import share_budget
 from rhizome_engine.scheduler.request import Request, RequestState
+from rhizome_engine.scheduler.slots import SlotTable
+from rhizome_engine.scheduler.step_plan import Chunk, StepPlan
+from rhizome_engine.scheduler.step_times import StepTimes
+from rhizome_engine.scheduler.unshared_prompts import UnsharedPrompts
+from rhizome_engine.scheduler.waiting_queue import WaitingQueue, insert_by_rank, rank_of
 
-_RETRY_AFTER_S = 1.0
+_MAX_LOOKS = 64
+"""So many waiting requests are looked at in one step: those that wait for a prefix are passed over."""
 
 
 class Scheduler:
     """Queues, budget and preemption.
 
     Args:
-        config: limits.
+        config: limits and policies.
         pool: pages to give out.
         cache: where prefixes are found and computed pages are left.
-        copy_page: copies slots of a page, for prefixes that end inside one.
+        slots: where running requests are described.
+        sampling: how running requests choose tokens.
+        unpin: lets a pinned prefix go, False where there is none; for requests that need the whole pool.
 
     Attributes:
-        running: requests that hold pages, oldest arrival first.
-        waiting: requests that do not, oldest arrival first.
+        running: requests that hold pages and a slot, in order of rank.
+        waiting: requests that do not.
+        shares: what tenants were served.
+        step_times: how long steps take; whoever runs them tells it.
         num_preemptions: since start.
     """
 
     def __init__(
-        self, config: SchedulerConfig, pool: PagePool, cache: RadixCache, copy_page: CopyPage
+        self,
+        config: SchedulerConfig,
+        pool: PagePool,
+        cache: RadixCache,
+        slots: SlotTable,
+        sampling: SamplingRows,
+        unpin: Callable[[], bool] = lambda: False,
     ) -> None:
         self.running: list[Request] = []
-        self.waiting: deque[Request] = deque()
+        self.shares = FairShare()
+        self.step_times = StepTimes()
+        self.waiting = WaitingQueue(config, cache, self.shares)
         self.num_preemptions = 0
         self._config = config
         self._pool = pool
         self._cache = cache
-        self._copy_page = copy_page
-        # A row of the budget for everyone who runs: nobody starves however small the budget is.
-        self._max_rows = min(config.max_batch_size, config.max_step_tokens)
-        self._max_chunk = config.max_chunk_tokens or config.max_step_tokens
+        self._slots = slots
+        self._sampling = sampling
+        self._unpin = unpin
+        self._by_slot: list[Request | None] = [None] * config.num_slots
+        self._running_slots: Int64 = np.empty(0, np.int64)
+        self._tenants = np.zeros(config.num_slots, np.int64)
+        self._unshared = UnsharedPrompts(pool.page_size)
+        self._prepared: list[Request] = []
+        self._copies: list[PageCopy] = []
+        self._no_room: tuple[int, int, int, int] | None = None
+        self._arrivals = 0
         self._next_deadline = math.inf
 
     def add(self, request: Request) -> None:
-        """Queue an admitted request.
-
-        Raises:
-            QueueFullError: too many wait already, beyond those that the next step can start.
-        """
-        free_rows = self._max_rows - len(self.running)
-        if len(self.waiting) >= self._config.max_queue_size + max(free_rows, 0):
-            raise QueueFullError(len(self.waiting), _RETRY_AFTER_S)
-        self.waiting.append(request)
+        """Queue an admitted request."""
+        self._arrivals += 1
+        request.arrival_order = self._arrivals
+        request.tenant_number = self.shares.open(request.tenant)
         self._next_deadline = min(self._next_deadline, request.deadline)
+        self.waiting.add(request)
 
     def expired(self, now: float) -> list[Request]:
         """Open requests whose deadline has passed; the caller ends them."""
@@ -78,53 +109,44 @@ class Scheduler:
         self._next_deadline = min((r.deadline for r in requests if r.deadline > now), default=math.inf)
         return [request for request in requests if request.deadline <= now]
 
-    def schedule(self, now: float) -> tuple[list[Chunk], list[Request]]:
-        """Choose the next step's work and reserve its pages.
+    def schedule(self, now: float) -> StepPlan | None:
+        """Choose the next step's work and reserve its pages; None when there is nothing to do now."""
+        self._start_waiting(now)
+        slots, prompts, held_back = self._choose_rows()
+        occupants = self._slots.occupant[slots]
+        self._reserve_decodes(slots)
+        chunks = self._cut_chunks(prompts, self._config.max_step_tokens - len(slots), held_back)
+        # Whoever had to make room is out, and so are later occupants of its slot.
+        slots = slots[(self._slots.occupant[slots] == occupants) & self._has_room(slots)]
+        return self._commit(slots, chunks, now) if len(slots) or chunks else None
+
+    def confirm(self, plan: StepPlan, token_ids: Int64) -> NDArray[np.bool_]:
+        """Note that a step was computed; a prompt that is complete now is shared with later requests.
+
+        Args:
+            plan: the step.
+            token_ids: [len(plan.sampled)] what was chosen.
 
         Returns:
-            the chunks, empty when nothing is left to do; and the requests that start now for the first time.
+            [len(plan.sampled)], whose slot is still the one for which the token was chosen.
         """
-        decoding = sum(request.num_tokens - request.num_computed == 1 for request in self.running)
-        budget = self._config.max_step_tokens - decoding
-        preemptions = self.num_preemptions
-        chunks: list[Chunk] = []
-        index = 0
-        while index < len(self.running):  # preemption shortens the list from its end
-            request = self.running[index]
-            missing = request.num_tokens - request.num_computed
-            count = 1 if missing == 1 else min(missing, budget, self._max_chunk)
-            if count and self._make_room(request, request.num_computed + count):
-                chunks.append(Chunk(request, count))
-                budget -= count if missing > 1 else 0
-            index += 1
-        started = []
-        while (
-            self.waiting
-            and budget > 0
-            and len(self.running) < self._max_rows
-            and self.num_preemptions == preemptions  # what was just taken is not given to somebody else
-            and self._start(self.waiting[0])
-        ):
-            request = self.waiting.popleft()
-            self.running.append(request)
-            if request.first_scheduled is None:
-                request.first_scheduled = now
-                request.cached_tokens = request.num_computed
-                started.append(request)
-            count = min(request.num_tokens - request.num_computed, budget, self._max_chunk)
-            if self._make_room(request, request.num_computed + count):
-                chunks.append(Chunk(request, count))
-                budget -= count
-        return chunks, started
+        for chunk in plan.chunks:
+            request = chunk.request
+            if request.slot >= 0 and self._slots.occupant[request.slot] == chunk.occupant:
+                request.num_computed = chunk.end
+                self._unshared.share(request, is_awaited=len(self.waiting) > 0)
+        # A slot may have changed hands meanwhile, and a grammar may have forced the tokens from there on.
+        slots = plan.sampled_slots
+        still_there: NDArray[np.bool_] = self._slots.occupant[slots] == plan.occupants
+        next_one = still_there & (self._slots.confirmed[slots] == plan.sampled_positions)
+        self._slots.confirm(slots[next_one], plan.sampled_positions[next_one], token_ids[next_one])
+        return still_there
 
-    def advance(self, chunk: Chunk) -> None:
-        """Note that a chunk was computed; a prompt that is complete now is shared with later requests."""
-        request = chunk.request
-        before = request.num_computed
-        request.num_computed += chunk.num_tokens
-        if before < len(request.prompt_ids) <= request.num_computed:
-            assert request.pages is not None
-            request.pages.share(request.computed_ids)
+    def extend(self, request: Request) -> None:
+        """Take over tokens that were appended to a running request without having been chosen."""
+        self._slots.extend(request.slot, request.num_tokens, int(request.token_ids[-1]))
+        if request.params.needs_history:
+            self._prepared.append(request)
 
     def finish(self, request: Request, *, keep: bool = True) -> None:
         """End a request in whatever state it is and take back its pages.
@@ -134,37 +156,242 @@ class Scheduler:
             keep: leave what it computed in the tree; False where that cannot be trusted.
         """
         if request.state is RequestState.RUNNING:
-            self.running.remove(request)
-            self._release(request, keep)
+            self._stop(request, keep=keep)
         elif request.state is RequestState.WAITING:
             self.waiting.remove(request)
+        if request.state is not RequestState.PREPARING:
+            self.shares.close(request.tenant)
         request.state = RequestState.FINISHED
 
-    def _start(self, request: Request) -> bool:
-        """Take over cached pages; False while the pool has no room for a request's known tokens."""
-        pages = SequencePages(self._pool, self._cache, request.namespace, request.max_total_tokens)
-        computed = pages.attach(request.token_ids, self._copy_page, headroom=len(self.running))
-        if computed is None:
+    def _choose_rows(self) -> tuple[Int64, list[Request], Allowance | None]:
+        """Who of the running takes part: slots that decode, prompts, and what larger tenants may do."""
+        slots = self._running_slots
+        known, computed = self._slots.known[slots], self._slots.computed[slots]
+        active = (known > computed) & (known < self._slots.limit[slots])
+        slots, missing = slots[active], (known - computed)[active]
+        decodes = (missing == 1) & (computed[active] >= self._slots.prompt_end[slots])
+        held_back = allowance(self._tenants[slots], missing, decodes, self._config, self.step_times)
+        if held_back is not None:
+            others = decodes & ~held_back.small
+            kept = ~others
+            kept[others] = self._in_turn(slots[others], held_back.rows)
+            slots, decodes = slots[kept], decodes[kept]
+        in_turn = self._in_turn(slots, self._config.max_rows)
+        slots, decodes = slots[in_turn], decodes[in_turn]
+        prompts = [request for slot in slots[~decodes].tolist() if (request := self._by_slot[slot])]
+        return slots[decodes], prompts, held_back
+
+    def _in_turn(self, slots: Int64, count: int) -> NDArray[np.bool_]:
+        """Which of the slots have their turn, where only so many can: those that were out longest."""
+        if len(slots) <= count:
+            return np.ones(len(slots), np.bool_)
+        in_turn = np.zeros(len(slots), np.bool_)
+        in_turn[np.argsort(self._slots.last_turn[slots], kind="stable")[: max(count, 0)]] = True
+        return in_turn
+
+    def _has_room(self, slots: Int64) -> NDArray[np.bool_]:
+        """Which slots have a page for every known token."""
+        return self._slots.known[slots] <= self._slots.capacity[slots]
+
+    def _reserve_decodes(self, slots: Int64) -> None:
+        """Give a page to each row that decodes into a new one, in order of rank."""
+        for slot in slots[~self._has_room(slots)].tolist():
+            request = self._by_slot[slot]
+            if request is not None and request.state is RequestState.RUNNING:
+                self._make_room(request, int(self._slots.known[slot]))
+
+    def _start_waiting(self, now: float) -> None:
+        """Start waiting requests; whether they have a row in this very step is decided after."""
+        if not len(self.waiting) or not (self._slots.num_free or self._may_displace()):
+            return
+        slots = self._running_slots
+        unfinished = slots[self._slots.computed[slots] < self._slots.prompt_end[slots]]
+        prompts = [request for slot in unfinished.tolist() if (request := self._by_slot[slot])]
+        displaced: list[Request] = []  # not started again: a step under way may still hold their rows
+        for looks, request in enumerate(self.waiting.candidates(now)):
+            if looks >= _MAX_LOOKS or len(prompts) >= self._config.max_rows:
+                return
+            if request in displaced or self._is_crowded(request, prompts) or self._is_coming(request):
+                continue
+            while not self._start(request):
+                victim = choose_victim(request, self.running, self._config)
+                if victim is None:
+                    if not self.running and self._unpin():
+                        continue
+                    return  # nobody overtakes: a large request would never find room
+                self._preempt(victim)
+                displaced.append(victim)
+                if victim in prompts:
+                    prompts.remove(victim)
+            prompts.append(request)
+
+    def _may_displace(self) -> bool:
+        """Whether a waiting request could take a running one's place at all."""
+        if self._config.policy == "priority":
+            return True
+        several = self._config.fairness and self.shares.num_active > 1
+        return several and bool(np.bincount(self._tenants[self._running_slots]).max(initial=0) > 1)
+
+    def _is_crowded(self, request: Request, prompts: list[Request]) -> bool:
+        """Whether enough prompts are being computed; a tenant that has none of them may always add one."""
+        if len(prompts) < self._config.max_partial_prefills:
             return False
-        request.pages, request.num_computed = pages, computed
+        return not self._config.fairness or any(other.tenant == request.tenant for other in prompts)
+
+    def _is_coming(self, request: Request) -> bool:
+        """Whether a prefix of the request is being computed right now."""
+        return self._unshared.will_give(request, self.waiting.cached_tokens(request))
+
+    def _start(self, request: Request) -> bool:
+        """Take a slot and cached pages; False while there is no room for a request's known tokens."""
+        # Looking it up again would count as a use of its prefix, though nothing can have changed.
+        room = (request.arrival_order, self._cache.version, self._pool.num_free, self._cache.evictable_pages)
+        if not self._slots.num_free or room == self._no_room:
+            return False
+        slot = self._slots.take()
+        pages = SequencePages(self._pool, self._cache, request.namespace, self._slots.page_table[slot])
+        copies: list[PageCopy] = []
+        computed = pages.attach(
+            request.token_ids,
+            lambda *copy: copies.append(PageCopy(*copy)),
+            headroom=len(self.running) + self._promised_pages(),
+            reuse=not request.wants_scores,
+        )
+        if computed is None:
+            self._no_room = room
+            self._slots.give_back(slot)
+            return False
+        self._copies += copies
+        if copies or request.params.needs_history:
+            self._prepared.append(request)
+        self.waiting.remove(request)
+        request.slot, request.pages, request.num_computed = slot, pages, computed
         request.state = RequestState.RUNNING
+        self._slots.fill(slot, request, pages.num_pages * self._pool.page_size)
+        self._by_slot[slot] = request
+        self._tenants[slot] = request.tenant_number
+        # A grammar that is complete may end before `min_tokens`: there is nothing else to say.
+        min_tokens = 0 if request.grammar is not None else request.min_tokens
+        self._sampling.set(
+            slot, request.params, request.seed, request.num_prompt, request.stop_ids, min_tokens
+        )
+        insert_by_rank(self.running, request, self._config)
+        self._update_running_slots()
+        self._unshared.add(request)
         return True
+
+    def _promised_pages(self) -> int:
+        """Pages that running requests will need for the tokens that they know already."""
+        page_size, slots = self._pool.page_size, self._running_slots
+        missing = -(-self._slots.known[slots] // page_size) - self._slots.capacity[slots] // page_size
+        return int(np.maximum(missing, 0).sum())
+
+    def _cut_chunks(self, prompts: list[Request], budget: int, held_back: Allowance | None) -> list[Chunk]:
+        """Divide the budget among prompts and reserve their pages."""
+        prompts = [request for request in prompts if request.state is RequestState.RUNNING]
+        others = frozenset() if held_back is None else held_back.others
+        first = [request for request in prompts if request.tenant_number not in others]
+        shares = self._share(first, budget)
+        if held_back is not None:
+            rest = [request for request in prompts if request.tenant_number in others]
+            left = min(budget - sum(share for _, share in shares), held_back.tokens)
+            shares += self._share(rest, left)
+        chunks: list[Chunk] = []
+        for request, share in sorted(shares, key=lambda pair: rank_of(pair[0], self._config)):
+            if share and request.state is RequestState.RUNNING:
+                start = int(self._slots.computed[request.slot])
+                if self._make_room(request, start + share):
+                    reached_end = start + share == self._slots.known[request.slot]
+                    samples = bool(reached_end and self._slots.samples[request.slot])
+                    occupant = int(self._slots.occupant[request.slot])
+                    chunks.append(Chunk(request, start, share, samples, occupant))
+        return [chunk for chunk in chunks if chunk.request.state is RequestState.RUNNING]
+
+    def _share(self, prompts: list[Request], budget: int) -> list[tuple[Request, int]]:
+        """How many tokens of each prompt are computed."""
+        if not prompts or budget <= 0:
+            return []
+        slots = np.array([request.slot for request in prompts], np.int64)
+        missing = (self._slots.known[slots] - self._slots.computed[slots]).tolist()
+        owners = [request.tenant if self._config.fairness else "" for request in prompts]
+        shares = share_budget(missing, owners, budget, self._config.max_chunk_tokens)
+        return list(zip(prompts, shares, strict=True))
+
+    def _commit(self, decoding: Int64, chunks: list[Chunk], now: float) -> StepPlan:
+        """Count the step's tokens as computed, and the ones that it chooses as known."""
+        slots = self._slots
+        decode = [request for slot in decoding.tolist() if (request := self._by_slot[slot])]
+        started = [chunk.request for chunk in chunks if chunk.request.first_scheduled is None]
+        for request in started:
+            request.first_scheduled = now
+            request.cached_tokens = min(request.num_computed, request.num_prompt)
+        positions = slots.computed[decoding]
+        chunk_slots = np.array([chunk.request.slot for chunk in chunks], np.int64)
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        sampled_slots = np.concatenate(
+            [decoding, np.array([chunk.request.slot for chunk in sampling], np.int64)]
+        )
+        slots.computed[decoding] += 1
+        slots.computed[chunk_slots] = [chunk.end for chunk in chunks]
+        slots.take_turns(np.concatenate([decoding, chunk_slots]))
+        sampled_positions = slots.known[sampled_slots]
+        slots.known[sampled_slots] += 1
+        self.shares.charge(self._tenants[sampled_slots], OUTPUT_TOKEN_COST)
+        self.shares.charge(
+            self._tenants[chunk_slots], np.array([chunk.num_tokens for chunk in chunks], np.int64)
+        )
+        prepared = [request for request in self._prepared if request.state is RequestState.RUNNING]
+        copies, self._copies, self._prepared = self._copies, [], []
+        return StepPlan(
+            decode=decode,
+            decode_slots=decoding,
+            decode_positions=positions,
+            chunks=chunks,
+            sampled=decode + [chunk.request for chunk in sampling],
+            sampled_slots=sampled_slots,
+            sampled_positions=sampled_positions,
+            occupants=slots.occupant[sampled_slots],
+            started=started,
+            page_copies=copies,
+            new_histories=[request for request in prepared if request.params.needs_history],
+            prepared=prepared,
+            launched=now,
+        )
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Reserve pages, preempting from the youngest on; False where the request itself had to go."""
+        """Reserve pages, preempting from the last rank on; False where the request itself had to go."""
         assert request.pages is not None
         while not request.pages.reserve(num_tokens):
-            youngest = self.running.pop()
-            self._release(youngest, keep=True)
-            youngest.state = RequestState.WAITING
-            self.waiting.appendleft(youngest)
-            self.num_preemptions += 1
-            if youngest is request:
+            if len(self.running) == 1 and self._unpin():
+                continue
+            victim = weakest(self.running, self._config)
+            self._preempt(victim)
+            if victim is request:
                 return False
+        self._slots.capacity[request.slot] = request.pages.num_pages * self._pool.page_size
         return True
 
-    def _release(self, request: Request, keep: bool) -> None:
+    def _preempt(self, request: Request) -> None:
+        """Let a running request wait again; what it computed stays cached while there is room."""
+        self._stop(request, keep=True)
+        request.state = RequestState.WAITING
+        request.preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.add(request)
+
+    def _stop(self, request: Request, *, keep: bool) -> None:
         assert request.pages is not None
+        self.running.remove(request)
+        self._unshared.discard(request)
         request.pages.release(request.computed_ids if keep else request.computed_ids[:0])
+        self._by_slot[request.slot] = None
+        self._slots.capacity[request.slot] = 0
+        self._slots.give_back(request.slot)
+        self._sampling.clear(request.slot)
         request.pages = None
+        request.slot = -1
         request.num_computed = 0
+        self._update_running_slots()
+
+    def _update_running_slots(self) -> None:
+        self._running_slots = np.array([request.slot for request in self.running], np.int64)

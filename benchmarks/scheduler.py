@@ -1,0 +1,177 @@
+"""What the scheduler costs, and what it does to latencies.
+
+    python benchmarks/scheduler.py
+
+1. The engine core's own Python per step, for steps in which everybody decodes. The runner answers at once, so
+   everything measured would delay the device if steps were not overlapped.
+2. On the bundled model: the longest gap between two tokens of eight running streams when a 4,000-token prompt
+   arrives, in units of a full step.
+3. On the bundled model: the time of one request of a tenant while another tenant has 50 open, as a ratio to
+   its time alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine core's process does
+
+import numpy as np
+
+from rhizome_engine.batch import Batch, StepOutput, TokenMasks
+from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.events import FinishedEvent, TokensEvent
+from rhizome_engine.runner import ModelRunner
+from rhizome_engine.sampling.params import SamplingParams
+from rhizome_engine.scheduler.config import SchedulerConfig
+from rhizome_engine.scheduler.request import Request
+
+ROWS = (1, 8, 32, 128, 256)
+PROMPT_TOKENS = 500
+STEPS = 400
+BUDGET = 512
+MODEL = Path(__file__).parents[1] / "models" / "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The limits of the pretended model."""
+
+    vocab_size: int = 100_000
+    max_position_embeddings: int = 8192
+
+
+class InstantStep:
+    """Answers every row with the same token."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._rows = len(batch.sampling)
+
+    def sample(self, masks: TokenMasks | None, /) -> None:
+        """Cost nothing."""
+
+    def result(self) -> StepOutput:
+        """Cost next to nothing."""
+        return StepOutput([5] * self._rows, [None] * self._rows)
+
+
+class InstantRunner:
+    """Computes nothing."""
+
+    config = Config()
+    num_pages = 65_536
+    page_size = 16
+
+    def launch(self, batch: Batch, /) -> InstantStep:
+        """Cost nothing."""
+        return InstantStep(batch)
+
+
+def decode_step_us(rows: int, params: SamplingParams) -> float:
+    """Median microseconds of a step in which that many requests decode."""
+    config = SchedulerConfig(max_batch_size=rows, max_step_tokens=2048, max_partial_prefills=rows)
+    core = EngineCore(InstantRunner(), config)
+    for row in range(rows):
+        core.add(Request(str(row), range(row, row + PROMPT_TOKENS), params, max_tokens=2 * STEPS))
+    while core.load().waiting_tokens:
+        core.step()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        core.step()
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times)
+
+
+def demo_core(**config: object) -> EngineCore:
+    """The bundled model behind a scheduler."""
+    settings = SchedulerConfig(max_step_tokens=BUDGET, **config)  # type: ignore[arg-type]
+    runner = ModelRunner(
+        MODEL, device="cpu", num_pages=4096, max_num_tokens=BUDGET, max_num_rows=settings.max_batch_size
+    )
+    return EngineCore(runner, settings, runner.checkpoint.eos_token_ids)
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    """Random tokens."""
+    return np.random.default_rng(seed).integers(10, 500, length).tolist()  # type: ignore[no-any-return]
+
+
+def longest_gap() -> tuple[float, float]:
+    """Milliseconds of the longest gap of any stream, and of a step with a full budget."""
+    core = demo_core()
+    window = core.max_context_tokens
+    long_prompt = prompt(min(4000, window - 8), 99)
+    for stream in range(8):
+        core.add(Request(str(stream), prompt(16, stream), max_tokens=100, ignore_eos=True))
+    while any(core.load().waiting_tokens for _ in (1,)):
+        core.step()
+    full_steps, last, gaps = [], {}, defaultdict(list)
+    for step in range(60):
+        if step == 10:
+            core.add(Request("long", long_prompt, max_tokens=4, ignore_eos=True))
+        start = time.perf_counter()
+        busy = core.load().waiting_tokens >= BUDGET
+        for event in core.step():
+            if isinstance(event, TokensEvent) and event.request.request_id != "long":
+                now = time.perf_counter()
+                name = event.request.request_id
+                if name in last:
+                    gaps[name].append((now - last[name]) * 1e3)
+                last[name] = now
+        if busy:
+            full_steps.append((time.perf_counter() - start) * 1e3)
+    assert full_steps, "the long prompt was never computed"
+    return max(max(times) for times in gaps.values()), statistics.median(full_steps)
+
+
+def lone_tenant_s(others: int) -> float:
+    """Seconds from arrival to end of one request while another tenant has so many open."""
+    core = demo_core()
+    for number in range(others):
+        core.add(
+            Request(f"many-{number}", prompt(64, number), max_tokens=200, tenant="many", ignore_eos=True)
+        )
+    for _ in range(20):
+        core.step()
+    start = time.perf_counter()
+    core.add(Request("lone", prompt(256, 1000), max_tokens=32, tenant="lone", ignore_eos=True))
+    while True:
+        for event in core.step():
+            if isinstance(event, FinishedEvent) and event.request.request_id == "lone":
+                return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print tables, and the figures as one JSON line."""
+    figures = {}
+    print(f"{'rows':>5}  {'us/step':>8}  {'us/row':>7}  {'with top-p, penalties, bias':>28}")
+    busy = SamplingParams(top_p=0.9, frequency_penalty=0.5, logit_bias={7: 1.0})
+    for rows in ROWS:
+        cost, cost_busy = decode_step_us(rows, SamplingParams()), decode_step_us(rows, busy)
+        figures[f"decode_step_us_{rows}"] = round(cost, 1)
+        figures[f"decode_step_us_{rows}_all_settings"] = round(cost_busy, 1)
+        print(f"{rows:>5}  {cost:>8.1f}  {cost / rows:>7.2f}  {cost_busy:>28.1f}")
+    gap, full = longest_gap()
+    figures |= {"longest_gap_ms": round(gap, 2), "full_step_ms": round(full, 2)}
+    figures["longest_gap_steps"] = round(gap / full, 2)
+    print(f"a long prompt among 8 streams: a gap of {gap:.1f} ms = {gap / full:.2f} full steps")
+    pairs = [(lone_tenant_s(0), lone_tenant_s(50)) for _ in range(6)][1:]
+    alone, among = (statistics.median(times) for times in zip(*pairs, strict=True))
+    figures |= {
+        "lone_tenant_alone_ms": round(alone * 1e3, 1),
+        "lone_tenant_among_50_ms": round(among * 1e3, 1),
+    }
+    figures["lone_tenant_ratio"] = round(among / alone, 2)
+    print(f"a request beside a tenant with 50: {among * 1e3:.0f} ms, {among / alone:.2f} times alone")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
