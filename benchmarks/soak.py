@@ -34,7 +34,7 @@ from rhizome_engine.scheduler.request import Request
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 PAGE_SIZE = 16
-NUM_PAGES = 192
+NUM_PAGES = 128
 NAMESPACES = ("", "blue", "green", "adapter-7")
 PREFIX_TOKENS = 64
 # Prefixes of all namespaces together take twice the pool.

@@ -310,7 +310,7 @@ class EngineCore:
         # With overlap, only a step that was launched while another one ran has taken no host time.
         if not self._config.overlap or plan.launched <= self._last_read:
             tokens = sum(chunk.num_tokens for chunk in plan.chunks)
-            self._scheduler.step_times.note(len(plan.decode), tokens, now - began)
+            self._scheduler.isolation.note(plan.turn, tokens, now - began)
         self._last_read = now
 
     def _end_expired(self, now: float, events: list[Event]) -> None:

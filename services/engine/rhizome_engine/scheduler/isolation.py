@@ -1,75 +1,158 @@
-"""How much of a step other tenants may take while a small one is being served.
+"""How often large tenants join the steps of a small one.
 
-A tenant that runs many requests makes every step longer, and with it every answer of a tenant that runs
-one. While tenants are that unequal, a step takes at most `max_tenant_slowdown` times as long as it would with
-the smallest tenants alone; the others' rows take turns in what is left. Where a step hardly takes longer for
-more rows, as on a GPU that waits for its memory, nobody is held back.
+A tenant that runs many requests makes every step longer, and with it every answer of a tenant that runs one.
+While tenants are that unequal, the larger ones take part only so often that the small ones' steps take
+`max_tenant_slowdown` times as long on average as they would alone:
+
+    small alone   |s|s|s|s|         |s|s|s|s|         |s|...
+    all together           |ssLLLLLL|        |ssLLLLLL|
+
+An account keeps the time that the larger ones may cost. Steps without them are measured and pay in, steps
+with them are measured and paid for; nothing is assumed about what makes a step long. Where a step hardly
+takes longer for more rows, as on a GPU that waits for its memory, nobody is held back.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rhizome_engine.batch import Int64
 from rhizome_engine.scheduler.config import SchedulerConfig
-from rhizome_engine.scheduler.step_times import StepTimes
 
-_PROMPT_SHARE = 0.25
-"""Of the others' time in a step, when some of them decode and some compute prompts."""
+_SMOOTHING = 0.2
+_OUTLIER = 3.0
+_REFRESH_STEPS = 64
+"""After so many steps together, one without the larger tenants tells anew how long that takes."""
+_MAX_DEBT_STEPS = 100.0
+"""In steps of the small ones: however long one together took, the larger tenants are out for a while only."""
+_MAX_PROMPT_STEPS = 4.0
+"""Prompts of larger tenants may make a step longer by so many steps of the small ones."""
+_MIN_PROMPT_TOKENS = 32
 
 
-class Allowance(NamedTuple):
-    """What the larger tenants may put into a step.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What larger tenants do in a step.
 
     Attributes:
         small: which rows belong to the smallest tenants, a mask over those given.
-        rows: rows of the others that may decode.
-        tokens: prompt tokens of the others.
-        others: numbers of the tenants that are held back.
+        others: numbers of the larger tenants.
+        together: whether the larger ones take part.
+        others_tokens: most prompt tokens of theirs.
+        small_tokens: prompt tokens of the small ones, as far as a step can hold them.
+        charged_s: taken from the account before the step was measured.
     """
 
     small: NDArray[np.bool_]
-    rows: int
-    tokens: int
     others: frozenset[int]
+    together: bool
+    others_tokens: int
+    small_tokens: int
+    charged_s: float
 
 
-def allowance(
-    tenants: Int64,
-    missing: Int64,
-    decodes: NDArray[np.bool_],
-    config: SchedulerConfig,
-    step_times: StepTimes,
-) -> Allowance | None:
-    """Decide what larger tenants may do in the next step; None where nobody is held back.
+class TenantIsolation:
+    """Decides and keeps the account.
 
     Args:
-        tenants: [n], the tenant of each row that has something to compute.
-        missing: [n], tokens that each row has to catch up.
-        decodes: [n], which rows decode.
         config: limits.
-        step_times: what rows and tokens cost.
     """
-    if not config.fairness or config.max_tenant_slowdown is None or len(tenants) < 3:
-        return None
-    numbers, index, rows = np.unique(tenants, return_inverse=True, return_counts=True)
-    if rows.max() < rows.min() + 2 or (cost := step_times.cost()) is None:
-        return None
-    small = (rows == rows.min())[index]
-    budget = config.max_step_tokens
-    small_rows = int((small & decodes).sum())
-    small_tokens = min(int(missing[small & ~decodes].sum()), budget)
-    spare_s = (config.max_tenant_slowdown - 1.0) * cost.seconds(small_rows, small_tokens)
-    other_rows = int((~small & decodes).sum())
-    other_tokens = min(int(missing[~small & ~decodes].sum()), budget)
-    if other_rows * cost.row_s + other_tokens * cost.token_s <= spare_s:
-        return None
-    for_rows_s = spare_s * (1.0 - _PROMPT_SHARE) if other_tokens else spare_s
-    # Whoever is held back still goes on.
-    fitting = other_rows if not cost.row_s else min(other_rows, max(int(for_rows_s / cost.row_s), 1))
-    left_s = max(spare_s - fitting * cost.row_s, 0.0)
-    tokens = budget if not cost.token_s else max(int(left_s / cost.token_s), 1)
-    return Allowance(small, fitting, tokens, frozenset(numbers[rows > rows.min()].tolist()))
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._slowdown = config.max_tenant_slowdown if config.fairness else None
+        self._budget = config.max_step_tokens
+        self._small_tenants: frozenset[int] = frozenset()
+        self._account_s = 0.0
+        self._small_s: float | None = None
+        self._together_s: float | None = None
+        self._token_s: float | None = None
+        self._steps_together = 0
+
+    def choose(self, tenants: Int64, missing: Int64, decodes: NDArray[np.bool_]) -> Turn | None:
+        """Decide about the next step; None where tenants are about equal.
+
+        Args:
+            tenants: [n], the tenant of each row that has something to compute.
+            missing: [n], tokens that each row has to catch up.
+            decodes: [n], which rows decode.
+        """
+        if self._slowdown is None or len(tenants) < 3:
+            return None
+        numbers, index, rows = np.unique(tenants, return_inverse=True, return_counts=True)
+        if rows.max() < rows.min() + 2:
+            return None
+        smallest = rows == rows.min()
+        self._meet(frozenset(numbers[smallest].tolist()))
+        small = smallest[index]
+        small_tokens = min(int(missing[small & ~decodes].sum()), self._budget)
+        together = self._may_join()
+        charged_s = 0.0
+        if together:
+            self._steps_together += 1
+            if self._small_s is not None and self._together_s is not None:
+                charged_s = max(self._together_s - self._slowdown * self._small_s, 0.0)
+                self._account_s -= charged_s
+        return Turn(
+            small=small,
+            others=frozenset(numbers[~smallest].tolist()),
+            together=together,
+            others_tokens=self._others_tokens() if together else 0,
+            small_tokens=small_tokens,
+            charged_s=charged_s,
+        )
+
+    def note(self, turn: Turn | None, tokens: int, seconds: float) -> None:
+        """Learn from a step.
+
+        Args:
+            turn: what was decided for it.
+            tokens: prompt tokens in it.
+            seconds: how long it took.
+        """
+        if tokens >= _MIN_PROMPT_TOKENS:
+            self._token_s = _smooth(self._token_s, seconds / tokens)
+        if turn is None or self._slowdown is None:
+            return
+        if not turn.together:
+            if not tokens:
+                self._small_s = _smooth(self._small_s, seconds)
+            self._account_s += (self._slowdown - 1.0) * seconds
+        elif self._small_s is not None:
+            if not tokens:
+                self._together_s = _smooth(self._together_s, seconds)
+            alone_s = max(self._small_s, turn.small_tokens * (self._token_s or 0.0))
+            self._account_s += turn.charged_s + self._slowdown * alone_s - seconds
+        if self._small_s is not None:
+            most = 2.0 * (self._slowdown - 1.0) * self._small_s
+            self._account_s = min(max(self._account_s, -_MAX_DEBT_STEPS * self._small_s), most)
+
+    def _meet(self, small_tenants: frozenset[int]) -> None:
+        """Begin anew where others are the small ones now."""
+        if small_tenants != self._small_tenants:
+            self._small_tenants = small_tenants
+            self._account_s = 0.0
+            self._small_s = self._together_s = None
+            self._steps_together = 0
+
+    def _may_join(self) -> bool:
+        if self._small_s is None or self._account_s < 0.0:
+            return False
+        if self._steps_together >= _REFRESH_STEPS:
+            self._steps_together = 0
+            return False
+        return True
+
+    def _others_tokens(self) -> int:
+        if self._small_s is None or not self._token_s:
+            return self._budget
+        return max(int(_MAX_PROMPT_STEPS * self._small_s / self._token_s), 1)
+
+
+def _smooth(before: float | None, now: float) -> float:
+    """A moving mean on which a single slow step has little weight."""
+    if before is None:
+        return now
+    return before + _SMOOTHING * (min(now, _OUTLIER * before) - before)

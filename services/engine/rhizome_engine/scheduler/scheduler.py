@@ -29,13 +29,12 @@ from rhizome_engine.kvcache.sequence_pages import SequencePages
 from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.fair_share import OUTPUT_TOKEN_COST, FairShare
-from rhizome_engine.scheduler.isolation import Allowance, allowance
+from rhizome_engine.scheduler.isolation import TenantIsolation, Turn
 from rhizome_engine.scheduler.preemption import choose_victim, weakest
 from rhizome_engine.scheduler.prefill_budget import share_budget
 from rhizome_engine.scheduler.request import Request, RequestState
 from rhizome_engine.scheduler.slots import SlotTable
 from rhizome_engine.scheduler.step_plan import Chunk, StepPlan
-from rhizome_engine.scheduler.step_times import StepTimes
 from rhizome_engine.scheduler.unshared_prompts import UnsharedPrompts
 from rhizome_engine.scheduler.waiting_queue import WaitingQueue, insert_by_rank, rank_of
 
@@ -58,7 +57,7 @@ class Scheduler:
         running: requests that hold pages and a slot, in order of rank.
         waiting: requests that do not.
         shares: what tenants were served.
-        step_times: how long steps take; whoever runs them tells it.
+        isolation: how often large tenants join; whoever runs steps tells it how long they take.
         num_preemptions: since start.
     """
 
@@ -73,7 +72,7 @@ class Scheduler:
     ) -> None:
         self.running: list[Request] = []
         self.shares = FairShare()
-        self.step_times = StepTimes()
+        self.isolation = TenantIsolation(config)
         self.waiting = WaitingQueue(config, cache, self.shares)
         self.num_preemptions = 0
         self._config = config
@@ -112,13 +111,13 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """Choose the next step's work and reserve its pages; None when there is nothing to do now."""
         self._start_waiting(now)
-        slots, prompts, held_back = self._choose_rows()
+        slots, prompts, turn = self._choose_rows()
         occupants = self._slots.occupant[slots]
         self._reserve_decodes(slots)
-        chunks = self._cut_chunks(prompts, self._config.max_step_tokens - len(slots), held_back)
+        chunks = self._cut_chunks(prompts, self._config.max_step_tokens - len(slots), turn)
         # Whoever had to make room is out, and so are later occupants of its slot.
         slots = slots[(self._slots.occupant[slots] == occupants) & self._has_room(slots)]
-        return self._commit(slots, chunks, now) if len(slots) or chunks else None
+        return self._commit(slots, chunks, turn, now) if len(slots) or chunks else None
 
     def confirm(self, plan: StepPlan, token_ids: Int64) -> NDArray[np.bool_]:
         """Note that a step was computed; a prompt that is complete now is shared with later requests.
@@ -163,23 +162,20 @@ class Scheduler:
             self.shares.close(request.tenant)
         request.state = RequestState.FINISHED
 
-    def _choose_rows(self) -> tuple[Int64, list[Request], Allowance | None]:
-        """Who of the running takes part: slots that decode, prompts, and what larger tenants may do."""
+    def _choose_rows(self) -> tuple[Int64, list[Request], Turn | None]:
+        """Who of the running takes part: slots that decode, prompts, and what larger tenants do."""
         slots = self._running_slots
         known, computed = self._slots.known[slots], self._slots.computed[slots]
         active = (known > computed) & (known < self._slots.limit[slots])
         slots, missing = slots[active], (known - computed)[active]
         decodes = (missing == 1) & (computed[active] >= self._slots.prompt_end[slots])
-        held_back = allowance(self._tenants[slots], missing, decodes, self._config, self.step_times)
-        if held_back is not None:
-            others = decodes & ~held_back.small
-            kept = ~others
-            kept[others] = self._in_turn(slots[others], held_back.rows)
-            slots, decodes = slots[kept], decodes[kept]
+        turn = self.isolation.choose(self._tenants[slots], missing, decodes)
+        if turn is not None and not turn.together:
+            slots, decodes = slots[turn.small], decodes[turn.small]
         in_turn = self._in_turn(slots, self._config.max_rows)
         slots, decodes = slots[in_turn], decodes[in_turn]
         prompts = [request for slot in slots[~decodes].tolist() if (request := self._by_slot[slot])]
-        return slots[decodes], prompts, held_back
+        return slots[decodes], prompts, turn
 
     def _in_turn(self, slots: Int64, count: int) -> NDArray[np.bool_]:
         """Which of the slots have their turn, where only so many can: those that were out longest."""
@@ -286,15 +282,15 @@ class Scheduler:
         missing = -(-self._slots.known[slots] // page_size) - self._slots.capacity[slots] // page_size
         return int(np.maximum(missing, 0).sum())
 
-    def _cut_chunks(self, prompts: list[Request], budget: int, held_back: Allowance | None) -> list[Chunk]:
+    def _cut_chunks(self, prompts: list[Request], budget: int, turn: Turn | None) -> list[Chunk]:
         """Divide the budget among prompts and reserve their pages."""
         prompts = [request for request in prompts if request.state is RequestState.RUNNING]
-        others = frozenset() if held_back is None else held_back.others
+        others = frozenset() if turn is None else turn.others
         first = [request for request in prompts if request.tenant_number not in others]
         shares = self._share(first, budget)
-        if held_back is not None:
+        if turn is not None:
             rest = [request for request in prompts if request.tenant_number in others]
-            left = min(budget - sum(share for _, share in shares), held_back.tokens)
+            left = min(budget - sum(share for _, share in shares), turn.others_tokens)
             shares += self._share(rest, left)
         chunks: list[Chunk] = []
         for request, share in sorted(shares, key=lambda pair: rank_of(pair[0], self._config)):
@@ -317,7 +313,7 @@ class Scheduler:
         shares = share_budget(missing, owners, budget, self._config.max_chunk_tokens)
         return list(zip(prompts, shares, strict=True))
 
-    def _commit(self, decoding: Int64, chunks: list[Chunk], now: float) -> StepPlan:
+    def _commit(self, decoding: Int64, chunks: list[Chunk], turn: Turn | None, now: float) -> StepPlan:
         """Count the step's tokens as computed, and the ones that it chooses as known."""
         slots = self._slots
         decode = [request for slot in decoding.tolist() if (request := self._by_slot[slot])]
@@ -355,6 +351,7 @@ class Scheduler:
             page_copies=copies,
             new_histories=[request for request in prepared if request.params.needs_history],
             prepared=prepared,
+            turn=turn,
             launched=now,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rhizome_engine.batch import Int64, PageCopy
+from rhizome_engine.scheduler.isolation import Turn
 from rhizome_engine.scheduler.request import Request
 
 
@@ -59,6 +60,7 @@ class StepPlan:
         page_copies: for prefixes that end inside a page.
         new_histories: requests whose earlier tokens the device has to be told.
         prepared: requests that the copies and histories are for; they may have no row yet.
+        turn: what larger tenants do in it, None where tenants are about equal.
         launched: when it was decided, on the core's clock.
     """
 
@@ -74,6 +76,7 @@ class StepPlan:
     page_copies: list[PageCopy] = field(default_factory=list)
     new_histories: list[Request] = field(default_factory=list)
     prepared: list[Request] = field(default_factory=list)
+    turn: Turn | None = None
     launched: float = 0.0
 
     @property
