@@ -41,6 +41,7 @@ class HashRunner:
         batches: how many tokens each row of each step had, oldest first.
         fail_next: the results of the next steps are an error, this many times.
         fail_next_launch: the next steps cannot be launched, this many times.
+        fail_next_sample: choosing tokens in the next steps is an error, this many times.
     """
 
     def __init__(self, num_pages: int, page_size: int, config: HashModelConfig | None = None) -> None:
@@ -50,6 +51,7 @@ class HashRunner:
         self.batches: list[list[int]] = []
         self.fail_next = 0
         self.fail_next_launch = 0
+        self.fail_next_sample = 0
         self._slots = np.full(num_pages * page_size, _GARBAGE, np.int64)
         self._chosen: dict[tuple[int, int], int] = {}
 
@@ -134,8 +136,15 @@ class HashStep:
         self._token_ids: list[int] | None = None
 
     def sample(self, masks: TokenMasks | None) -> None:
-        """Choose tokens."""
+        """Choose tokens.
+
+        Raises:
+            RuntimeError: the test asked for a failure.
+        """
         assert self._token_ids is None, "sampled twice"
+        if self._runner.fail_next_sample:
+            self._runner.fail_next_sample -= 1
+            raise RuntimeError("the test asked for this failure")
         rows = range(len(self._batch.sampling))
         self._token_ids = [self._runner.choose(self._batch, index, masks) for index in rows]
 

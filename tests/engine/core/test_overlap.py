@@ -159,7 +159,18 @@ class TestFailures:
         assert h.generate("b", PROMPT, 6) == expected_tokens(PROMPT, 6)
         assert_totals_agree(h)
 
-    @pytest.mark.parametrize("kind", ["fail_next", "fail_next_launch"])
+    def test_a_step_whose_tokens_cannot_be_chosen_ends_its_requests_only(self, any_harness, caplog):
+        h = any_harness()
+        h.add("a", PROMPT, max_tokens=20)
+        for _ in range(3):
+            h.step()
+        h.runner.fail_next_sample = 1
+        h.step()
+        assert h.ended["a"].error.code is grpc.StatusCode.INTERNAL and "failed" in caplog.text
+        assert h.generate("b", PROMPT, 6) == expected_tokens(PROMPT, 6)
+        assert_totals_agree(h)
+
+    @pytest.mark.parametrize("kind", ["fail_next", "fail_next_launch", "fail_next_sample"])
     def test_a_runner_that_keeps_failing_is_given_up(self, overlapping, kind):
         h = overlapping(max_batch_size=1)
         for number in range(6):

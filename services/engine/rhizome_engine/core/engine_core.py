@@ -187,12 +187,10 @@ class EngineCore:
         launched = self._launch(now, events)
         if self._under_way is not None:
             self._read(*self._under_way, events)
-        self._under_way = launched
-        if launched is not None:
-            self._sample(*launched)
-            if not self._config.overlap:
-                self._under_way = None
-                self._read(*launched, events)
+        self._under_way = self._sample(launched, events)
+        if self._under_way is not None and not self._config.overlap:
+            self._read(*self._under_way, events)
+            self._under_way = None
         return events
 
     def load(self) -> Load:
@@ -288,9 +286,19 @@ class EngineCore:
             self._fail_step(plan, error, events)
             return None
 
-    def _sample(self, plan: StepPlan, step: LaunchedStep) -> None:
-        """Say what a step may choose, now that all tokens before are known."""
-        step.sample(self._constraints.masks(plan))
+    def _sample(
+        self, launched: tuple[StepPlan, LaunchedStep] | None, events: list[Event]
+    ) -> tuple[StepPlan, LaunchedStep] | None:
+        """Say what a step may choose, now that all tokens before are known; None where there is no step."""
+        if launched is None:
+            return None
+        plan, step = launched
+        try:
+            step.sample(self._constraints.masks(plan))
+        except Exception as error:
+            self._fail_step(plan, error, events)
+            return None
+        return launched
 
     def _read(self, plan: StepPlan, step: LaunchedStep, events: list[Event]) -> None:
         """Wait for a step's tokens and hand them out."""
