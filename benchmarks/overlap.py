@@ -3,7 +3,7 @@
     python benchmarks/overlap.py
 
 1. A device that computes by itself: a step takes a fixed time in which the host is free, as on a GPU. 256
-   requests decode. Printed: steps per second in turn and overlapped, and the share of the device's time in use.
+   requests decode. Printed: steps per second in turn and overlapped, and the share of the device's time used.
 2. The bundled model on this CPU, where the model computes in a thread and competes with the host for cores.
 """
 
