@@ -82,7 +82,7 @@ class CoreSettings(BaseSettings):
         True, description="Among tenants, who was served least starts next; false is one queue for all."
     )
     max_tenant_slowdown: float = Field(
-        1.3,
+        1.2,
         description="With --fairness, most that tenants with many running requests may slow down a step of "
         "one with few, as a factor; 0 for any.",
     )

@@ -239,3 +239,17 @@ def test_timings_are_those_of_the_clock(timed, overlap):
     per_token = FIXED_S + TOKEN_S + (0.0 if overlap else SCHEDULE_S + READ_S)
     assert timings.decode_s == pytest.approx(4 * per_token)
     assert timings.queue_s + timings.prefill_s == pytest.approx(timings.time_to_first_token_s)
+
+
+@overlapped
+def test_another_tenants_long_prompt_stretches_no_gap_either(timed, overlap):
+    h = timed(overlap=overlap)
+    for number in range(8):
+        h.add(f"stream {number}", prompt_of(number, 20), max_tokens=60, tenant="streams")
+    for _ in range(12):
+        h.step()
+    h.add("long", prompt_of(99, 4000), max_tokens=3, tenant="reader")
+    h.finish()
+    assert h.tokens["long"] == expected_tokens(prompt_of(99, 4000), 3)
+    worst = max(gap for number in range(8) for gap in gaps(h.times[f"stream {number}"]))
+    assert worst <= 2 * BUDGET_STEP_S

@@ -34,7 +34,9 @@ def assert_totals_agree(h):
     assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
     assert totals.preemptions == sum(usage.preemptions for usage in usages)
     assert totals.received == len(usages)
-    assert totals.received == totals.completed + totals.aborted + totals.expired + totals.failed
+    assert (
+        totals.received == totals.completed + totals.aborted + totals.expired + totals.failed + totals.invalid
+    )
     load = h.core.load()
     assert load.kv_pages_in_use == load.running_requests == load.waiting_requests == 0
 

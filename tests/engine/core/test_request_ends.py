@@ -32,7 +32,9 @@ def assert_totals_agree(h):
     totals, ends = h.core.load().totals, list(h.ended.values())
     usages, timings = [end.usage for end in ends], [end.timings for end in ends]
     assert totals.received == len(ends)
-    assert totals.received == totals.completed + totals.aborted + totals.expired + totals.failed
+    assert (
+        totals.received == totals.completed + totals.aborted + totals.expired + totals.failed + totals.invalid
+    )
     assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
     resumed = sum(end.request.resumed_tokens for end in ends)
     assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed

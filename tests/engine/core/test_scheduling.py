@@ -230,6 +230,38 @@ class TestCommonPrefix:
         assert set(h.started) == {"a", "b"}
 
 
+class TestDisplacement:
+    def test_nobody_gives_way_in_vain(self, any_harness):
+        """B waits for more than A's second request could give: A goes on undisturbed, step after step."""
+        h = any_harness(num_pages=100, page_size=4, max_tenant_slowdown=None)
+        h.add("b0", distinct(0, 240), max_tokens=3, tenant="B")
+        h.add("a0", distinct(1, 120), max_tokens=120, tenant="A")
+        while "b0" not in h.ended:
+            h.step()
+        h.add("b1", distinct(2, 330), max_tokens=3, tenant="B")
+        for number in (1, 2):
+            h.add(f"a{number}", distinct(2 + number, 24), max_tokens=12, tenant="A")
+        h.finish()
+        for name, prompt, count in (("a1", 3, 12), ("a2", 4, 12)):
+            assert_text(h, name, distinct(prompt, 24), count)
+            assert h.ended[name].usage.preemptions <= 1
+        assert h.core.load().totals.preemptions <= 3
+
+    def test_one_gives_way_where_that_is_enough(self, any_harness):
+        h = any_harness(num_pages=40, page_size=4, max_tenant_slowdown=None)
+        for number in range(3):
+            h.add(f"a{number}", distinct(number, 40), max_tokens=60, tenant="A")
+        for _ in range(4):
+            h.step()
+        h.add("b", distinct(9, 60), max_tokens=2, tenant="B")
+        for _ in range(4):
+            h.step()
+        assert "b" in h.ended and h.core.load().totals.preemptions in (1, 2)
+        h.finish()
+        for number in range(3):
+            assert_text(h, f"a{number}", distinct(number, 40), 60)
+
+
 class TestTurns:
     @pytest.mark.parametrize(("rows", "slots"), [(2, 6), (1, 4), (3, 7)])
     def test_more_requests_than_rows_advance_evenly(self, any_harness, rows, slots):

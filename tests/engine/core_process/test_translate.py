@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rhizome.engine.v1.frames_pb2 import Submit
-from rhizome.engine.v1.generate_pb2 import Choices, GenerateRequest, JsonObject
+from rhizome.engine.v1.generate_pb2 import Choices, GenerateRequest, JsonObject, TokenIds
 from rhizome.engine.v1.generate_pb2 import Grammar as GrammarMessage
 from rhizome.engine.v1.generate_pb2 import SamplingParams as Message
 from rhizome_engine.batch import TokenLogprobs
@@ -179,5 +181,27 @@ def test_too_many_special_tokens_are_refused(param: str) -> None:
         for _ in range(50):
             request.sampling.bad_token_sequences.add().ids.extend(range(100))
     with pytest.raises(EngineError) as caught:
+        to_request(Submit(request=request), None, "m", SamplingParams())
+    assert (caught.value.code, caught.value.param) == (grpc.StatusCode.INVALID_ARGUMENT, param)
+
+
+@pytest.mark.parametrize(
+    ("fill", "param"),
+    [
+        (
+            lambda r: r.sampling.bad_token_sequences.extend([TokenIds()] * 5000),
+            "sampling.bad_token_sequences",
+        ),
+        (lambda r: r.sampling.allowed_token_ids.ids.extend([1] * 300_000), "sampling.allowed_token_ids"),
+        (lambda r: setattr(r, "tenant", "t" * 257), "tenant"),
+        (lambda r: setattr(r, "cache_namespace", "n" * 257), "cache_namespace"),
+    ],
+)
+def test_what_would_cost_others_their_time_or_memory_is_refused_unread(
+    fill: Callable[[GenerateRequest], object], param: str
+) -> None:
+    request = GenerateRequest(request_id="a", token_ids=TokenIds(ids=[1]))
+    fill(request)
+    with pytest.raises(EngineError, match=r"at most \d+ are taken") as caught:
         to_request(Submit(request=request), None, "m", SamplingParams())
     assert (caught.value.code, caught.value.param) == (grpc.StatusCode.INVALID_ARGUMENT, param)

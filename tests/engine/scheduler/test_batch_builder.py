@@ -34,7 +34,7 @@ class Step:
 
     def __init__(self, make_request, rows, page_size):
         self.page_size = page_size
-        self.slots = SlotTable(NUM_SLOTS, MAX_PAGES * (16 // page_size))
+        self.slots = SlotTable(NUM_SLOTS, MAX_PAGES * (16 // page_size), page_size)
         pages = np.random.default_rng(len(rows)).permutation(self.slots.page_table.size)
         self.slots.page_table[:] = pages.reshape(self.slots.page_table.shape)
         self.sampling = SamplingRows(NUM_SLOTS, VOCAB)

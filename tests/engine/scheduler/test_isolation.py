@@ -127,6 +127,23 @@ def test_a_long_prompt_of_the_small_tenant_leaves_room_for_the_others_answers():
     assert together >= 45
 
 
+def test_a_tenant_that_only_ever_has_prompts_does_not_shut_others_out():
+    keeper = isolation()
+    absent = worst = 0
+    for _ in range(400):
+        turn = keeper.choose(*rows(*[0] * 4, prompts=[(1, 40)]))
+        absent = 0 if turn.together else absent + 1
+        worst = max(worst, absent)
+        keeper.note(turn, 40, 0.004 + 0.004 * turn.together)
+    assert worst <= 4
+
+
+def test_while_nothing_is_known_every_second_step_is_everybodys():
+    keeper = isolation()
+    turns = [keeper.choose(*rows(*[0] * 4, prompts=[(1, 5)])).together for _ in range(6)]
+    assert turns == [False, True] * 3
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     costs=st.lists(st.floats(1e-5, 0.5), min_size=2, max_size=2),

@@ -22,7 +22,7 @@ class Stepper:
         self.config = SchedulerConfig(**config)
         self.pool = PagePool(num_pages, page_size)
         self.cache = RadixCache(self.pool)
-        self.slots = SlotTable(self.config.num_slots, num_pages)
+        self.slots = SlotTable(self.config.num_slots, num_pages, page_size)
         sampling = SamplingRows(self.config.num_slots, 100_000)
         self.scheduler = Scheduler(self.config, self.pool, self.cache, self.slots, sampling)
         self.added = 0

@@ -94,7 +94,8 @@ class Constraints:
     def accept(request: Request, token_id: int) -> list[int]:
         """Follow a chosen token; returns the tokens that the grammar forces after it.
 
-        None are looked for where the caller wants log probabilities, which need a forward pass each.
+        None are looked for where each has to be seen: by a caller who wants log probabilities, or because
+        some tokens must not be chosen whatever the grammar says.
 
         Raises:
             GrammarError: the token does not fit the grammar, or following it took too long.
@@ -103,7 +104,9 @@ class Constraints:
         assert matcher is not None
         matcher.accept(token_id)
         room = request.max_total_tokens - request.num_tokens
-        if room <= 0 or request.params.top_logprobs is not None:
+        params = request.params
+        excludes = params.allowed_token_ids is not None or bool(params.bad_words)
+        if room <= 0 or excludes or params.top_logprobs is not None:
             return []
         tokens = matcher.forced_tokens(room)
         matcher.accept_all(tokens)

@@ -43,7 +43,7 @@ from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.admission import InvalidRequestError, Limits, QueueFullError
 from rhizome_engine.scheduler.batch_builder import build_batch
 from rhizome_engine.scheduler.config import SchedulerConfig
-from rhizome_engine.scheduler.load import Load, LoadMeter
+from rhizome_engine.scheduler.load import Load, LoadMeter, Outcome
 from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
 from rhizome_engine.scheduler.scheduler import Scheduler
 from rhizome_engine.scheduler.slots import SlotTable
@@ -52,6 +52,7 @@ from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 3
+_DEADLINE_SLACK_S = 0.05
 _STEP_FAILED = "the engine failed while computing this request; try again, and see the engine's log"
 
 
@@ -89,7 +90,8 @@ class EngineCore:
         )
         self._pool = PagePool(runner.num_pages, runner.page_size)
         self._cache = RadixCache(self._pool, eviction_policy(config.eviction_policy))
-        self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // runner.page_size))
+        page_size = runner.page_size
+        self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // page_size), page_size)
         self._sampling = SamplingRows(config.num_slots, vocab_size)
         self._pins = PinnedPrefixes(self._cache, runner.page_size, self._pin_budget(), clock)
         self._scheduler = Scheduler(
@@ -158,7 +160,10 @@ class EngineCore:
         if satisfied:
             self._pending.append(self._open.finish(request, FinishReason.STOP))
         else:
-            self._pending.append(self._open.finish(request, FinishReason.CANCELLED, outcome="aborted"))
+            # Whoever waits with the same deadline gives up when it passes, a moment before it passes here.
+            late = request.deadline - self._clock() < _DEADLINE_SLACK_S
+            outcome: Outcome = "expired" if late else "aborted"
+            self._pending.append(self._open.finish(request, FinishReason.CANCELLED, outcome=outcome))
         return True
 
     def drop_peer(self, peer: Hashable) -> int:
@@ -333,9 +338,8 @@ class EngineCore:
             return
         for request, error in self._constraints.take_ready():
             if error is not None:
-                events.append(
-                    self._open.fail(request, grpc.StatusCode.INVALID_ARGUMENT, str(error), "grammar")
-                )
+                code = grpc.StatusCode.INVALID_ARGUMENT
+                events.append(self._open.fail(request, code, str(error), "grammar", outcome="invalid"))
             else:
                 request.state = RequestState.WAITING
                 self._scheduler.add(request)

@@ -44,6 +44,7 @@ def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
             prefill_time=to_duration(totals.prefill_s),
             decode_time=to_duration(totals.decode_s),
             steps=totals.steps,
+            invalid=totals.invalid,
         ),
     )
     if load.mean_times is not None:

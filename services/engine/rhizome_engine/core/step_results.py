@@ -133,6 +133,7 @@ class StepResults:
             return self._open.fail(request, code, text, "grammar")
         if request.matcher or request.params.allowed_token_ids is not None or request.params.bad_words:
             text = "no token may come next: grammar, allowed tokens, bad words and min_tokens exclude all"
-            return self._open.fail(request, grpc.StatusCode.INVALID_ARGUMENT, text, "sampling")
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            return self._open.fail(request, code, text, "sampling", outcome="invalid")
         text = "the model's logits are no numbers; the checkpoint or its dtype is damaged"
         return self._open.fail(request, grpc.StatusCode.INTERNAL, text)

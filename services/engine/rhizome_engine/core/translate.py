@@ -32,8 +32,12 @@ from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
 
 _MAX_REQUEST_ID_CHARS = 256
+_MAX_NAME_CHARS = 256
+"""Of tenants and namespaces, which are remembered after their requests ended."""
 _MAX_SPECIAL_TOKENS = 4096
 """Biases and stop tokens of one request: they cost every step of everybody some time each."""
+_MAX_ALLOWED_TOKENS = 2**18
+"""More than any vocabulary has; reading them takes the time of everybody else."""
 _IN_CONTRACT = re.compile(r"^bad_words")
 _REASONS = {
     FinishReason.STOP: generate_pb2.FINISH_REASON_STOP,
@@ -68,13 +72,9 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
             "input",
         )
     _refuse_text(request)
-    for count, param in (
-        (len(request.sampling.logit_bias), "sampling.logit_bias"),
-        (sum(len(word.ids) for word in request.sampling.bad_token_sequences), "sampling.bad_token_sequences"),
-        (len(stop.token_ids), "stop.token_ids"),
-    ):
-        if count > _MAX_SPECIAL_TOKENS:
-            raise _invalid(f"{param} has {count} tokens; at most {_MAX_SPECIAL_TOKENS} are taken", param)
+    check_name(request.cache_namespace, "cache_namespace")
+    check_name(request.tenant, "tenant")
+    _check_counts(request)
     return Request(
         request.request_id,
         list(request.token_ids.ids),
@@ -93,6 +93,34 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
         prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         resumed_tokens=request.resumed_tokens,
     )
+
+
+def check_name(name: str, param: str) -> None:
+    """Refuse names of tenants and namespaces that are too long to be remembered.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT.
+    """
+    if len(name) > _MAX_NAME_CHARS:
+        raise _invalid(f"{param} has {len(name)} characters; at most {_MAX_NAME_CHARS} are taken", param)
+
+
+def _check_counts(request: generate_pb2.GenerateRequest) -> None:
+    """Refuse lists whose mere length would cost other requests their time, before they are read."""
+    sampling = request.sampling
+    words = sampling.bad_token_sequences
+    for count, most, param in (
+        (len(sampling.logit_bias), _MAX_SPECIAL_TOKENS, "sampling.logit_bias"),
+        (len(words), _MAX_SPECIAL_TOKENS, "sampling.bad_token_sequences"),
+        (len(sampling.allowed_token_ids.ids), _MAX_ALLOWED_TOKENS, "sampling.allowed_token_ids"),
+        (len(request.stop.token_ids), _MAX_SPECIAL_TOKENS, "stop.token_ids"),
+    ):
+        if count > most:
+            raise _invalid(f"{param} has {count} entries; at most {most} are taken", param)
+    tokens = sum(len(word.ids) for word in words)
+    if tokens > _MAX_SPECIAL_TOKENS:
+        param = "sampling.bad_token_sequences"
+        raise _invalid(f"{param} has {tokens} tokens; at most {_MAX_SPECIAL_TOKENS} are taken", param)
 
 
 def _refuse_text(request: generate_pb2.GenerateRequest) -> None:

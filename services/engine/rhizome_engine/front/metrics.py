@@ -41,6 +41,11 @@ _COUNTERS = (
     ("requests_aborted", "aborted", "Requests cancelled by the caller, or lost with its connection."),
     ("requests_expired", "expired", "Requests that ended because their time was over."),
     ("requests_failed", "failed", "Requests that the engine could not compute."),
+    (
+        "requests_invalid",
+        "invalid",
+        "Requests that asked for what cannot be, as a grammar that does not compile.",
+    ),
     ("requests_refused", "refused", "Requests refused because the queue was full."),
     ("preemptions", "preemptions", "Times that a running request gave its pages back."),
     ("prompt_tokens", "prompt_tokens", "Tokens in the prompts of accepted requests."),

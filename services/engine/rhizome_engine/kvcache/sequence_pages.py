@@ -11,7 +11,7 @@ the engine gives pages of a request back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rhizome_engine.kvcache.node import RadixNode, TokenIds
 from rhizome_engine.kvcache.page_pool import PagePool, Pages
@@ -52,6 +52,10 @@ class SequencePages:
     def own_pages(self) -> Pages:
         """Pages that are in flight: neither free nor in the tree."""
         return self._pages[self.num_shared : self.num_pages]
+
+    def locked_nodes(self) -> Iterator[RadixNode]:
+        """Nodes of the tree that these pages keep from eviction."""
+        return iter(()) if self._node is None else self._node.path_to_root()
 
     def attach(
         self, token_ids: TokenIds, copy_page: CopyPage, headroom: int, *, reuse: bool = True

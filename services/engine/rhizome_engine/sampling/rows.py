@@ -174,8 +174,9 @@ class SamplingRows:
         return np.packbits(flags, bitorder="little").view(np.int32)[None]
 
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise ValueError(
-                    f"{name}: token id {token_id} is outside the vocabulary of {self.vocab_size} tokens"
-                )
+        ids = np.fromiter(token_ids, np.int64)
+        wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: token id {wrong[0]} is outside the vocabulary of {self.vocab_size} tokens"
+            )

@@ -46,7 +46,7 @@ class SchedulerConfig:
     policy: PolicyName = "fcfs"
     lpm_max_wait_s: float = 2.0
     fairness: bool = True
-    max_tenant_slowdown: float | None = 1.3
+    max_tenant_slowdown: float | None = 1.2
     eviction_policy: str = "lru"
     max_pinned_tokens: int | None = None
     overlap: bool = False

@@ -26,6 +26,7 @@ _SMOOTHING = 0.2
 _OUTLIER = 3.0
 _REFRESH_STEPS = 64
 """After so many steps together, one without the larger tenants tells anew how long that takes."""
+_MAX_SAVED_STEPS = 1.0
 _MAX_DEBT_STEPS = 100.0
 """In steps of the small ones: however long one together took, the larger tenants are out for a while only."""
 _MAX_PROMPT_STEPS = 4.0
@@ -64,12 +65,12 @@ class TenantIsolation:
     def __init__(self, config: SchedulerConfig) -> None:
         self._slowdown = config.max_tenant_slowdown if config.fairness else None
         self._budget = config.max_step_tokens
-        self._small_tenants: frozenset[int] = frozenset()
         self._account_s = 0.0
         self._small_s: float | None = None
         self._together_s: float | None = None
         self._token_s: float | None = None
         self._steps_together = 0
+        self._unknown_steps = 0
 
     def choose(self, tenants: Int64, missing: Int64, decodes: NDArray[np.bool_]) -> Turn | None:
         """Decide about the next step; None where tenants are about equal.
@@ -85,14 +86,14 @@ class TenantIsolation:
         if rows.max() < rows.min() + 2:
             return None
         smallest = rows == rows.min()
-        self._meet(frozenset(numbers[smallest].tolist()))
         small = smallest[index]
         small_tokens = min(int(missing[small & ~decodes].sum()), self._budget)
-        together = self._may_join()
+        # Beside so many prompt tokens a few rows cost next to nothing, and it would be a long absence.
+        together = self._may_join(small_tokens) or 2 * small_tokens >= self._budget
         charged_s = 0.0
         if together:
             self._steps_together += 1
-            if self._small_s is not None and self._together_s is not None:
+            if self._small_s is not None and self._together_s is not None and not small_tokens:
                 charged_s = max(self._together_s - self._slowdown * self._small_s, 0.0)
                 self._account_s -= charged_s
         return Turn(
@@ -119,26 +120,33 @@ class TenantIsolation:
         if not turn.together:
             if not tokens:
                 self._small_s = _smooth(self._small_s, seconds)
-            self._account_s += (self._slowdown - 1.0) * seconds
-        elif self._small_s is not None:
-            if not tokens:
-                self._together_s = _smooth(self._together_s, seconds)
-            alone_s = max(self._small_s, turn.small_tokens * (self._token_s or 0.0))
-            self._account_s += turn.charged_s + self._slowdown * alone_s - seconds
-        if self._small_s is not None:
-            most = 2.0 * (self._slowdown - 1.0) * self._small_s
-            self._account_s = min(max(self._account_s, -_MAX_DEBT_STEPS * self._small_s), most)
+            self._settle((self._slowdown - 1.0) * seconds, seconds)
+            return
+        if not tokens:
+            self._together_s = _smooth(self._together_s, seconds)
+        alone_s = self._alone_s(turn.small_tokens)
+        if alone_s is not None:
+            self._settle(turn.charged_s + self._slowdown * alone_s - seconds, alone_s)
 
-    def _meet(self, small_tenants: frozenset[int]) -> None:
-        """Begin anew where others are the small ones now."""
-        if small_tenants != self._small_tenants:
-            self._small_tenants = small_tenants
-            self._account_s = 0.0
-            self._small_s = self._together_s = None
-            self._steps_together = 0
+    def _settle(self, amount_s: float, alone_s: float) -> None:
+        """Pay into the account; neither savings nor debts outlast their cause for long."""
+        most = _MAX_SAVED_STEPS * alone_s
+        self._account_s = min(max(self._account_s + amount_s, -_MAX_DEBT_STEPS * alone_s), most)
 
-    def _may_join(self) -> bool:
-        if self._small_s is None or self._account_s < 0.0:
+    def _alone_s(self, small_tokens: int) -> float | None:
+        """How long a step of the small tenants takes without the others; None while that is not known."""
+        if not small_tokens:
+            return self._small_s
+        if self._token_s is None:
+            return None
+        return max(self._small_s or 0.0, small_tokens * self._token_s)
+
+    def _may_join(self, small_tokens: int) -> bool:
+        if self._alone_s(small_tokens) is None:
+            # So long as it cannot be measured, the others wait for every second step only.
+            self._unknown_steps += 1
+            return self._unknown_steps % 2 == 0
+        if self._account_s < 0.0:
             return False
         if self._steps_together >= _REFRESH_STEPS:
             self._steps_together = 0

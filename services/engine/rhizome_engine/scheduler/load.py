@@ -12,7 +12,7 @@ _WINDOW_S = 5.0
 _BUCKET_S = 0.25
 _LAST_FINISHED = 100
 
-Outcome = Literal["completed", "aborted", "expired", "failed"]
+Outcome = Literal["completed", "aborted", "expired", "failed", "invalid"]
 """How an accepted request ended; the name of its count in `RequestTotals`."""
 
 
@@ -20,8 +20,8 @@ Outcome = Literal["completed", "aborted", "expired", "failed"]
 class RequestTotals:
     """Counts since the engine core started.
 
-    When no request is open, `received` is the sum of `completed`, `aborted`, `expired` and `failed`, and
-    tokens and times are the sums of what the requests' last events said.
+    When no request is open, `received` is the sum of `completed`, `aborted`, `expired`, `failed` and
+    `invalid`, and tokens and times are the sums of what the requests' last events said.
 
     Attributes:
         received: requests accepted into the queue.
@@ -29,6 +29,7 @@ class RequestTotals:
         aborted: requests cancelled by the caller, or whose caller vanished.
         expired: requests whose deadline passed.
         failed: requests that the engine could not finish.
+        invalid: requests that asked for what cannot be, as a grammar that does not compile.
         refused: requests turned away because the queue was full.
         preemptions: times a running request gave its pages back.
         prompt_tokens: tokens in the prompts of accepted requests.
@@ -47,6 +48,7 @@ class RequestTotals:
     aborted: int = 0
     expired: int = 0
     failed: int = 0
+    invalid: int = 0
     refused: int = 0
     preemptions: int = 0
     prompt_tokens: int = 0

@@ -13,10 +13,34 @@ So that a waiting request can start, only somebody whose claim is weaker, lest h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
+
+
+def plan_displacement(
+    request: Request,
+    running: Sequence[Request],
+    config: SchedulerConfig,
+    has_room: Callable[[Sequence[Request]], bool],
+) -> list[Request] | None:
+    """Who gives way so that a waiting request can start; None, and nobody has to, where that is not enough.
+
+    Args:
+        request: wants to start.
+        running: in order of rank.
+        config: policy and fairness.
+        has_room: whether the request could start without some of the running ones.
+    """
+    left, victims = list(running), list[Request]()
+    while not has_room(victims):
+        victim = choose_victim(request, left, config)
+        if victim is None:
+            return None
+        left.remove(victim)
+        victims.append(victim)
+    return victims
 
 
 def choose_victim(request: Request, running: Sequence[Request], config: SchedulerConfig) -> Request | None:

@@ -17,7 +17,7 @@ it), the first in rank is never preempted for another one and fits the pool alon
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,10 @@ from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.fair_share import OUTPUT_TOKEN_COST, FairShare
 from rhizome_engine.scheduler.isolation import TenantIsolation, Turn
-from rhizome_engine.scheduler.preemption import choose_victim, weakest
+from rhizome_engine.scheduler.preemption import choose_victim, plan_displacement, weakest
 from rhizome_engine.scheduler.prefill_budget import share_budget
 from rhizome_engine.scheduler.request import Request, RequestState
+from rhizome_engine.scheduler.room import RoomNeeded
 from rhizome_engine.scheduler.slots import SlotTable
 from rhizome_engine.scheduler.step_plan import Chunk, StepPlan
 from rhizome_engine.scheduler.unshared_prompts import UnsharedPrompts
@@ -87,7 +88,7 @@ class Scheduler:
         self._unshared = UnsharedPrompts(pool.page_size)
         self._prepared: list[Request] = []
         self._copies: list[PageCopy] = []
-        self._no_room: tuple[int, int, int, int] | None = None
+        self._no_room: tuple[int, int, int] | None = None
         self._arrivals = 0
         self._next_deadline = math.inf
 
@@ -109,7 +110,7 @@ class Scheduler:
         return [request for request in requests if request.deadline <= now]
 
     def schedule(self, now: float) -> StepPlan | None:
-        """Choose the next step's work and reserve its pages; None when there is nothing to do now."""
+        """Choose the next step's work and reserve its pages; None when there is nothing to do."""
         self._start_waiting(now)
         slots, prompts, turn = self._choose_rows()
         occupants = self._slots.occupant[slots]
@@ -198,35 +199,46 @@ class Scheduler:
 
     def _start_waiting(self, now: float) -> None:
         """Start waiting requests; whether they have a row in this very step is decided after."""
-        if not len(self.waiting) or not (self._slots.num_free or self._may_displace()):
-            return
         slots = self._running_slots
+        several = np.bincount(self._tenants[slots]).max(initial=0) > 1 and self.shares.num_active > 1
+        may_displace = self._config.policy == "priority" or (self._config.fairness and several)
+        if not len(self.waiting) or not (self._slots.num_free or may_displace):
+            return
         unfinished = slots[self._slots.computed[slots] < self._slots.prompt_end[slots]]
         prompts = [request for slot in unfinished.tolist() if (request := self._by_slot[slot])]
         displaced: list[Request] = []  # not started again: a step under way may still hold their rows
         for looks, request in enumerate(self.waiting.candidates(now)):
             if looks >= _MAX_LOOKS or len(prompts) >= self._config.max_rows:
                 return
-            if request in displaced or self._is_crowded(request, prompts) or self._is_coming(request):
+            if request in displaced or self._is_crowded(request, prompts):
                 continue
-            while not self._start(request):
-                victim = choose_victim(request, self.running, self._config)
-                if victim is None:
-                    if not self.running and self._unpin():
-                        continue
+            if self._unshared.will_give(request, self.waiting.cached_tokens(request)):
+                continue
+            if not self._start(request):
+                for victim in self._make_way(request):
+                    self._preempt(victim)
+                    displaced.append(victim)
+                    if victim in prompts:
+                        prompts.remove(victim)
+                if not self._start(request):
                     return  # nobody overtakes: a large request would never find room
-                self._preempt(victim)
-                displaced.append(victim)
-                if victim in prompts:
-                    prompts.remove(victim)
             prompts.append(request)
 
-    def _may_displace(self) -> bool:
-        """Whether a waiting request could take a running one's place at all."""
-        if self._config.policy == "priority":
-            return True
-        several = self._config.fairness and self.shares.num_active > 1
-        return several and bool(np.bincount(self._tenants[self._running_slots]).max(initial=0) > 1)
+    def _make_way(self, request: Request) -> list[Request]:
+        """Running requests that have to give way to a waiting one; none where that would not be enough."""
+        if not self.running:
+            self._unpin()
+            return []
+        if choose_victim(request, self.running, self._config) is None:
+            return []
+        room = RoomNeeded(request, self._pool, self._cache)
+
+        def has_room(victims: Sequence[Request]) -> bool:
+            left = np.setdiff1d(self._running_slots, [victim.slot for victim in victims])
+            some_slot = self._slots.num_free + len(victims) > 0
+            return some_slot and room.fits(victims, len(left) + self._slots.promised_pages(left))
+
+        return plan_displacement(request, self.running, self._config, has_room) or []
 
     def _is_crowded(self, request: Request, prompts: list[Request]) -> bool:
         """Whether enough prompts are being computed; a tenant that has none of them may always add one."""
@@ -234,14 +246,12 @@ class Scheduler:
             return False
         return not self._config.fairness or any(other.tenant == request.tenant for other in prompts)
 
-    def _is_coming(self, request: Request) -> bool:
-        """Whether a prefix of the request is being computed right now."""
-        return self._unshared.will_give(request, self.waiting.cached_tokens(request))
-
     def _start(self, request: Request) -> bool:
         """Take a slot and cached pages; False while there is no room for a request's known tokens."""
         # Looking it up again would count as a use of its prefix, though nothing can have changed.
-        room = (request.arrival_order, self._cache.version, self._pool.num_free, self._cache.evictable_pages)
+        headroom = len(self.running) + self._slots.promised_pages(self._running_slots)
+        available = self._pool.num_free + self._cache.evictable_pages - headroom
+        room = (request.arrival_order, self._cache.version, available)
         if not self._slots.num_free or room == self._no_room:
             return False
         slot = self._slots.take()
@@ -250,7 +260,7 @@ class Scheduler:
         computed = pages.attach(
             request.token_ids,
             lambda *copy: copies.append(PageCopy(*copy)),
-            headroom=len(self.running) + self._promised_pages(),
+            headroom=headroom,
             reuse=not request.wants_scores,
         )
         if computed is None:
@@ -263,7 +273,7 @@ class Scheduler:
         self.waiting.remove(request)
         request.slot, request.pages, request.num_computed = slot, pages, computed
         request.state = RequestState.RUNNING
-        self._slots.fill(slot, request, pages.num_pages * self._pool.page_size)
+        self._slots.fill(slot, request, pages.num_pages)
         self._by_slot[slot] = request
         self._tenants[slot] = request.tenant_number
         # A grammar that is complete may end before `min_tokens`: there is nothing else to say.
@@ -275,12 +285,6 @@ class Scheduler:
         self._update_running_slots()
         self._unshared.add(request)
         return True
-
-    def _promised_pages(self) -> int:
-        """Pages that running requests will need for the tokens that they know already."""
-        page_size, slots = self._pool.page_size, self._running_slots
-        missing = -(-self._slots.known[slots] // page_size) - self._slots.capacity[slots] // page_size
-        return int(np.maximum(missing, 0).sum())
 
     def _cut_chunks(self, prompts: list[Request], budget: int, turn: Turn | None) -> list[Chunk]:
         """Divide the budget among prompts and reserve their pages."""
@@ -372,8 +376,9 @@ class Scheduler:
         """Let a running request wait again; what it computed stays cached while there is room."""
         self._stop(request, keep=True)
         request.state = RequestState.WAITING
-        request.preemptions += 1
-        self.num_preemptions += 1
+        if request.first_scheduled is not None:  # else it lost a place in which it never ran
+            request.preemptions += 1
+            self.num_preemptions += 1
         self.waiting.add(request)
 
     def _stop(self, request: Request, *, keep: bool) -> None:

@@ -24,6 +24,7 @@ class SlotTable:
     Args:
         num_slots: requests that can run at once.
         max_pages: pages that one request can hold.
+        page_size: tokens per page.
 
     Attributes:
         known: [num_slots] int64, tokens of prompt and output, one that is still being chosen included.
@@ -39,7 +40,7 @@ class SlotTable:
         page_table: [num_slots, max_pages] int32.
     """
 
-    def __init__(self, num_slots: int, max_pages: int) -> None:
+    def __init__(self, num_slots: int, max_pages: int, page_size: int) -> None:
         self.known = np.zeros(num_slots, np.int64)
         self.computed = np.zeros(num_slots, np.int64)
         self.confirmed = np.zeros(num_slots, np.int64)
@@ -50,6 +51,7 @@ class SlotTable:
         self.samples = np.zeros(num_slots, np.bool_)
         self.last_turn = np.zeros(num_slots, np.int64)
         self._turns = 0
+        self._page_size = page_size
         self.occupant = np.zeros(num_slots, np.int64)
         self.page_table: Int32 = np.zeros((num_slots, max_pages), np.int32)
         self._free = list(range(num_slots - 1, -1, -1))
@@ -74,17 +76,22 @@ class SlotTable:
         self.occupant[slot] += 1
         self._free.append(slot)
 
-    def fill(self, slot: int, request: Request, capacity: int) -> None:
-        """Describe a new occupant, all of whose known tokens are confirmed."""
+    def fill(self, slot: int, request: Request, num_pages: int) -> None:
+        """Describe a new occupant, all of whose known tokens are confirmed and which holds so many pages."""
         self.known[slot] = self.confirmed[slot] = request.num_tokens
         self.computed[slot] = request.num_computed
         self.last_token[slot] = request.token_ids[-1]
-        self.capacity[slot] = capacity
+        self.capacity[slot] = num_pages * self._page_size
         self.samples[slot] = request.max_output > 0
         # The last token of an output is never computed, but a prompt is to its end.
         self.limit[slot] = request.max_total_tokens if request.max_output > 0 else request.num_tokens + 1
         self.prompt_end[slot] = len(request.prompt_ids)
         self.last_turn[slot] = self._turns  # behind all others, where rows are fewer than slots
+
+    def promised_pages(self, slots: Int64) -> int:
+        """Pages that the occupants of some slots will need for tokens that they know already."""
+        missing = -(-self.known[slots] // self._page_size) - self.capacity[slots] // self._page_size
+        return int(np.maximum(missing, 0).sum())
 
     def take_turns(self, slots: Int64) -> None:
         """Note who is in a step; among them, who waited longest before stays before the others."""

@@ -74,13 +74,15 @@ class GenerateRequest(message.Message):
     text: builtins.str
     """Plain text, tokenised with the model's special tokens. For people."""
     cache_namespace: builtins.str
-    """Requests share cached prefixes only within one namespace (a tenant, an adapter, a salt)."""
+    """Requests share cached prefixes only within one namespace (a tenant, an adapter, a salt); at most 256
+    characters.
+    """
     priority: builtins.int
     """Higher runs earlier where the scheduling policy knows priorities; 0 is normal."""
     prompt_logprobs: builtins.int
-    """Report how likely each prompt token was, with so many rivals beside it; absent reports nothing."""
+    """Report how likely each prompt token was, with so many rivals beside it, at most 128; absent reports nothing."""
     tenant: builtins.str
-    """Whose fair share of the engine this uses; empty means the cache_namespace."""
+    """Whose fair share of the engine this uses; empty means the cache_namespace. At most 256 characters."""
     resumed_tokens: builtins.int
     """So many ids at the end of token_ids are output that another engine generated before. Penalties, max_tokens,
     min_tokens, the grammar and usage count them as output; they are not sent again.
@@ -357,7 +359,7 @@ class SamplingParams(message.Message):
     seed: builtins.int
     """The same seed gives the same text whatever else is in the batch."""
     top_logprobs: builtins.int
-    """Log probabilities of this many tokens beside the chosen one; absent means none at all."""
+    """Log probabilities of this many tokens beside the chosen one, at most 128; absent means none at all."""
     @builtins.property
     def logit_bias(self) -> containers.ScalarMap[builtins.int, builtins.float]:
         """Added to the logits, by token id."""

@@ -148,6 +148,7 @@ class RequestTotals(message.Message):
     PREFILL_TIME_FIELD_NUMBER: builtins.int
     DECODE_TIME_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
+    INVALID_FIELD_NUMBER: builtins.int
     received: builtins.int
     """Accepted into the queue."""
     completed: builtins.int
@@ -174,6 +175,8 @@ class RequestTotals(message.Message):
     """Generated tokens that a grammar dictated, so that they needed no forward pass each."""
     steps: builtins.int
     """Steps computed."""
+    invalid: builtins.int
+    """Ended because what they asked for turned out to be wrong, as a grammar that cannot be compiled."""
     @builtins.property
     def queue_time(self) -> duration_pb2.Duration:
         """Time that all ended requests spent in the queue; with the number of ended requests a mean over any two
@@ -207,10 +210,11 @@ class RequestTotals(message.Message):
         prefill_time: duration_pb2.Duration | None = ...,
         decode_time: duration_pb2.Duration | None = ...,
         steps: builtins.int = ...,
+        invalid: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["decode_time", b"decode_time", "prefill_time", b"prefill_time", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "refused", b"refused", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "invalid", b"invalid", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "refused", b"refused", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
