@@ -6,8 +6,8 @@
    everything measured would delay the device if steps were not overlapped.
 2. On a random model with a long window: the longest gap between two tokens of eight running streams when a
    4,000-token prompt arrives, of the same tenant or of another one, in units of a full step.
-3. On the bundled model: the time of one request of a tenant while another tenant has 50 open, as a ratio to
-   its time alone.
+3. On the bundled model: the time of one request of a tenant while another tenant always has 50 open, as a
+   ratio to its time alone. A very short one mostly waits for the step that is under way when it comes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine core's process does
 
@@ -45,6 +46,25 @@ LONG_WINDOW = LlamaShape(
     num_attention_heads=8,
     num_key_value_heads=4,
     max_position_embeddings=8192,
+)
+
+
+class Shape(NamedTuple):
+    """Tokens of prompt and answer, of the lone tenant and of the others."""
+
+    name: str
+    prompt: int
+    answer: int
+    others_prompt: int
+    others_answer: int
+
+
+SHAPES = (
+    Shape("usual", 256, 32, 64, 200),
+    Shape("others_long_prompts", 256, 32, 1500, 20),
+    Shape("long_answer", 8, 128, 64, 200),
+    Shape("long_prompt", 1500, 16, 64, 200),
+    Shape("very_short", 64, 4, 64, 200),
 )
 MODEL = Path(__file__).parents[1] / "models" / "demo"
 
@@ -140,21 +160,35 @@ def longest_gap(model: Path, tenant: str) -> tuple[float, float]:
     return max(gaps), statistics.median(full_steps)
 
 
-def lone_tenant_s(others: int) -> float:
-    """Seconds from arrival to end of one request while another tenant has so many open."""
+def lone_tenant_s(others: int, shape: Shape) -> float:
+    """Seconds from arrival to end of one request while another tenant always has so many open."""
     core = core_of(MODEL)
-    for number in range(others):
-        core.add(
-            Request(f"many-{number}", prompt(64, number), max_tokens=200, tenant="many", ignore_eos=True)
-        )
+    sent = 0
+
+    def fill_up() -> None:
+        nonlocal sent
+        while sent - finished < others:
+            ids = prompt(shape.others_prompt, sent)
+            core.add(
+                Request(f"many-{sent}", ids, max_tokens=shape.others_answer, tenant="many", ignore_eos=True)
+            )
+            sent += 1
+
+    finished = 0
     for _ in range(20):
-        core.step()
+        fill_up()
+        finished += sum(isinstance(event, FinishedEvent) for event in core.step())
     start = time.perf_counter()
-    core.add(Request("lone", prompt(256, 1000), max_tokens=32, tenant="lone", ignore_eos=True))
+    core.add(
+        Request("lone", prompt(shape.prompt, 1000), max_tokens=shape.answer, tenant="lone", ignore_eos=True)
+    )
     while True:
         for event in core.step():
-            if isinstance(event, FinishedEvent) and event.request.request_id == "lone":
-                return time.perf_counter() - start
+            if isinstance(event, FinishedEvent):
+                if event.request.request_id == "lone":
+                    return time.perf_counter() - start
+                finished += 1
+        fill_up()
 
 
 def main() -> None:
@@ -177,14 +211,13 @@ def main() -> None:
             )
             print(f"a prompt of 4,000 tokens of {whose} among 8 streams: a gap of {gap:.0f} ms", end="")
             print(f" = {gap / full:.2f} full steps")
-    pairs = [(lone_tenant_s(0), lone_tenant_s(50)) for _ in range(6)][1:]
-    alone, among = (statistics.median(times) for times in zip(*pairs, strict=True))
-    figures |= {
-        "lone_tenant_alone_ms": round(alone * 1e3, 1),
-        "lone_tenant_among_50_ms": round(among * 1e3, 1),
-    }
-    figures["lone_tenant_ratio"] = round(among / alone, 2)
-    print(f"a request beside a tenant with 50: {among * 1e3:.0f} ms, {among / alone:.2f} times alone")
+    for shape in SHAPES:
+        pairs = [(lone_tenant_s(0, shape), lone_tenant_s(50, shape)) for _ in range(6)][1:]
+        alone, among = (statistics.median(times) for times in zip(*pairs, strict=True))
+        figures[f"lone_tenant_ratio_{shape.name}"] = round(among / alone, 2)
+        print(f"{shape.prompt} + {shape.answer} tokens beside a tenant with 50 requests of", end=" ")
+        print(f"{shape.others_prompt} + {shape.others_answer}: {among * 1e3:.0f} ms,", end=" ")
+        print(f"{among / alone:.2f} times alone")
     print(json.dumps(figures))
 
 

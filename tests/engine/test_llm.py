@@ -131,7 +131,7 @@ def test_several_answers_share_the_prompts_pages(llm):
     for index, answer in enumerate(answers):
         alone = SamplingParams(temperature=1.0, seed=3 + index)
         assert llm.generate(prompt, alone, max_tokens=6, ignore_eos=True)[0].token_ids == answer.token_ids
-    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="n must be between 1 and 1024, not 0"):
         llm.generate(prompt, n=0)
 
 

@@ -31,6 +31,7 @@ from rhizome_text.tokenizer_files import read_tokenizer_files
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
+_MAX_ANSWERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +149,11 @@ class LLM:
             `n` completions per prompt, those of one prompt next to each other.
 
         Raises:
-            ValueError: `n` is not positive.
+            ValueError: `n` is not between 1 and 1,024.
             EngineError: a prompt can never be served, or the model failed; nothing is left running.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, not {n}")
+        if not 1 <= n <= _MAX_ANSWERS:
+            raise ValueError(f"n must be between 1 and {_MAX_ANSWERS}, not {n}")
         answers: dict[str, _Answer] = {}
         try:
             for number, prompt in enumerate(_several(prompts)):

@@ -26,10 +26,7 @@ import numpy as np
 
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
-from rhizome_engine.core.events import (
-    Event,
-    StartedEvent,
-)
+from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
@@ -101,7 +98,7 @@ class EngineCore:
         self._meter = LoadMeter(clock())
         self._open = OpenRequests(self._scheduler, self._constraints, self._meter, clock)
         self._results = StepResults(self._open, self._scheduler, self._constraints, self._meter, clock)
-        self._pending: list[Event] = []
+        self._pending: list[FinishedEvent | FailedEvent] = []
         self._under_way: tuple[StepPlan, LaunchedStep] | None = None
         self._failed_steps = 0
         self._last_read = -math.inf
@@ -166,13 +163,19 @@ class EngineCore:
             self._pending.append(self._open.finish(request, FinishReason.CANCELLED, outcome=outcome))
         return True
 
-    def drop_peer(self, peer: Hashable) -> int:
-        """End all requests of a peer that is gone, without events; returns how many there were."""
-        gone = self._open.of_peer(peer)
-        for request in gone:
-            self._open.finish(request, FinishReason.CANCELLED, outcome="aborted")
+    def drop_peer(self, peer: Hashable) -> list[FinishedEvent | FailedEvent]:
+        """End all requests of a peer that is gone.
+
+        Returns:
+            the last event of each, which `step` will not tell.
+        """
+        ends = [event for event in self._pending if event.request.peer == peer]
         self._pending = [event for event in self._pending if event.request.peer != peer]
-        return len(gone)
+        ends += [
+            self._open.finish(request, FinishReason.CANCELLED, outcome="aborted")
+            for request in self._open.of_peer(peer)
+        ]
+        return ends
 
     def tick(self) -> None:
         """Do what is due by the clock; `step` does it too, an idle engine needs it now and then."""
@@ -186,7 +189,8 @@ class EngineCore:
         """
         now = self._clock()
         self.tick()
-        events, self._pending = self._pending, []
+        events: list[Event] = [*self._pending]
+        self._pending = []
         self._end_expired(now, events)
         self._start_prepared(events)
         launched = self._launch(now, events)

@@ -23,7 +23,7 @@ from rhizome_engine.core.long_calls import DrainCall, WarmPrefixCall, failed
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.request_histograms import RequestHistograms
 from rhizome_engine.core.served_model import ServedModel
-from rhizome_engine.core.spans import record_dropped, record_request
+from rhizome_engine.core.spans import record_request
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.translate import refused, to_request, to_request_event
 from rhizome_engine.scheduler import load as scheduler_load
@@ -211,14 +211,15 @@ class CoreServer:
         owners += [
             key[0] for key in self._open if isinstance(key[0], WarmPrefixCall) and key[0].asker is peer
         ]
-        dropped = sum(self._core.drop_peer(owner) for owner in owners)
-        if dropped:
-            _log.info("cancelled %d requests of peer %s, which is gone", dropped, peer.name)
+        ends = [event for owner in owners for event in self._core.drop_peer(owner)]
+        if ends:
+            _log.info("cancelled %d requests of peer %s, which is gone", len(ends), peer.name)
+        for event in ends:
+            self._histograms.observe(event.request, event.usage, event.timings)
+            if event.request.peer is peer:
+                record_request(event, self._model.name)
         for key in [key for key in self._open if key[0] in owners]:
-            request = self._open.pop(key)
-            self._histograms.observe(request, request.usage(), request.timings(time.monotonic()))
-            if key[0] is peer:
-                record_dropped(request, self._model.name)
+            del self._open[key]
         self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
 
     def _abort(self, request_id: str) -> None:

@@ -50,14 +50,6 @@ def record_request(event: FinishedEvent | FailedEvent, model: str) -> None:
         end_rpc_span(span, code, server=True, end_time_ns=end_ns)
 
 
-def record_dropped(request: Request, model: str) -> None:
-    """Record a request whose peer vanished."""
-    if tracing_enabled():
-        timings = request.timings(time.monotonic())
-        cancelled = FinishedEvent(request, FinishReason.CANCELLED, None, request.usage(), timings)
-        record_request(cancelled, model)
-
-
 def phases(request: Request, timings: Timings, end_ns: int) -> list[tuple[str, int, int]]:
     """Name, start and end, in nanoseconds since the epoch, of each phase that was reached."""
     scheduled_ns = request.arrival_unix_ns + round(timings.queue_s * 1e9)

@@ -154,6 +154,17 @@ class RadixCache:
         closest = walk.node.closest_child(token_ids[walk.num_tokens : walk.num_tokens + self._page_size])
         return walk.num_tokens + (closest[1] if closest else 0)
 
+    def peek_nodes(self, namespace: str, token_ids: TokenIds) -> list[tuple[RadixNode, int]]:
+        """The nodes whose whole pages `match` would find, and how many of each; changes nothing."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return []
+        walk = self._walk(root, token_ids)
+        found = [(node, len(node.pages)) for node in walk.node.path_to_root()]
+        if walk.inside is not None:
+            found.append((walk.inside, walk.shared // self._page_size))
+        return found
+
     def record_lookup(self, namespace: str, hit_tokens: int, miss_tokens: int) -> None:
         """Count a prompt in the statistics, once for each request that is admitted for the first time."""
         self._stats.looked_up(namespace, hit_tokens, miss_tokens)

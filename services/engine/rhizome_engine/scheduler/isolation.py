@@ -7,9 +7,9 @@ While tenants are that unequal, the larger ones take part only so often that the
     small alone   |s|s|s|s|         |s|s|s|s|         |s|...
     all together           |ssLLLLLL|        |ssLLLLLL|
 
-An account keeps the time that the larger ones may cost. Steps without them are measured and pay in, steps
-with them are measured and paid for; nothing is assumed about what makes a step long. Where a step hardly
-takes longer for more rows, as on a GPU that waits for its memory, nobody is held back.
+An account keeps the time that the larger ones may cost. Steps without them are measured and pay in; steps
+with them are measured and paid for, out of savings. Nothing is assumed about what makes a step long. Where it
+hardly takes longer for more rows, as on a GPU that waits for its memory, nobody is held back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OUTLIER = 3.0
 _REFRESH_STEPS = 64
 """After so many steps together, one without the larger tenants tells anew how long that takes."""
 _MAX_SAVED_STEPS = 1.0
-_MAX_DEBT_STEPS = 100.0
+_MAX_DEBT_STEPS = 50.0
 """In steps of the small ones: however long one together took, the larger tenants are out for a while only."""
 _MAX_PROMPT_STEPS = 4.0
 """Prompts of larger tenants may make a step longer by so many steps of the small ones."""
@@ -93,9 +93,8 @@ class TenantIsolation:
         charged_s = 0.0
         if together:
             self._steps_together += 1
-            if self._small_s is not None and self._together_s is not None and not small_tokens:
-                charged_s = max(self._together_s - self._slowdown * self._small_s, 0.0)
-                self._account_s -= charged_s
+            charged_s = self._expected_cost_s(small_tokens)
+            self._account_s -= charged_s
         return Turn(
             small=small,
             others=frozenset(numbers[~smallest].tolist()),
@@ -128,9 +127,16 @@ class TenantIsolation:
         if alone_s is not None:
             self._settle(turn.charged_s + self._slowdown * alone_s - seconds, alone_s)
 
+    def _expected_cost_s(self, small_tokens: int) -> float:
+        """What a step together will take from the account."""
+        if self._small_s is None or self._together_s is None or self._slowdown is None or small_tokens:
+            return 0.0
+        cost_s = self._together_s - self._slowdown * self._small_s
+        return min(max(cost_s, 0.0), _MAX_DEBT_STEPS * self._small_s)
+
     def _settle(self, amount_s: float, alone_s: float) -> None:
         """Pay into the account; neither savings nor debts outlast their cause for long."""
-        most = _MAX_SAVED_STEPS * alone_s
+        most = max(_MAX_SAVED_STEPS * alone_s, self._expected_cost_s(0))
         self._account_s = min(max(self._account_s + amount_s, -_MAX_DEBT_STEPS * alone_s), most)
 
     def _alone_s(self, small_tokens: int) -> float | None:
@@ -146,7 +152,7 @@ class TenantIsolation:
             # So long as it cannot be measured, the others wait for every second step only.
             self._unknown_steps += 1
             return self._unknown_steps % 2 == 0
-        if self._account_s < 0.0:
+        if self._account_s < self._expected_cost_s(small_tokens):  # saved before it is spent
             return False
         if self._steps_together >= _REFRESH_STEPS:
             self._steps_together = 0

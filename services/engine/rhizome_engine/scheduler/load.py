@@ -21,13 +21,14 @@ class RequestTotals:
     """Counts since the engine core started.
 
     When no request is open, `received` is the sum of `completed`, `aborted`, `expired`, `failed` and
-    `invalid`, and tokens and times are the sums of what the requests' last events said.
+    `invalid`, and tokens and times are the sums of what the requests' last events said; but tokens that an
+    earlier engine generated count in a resumed request's usage only.
 
     Attributes:
         received: requests accepted into the queue.
         completed: requests that ended by a stop condition or by length.
         aborted: requests cancelled by the caller, or whose caller vanished.
-        expired: requests whose deadline passed.
+        expired: requests whose deadline passed, those that the caller cancelled in that moment included.
         failed: requests that the engine could not finish.
         invalid: requests that asked for what cannot be, as a grammar that does not compile.
         refused: requests turned away because the queue was full.

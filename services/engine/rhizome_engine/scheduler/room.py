@@ -22,11 +22,12 @@ class RoomNeeded:
 
     def __init__(self, request: Request, pool: PagePool, cache: RadixCache) -> None:
         token_ids = request.token_ids[: 0 if request.wants_scores else request.num_tokens - 1]
-        match = cache.match(request.namespace, token_ids)
-        self._path = set(match.node.path_to_root())
-        cached = sum(len(node.pages) for node in self._path if not node.lock_ref)
-        self._missing = -(-request.num_tokens // pool.page_size) - len(match.pages)
-        self._available = pool.num_free + cache.evictable_pages - cached
+        found = cache.peek_nodes(request.namespace, token_ids)
+        self._path = {node for node, _ in found}
+        cached = sum(pages for _, pages in found)
+        evictable = sum(pages for node, pages in found if not node.lock_ref)
+        self._missing = -(-request.num_tokens // pool.page_size) - cached
+        self._available = pool.num_free + cache.evictable_pages - evictable
 
     def fits(self, leaving: Sequence[Request], headroom: int) -> bool:
         """Whether there is room once some requests gave their pages back.
