@@ -1,11 +1,11 @@
 """A day in miniature: many short requests, and nothing may have moved at the end.
 
-    python benchmarks/soak.py [--requests 20000]
+    python benchmarks/soak.py [--requests 20000] [--overlap]
 
 Requests of several namespaces and tenants come in random order with random settings; some are cancelled, some
-expire, some want log probabilities. The KV pool holds half of the prefixes that they share. After a warm-up
-of a tenth of the requests, free pages, memory and step time must be where they began: the script fails where
-pages are missing, or memory or step time moved by more than their limits.
+expire, some have a grammar or want log probabilities. The KV pool holds half of the prefixes that they share.
+After a warm-up of a tenth of the requests, free pages, memory and step time must be where they began: the
+script fails where pages are missing, or memory or step time moved by more than their limits.
 
 The model is random and tiny, so that the scheduler, the cache and the sampler do most of the work.
 """
@@ -27,11 +27,14 @@ import torch
 
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
+from rhizome_engine.grammar.compiler import GrammarCompiler
+from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
+from rhizome_text.tokenizer_files import read_tokenizer_files
 
 PAGE_SIZE = 16
 NUM_PAGES = 128
@@ -40,6 +43,7 @@ PREFIX_TOKENS = 64
 # Prefixes of all namespaces together take twice the pool.
 PREFIXES_PER_NAMESPACE = 2 * NUM_PAGES * PAGE_SIZE // PREFIX_TOKENS // len(NAMESPACES)
 OPEN_REQUESTS = 48
+CHOICES = Grammar("choice", choices=("yes", "no", "not at all"))
 MAX_RSS_CHANGE = 0.05
 MAX_STEP_CHANGE = 0.25
 
@@ -72,6 +76,7 @@ def make_request(number: int, chance: random.Random, vocab_size: int, now: float
         top_k=chance.choice([0, 40]),
         frequency_penalty=chance.choice([0.0, 0.0, 0.5]),
         logit_bias=chance.choice([{}, {}, {3: 5.0}]),
+        bad_words=chance.choice([(), (), ((7, 8), (9,))]),
         top_logprobs=chance.choice([None, None, None, 5]),
     )
     return Request(
@@ -80,6 +85,8 @@ def make_request(number: int, chance: random.Random, vocab_size: int, now: float
         params,
         namespace=namespace,
         tenant=chance.choice(["", "alice", "bob"]),
+        priority=chance.choice([0, 0, 1]),
+        grammar=CHOICES if chance.random() < 0.03 else None,
         max_tokens=chance.randrange(1, 12),
         ignore_eos=True,
         prompt_logprobs=2 if chance.random() < 0.02 else None,
@@ -120,13 +127,20 @@ def main() -> int:
     """Print what moved, and the figures as one JSON line; status 1 where too much did."""
     parser = argparse.ArgumentParser(description="Serve many short requests and see whether anything leaks.")
     parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--overlap", action="store_true", help="compute in a thread, a step ahead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         shape = LlamaShape()
         path = write_llama_checkpoint(Path(directory), shape)
-        runner = ModelRunner(path, device="cpu", page_size=PAGE_SIZE, num_pages=NUM_PAGES)
-    core = EngineCore(runner, SchedulerConfig(max_batch_size=32))
+        runner = ModelRunner(
+            path, device="cpu", page_size=PAGE_SIZE, num_pages=NUM_PAGES, overlap=arguments.overlap
+        )
+        tokenizer = read_tokenizer_files(path)["tokenizer.json"]
+    eos = runner.checkpoint.eos_token_ids
+    grammars = GrammarCompiler(tokenizer, shape.vocab_size, eos)
+    config = SchedulerConfig(max_batch_size=32, policy="priority", overlap=arguments.overlap)
+    core = EngineCore(runner, config, eos, grammars=grammars)
     started = time.perf_counter()
     early, late = soak(core, shape.vocab_size, arguments.requests)
     seconds = time.perf_counter() - started
@@ -156,7 +170,7 @@ def main() -> int:
     for name, value in figures.items():
         print(f"  {name:<24}{value:>12}")
     print(json.dumps(figures))
-    steady = lost == 0 and abs(rss_change) <= MAX_RSS_CHANGE and step_change <= MAX_STEP_CHANGE
+    steady = lost == 0 and abs(rss_change) <= MAX_RSS_CHANGE and abs(step_change) <= MAX_STEP_CHANGE
     if not steady:
         print("something moved", file=sys.stderr)
     return 0 if steady else 1

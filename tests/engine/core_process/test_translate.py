@@ -193,6 +193,7 @@ def test_too_many_special_tokens_are_refused(param: str) -> None:
             "sampling.bad_token_sequences",
         ),
         (lambda r: r.sampling.allowed_token_ids.ids.extend([1] * 300_000), "sampling.allowed_token_ids"),
+        (lambda r: r.token_ids.ids.extend([1] * (2**21 + 1)), "prompt"),
         (lambda r: setattr(r, "tenant", "t" * 257), "tenant"),
         (lambda r: setattr(r, "cache_namespace", "n" * 257), "cache_namespace"),
     ],

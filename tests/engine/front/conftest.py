@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from rhizome.engine.v1.engine_service_pb2 import GetLoadRequest
 from rhizome_testing.checkpoints import write_llama_checkpoint
 from rhizome_testing.engine_process import EngineProcess
 
@@ -44,3 +48,19 @@ def start_engine(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Eng
 async def channel(shared_engine: EngineProcess) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(shared_engine.target) as one:
         yield one
+
+
+@pytest.fixture
+def until_idle() -> Callable[[Any], Awaitable[None]]:
+    """Waits until an engine, seen through its stub, has given back every page."""
+
+    async def wait(stub: Any) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            load = (await stub.GetLoad(GetLoadRequest())).load
+            if load.kv_pages_in_use == 0 and load.running_requests == 0:
+                return
+            assert time.monotonic() < deadline, f"pages are still in use: {load}"
+            await asyncio.sleep(0.01)
+
+    return wait

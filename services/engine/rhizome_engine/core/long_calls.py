@@ -13,7 +13,7 @@ from rhizome_engine.core.durations import to_seconds
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
 from rhizome_engine.core.reports import to_pin
-from rhizome_engine.core.translate import check_model, check_name
+from rhizome_engine.core.translate import check_model, check_name, check_prompt
 from rhizome_engine.scheduler.request import FinishReason, Request
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import Peer
@@ -77,6 +77,7 @@ class WarmPrefixCall:
         if message.WhichOneof("input") != "token_ids":
             text = "the core takes token_ids only; EngineAdminService takes text and messages"
             raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, text, param="input")
+        check_prompt(len(message.token_ids.ids))
         self.asker = asker
         self._call = call
         self._pin_for_s = to_seconds(message.pin_for) if message.HasField("pin_for") else None

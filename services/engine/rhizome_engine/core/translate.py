@@ -34,10 +34,12 @@ from rhizome_transport.errors import EngineError
 _MAX_REQUEST_ID_CHARS = 256
 _MAX_NAME_CHARS = 256
 """Of tenants and namespaces, which are remembered after their requests ended."""
+_MAX_PROMPT_TOKENS = 2**21
+"""More than any context window has; reading them takes the time of everybody else."""
 _MAX_SPECIAL_TOKENS = 4096
 """Biases and stop tokens of one request: they cost every step of everybody some time each."""
 _MAX_ALLOWED_TOKENS = 2**18
-"""More than any vocabulary has; reading them takes the time of everybody else."""
+"""More than any vocabulary has."""
 _IN_CONTRACT = re.compile(r"^bad_words")
 _REASONS = {
     FinishReason.STOP: generate_pb2.FINISH_REASON_STOP,
@@ -74,6 +76,7 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
     _refuse_text(request)
     check_name(request.cache_namespace, "cache_namespace")
     check_name(request.tenant, "tenant")
+    check_prompt(len(request.token_ids.ids))
     _check_counts(request)
     return Request(
         request.request_id,
@@ -103,6 +106,18 @@ def check_name(name: str, param: str) -> None:
     """
     if len(name) > _MAX_NAME_CHARS:
         raise _invalid(f"{param} has {len(name)} characters; at most {_MAX_NAME_CHARS} are taken", param)
+
+
+def check_prompt(num_tokens: int) -> None:
+    """Refuse prompts that no model could take before they are read.
+
+    Raises:
+        EngineError: INVALID_ARGUMENT.
+    """
+    if num_tokens > _MAX_PROMPT_TOKENS:
+        text = f"the prompt has {num_tokens} tokens; at most {_MAX_PROMPT_TOKENS} are taken by any model"
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        raise EngineError(code, text, reason="CONTEXT_LENGTH_EXCEEDED", param="prompt")
 
 
 def _check_counts(request: generate_pb2.GenerateRequest) -> None:

@@ -6,12 +6,13 @@ phases: a long prompt is chunked because the budget ends, a decoding request mer
 a cached prefix counts as computed, and a preempted request has fallen back to what the cache still holds.
 
 A step is scheduled before the tokens of the one before are read: a token that is being chosen counts as known
-already (`SlotTable` has the picture), and what was read is told with `confirm`.
+already (see `SlotTable`), and what was read is told with `confirm`.
 
-Order: every request that decodes gets its token first, so a long prompt never stalls running answers; several
-prompts share the rest (`prefill_budget`). Pages are given out optimistically; when they run out, the running
-request of the last rank gives its pages back to the tree and waits again. Rank is arrival (or priority before
-it), the first in rank is never preempted for another one and fits the pool alone, so it always progresses.
+Order: requests that decode get their token first, so a long prompt never stalls running answers; several
+prompts share the rest (`prefill_budget`). Where more run than a batch has rows they take turns, and a large
+tenant sits steps out that would slow a small one down (`isolation`). Pages are given out optimistically; when
+they run out, a running request gives its own back and waits again (`preemption`). Rank is arrival, or
+priority before it: of those that run, the first in rank is the last to go and fits the pool alone.
 """
 
 from __future__ import annotations
