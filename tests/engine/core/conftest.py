@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 
 import pytest
@@ -73,6 +74,22 @@ class Harness:
                 return self
             self.step()
         raise AssertionError(f"still at work after {max_steps} steps")
+
+    def assert_totals_agree(self):
+        """The engine's totals are the sums of what the requests' last events said."""
+        totals, ends = self.core.load().totals, list(self.ended.values())
+        usages, timings = [end.usage for end in ends], [end.timings for end in ends]
+        ways = (totals.completed, totals.aborted, totals.expired, totals.failed, totals.invalid)
+        assert totals.received == sum(ways) == len(ends)
+        assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
+        assert totals.cache_hit_tokens == sum(usage.cached_tokens for usage in usages)
+        resumed = sum(end.request.resumed_tokens for end in ends)
+        assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed
+        assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
+        assert totals.preemptions == sum(usage.preemptions for usage in usages)
+        for phase in ("queue_s", "prefill_s", "decode_s"):
+            spent = sum(getattr(each, phase) for each in timings)
+            assert math.isclose(getattr(totals, phase), spent, abs_tol=1e-9)
 
     def generate(self, request_id, prompt_ids, max_tokens, **settings):
         self.add(request_id, prompt_ids, max_tokens=max_tokens, **settings)

@@ -20,15 +20,6 @@ PROMPT = list(range(10, 20))
 OTHER = list(range(300, 312))
 
 
-def assert_totals_agree(h):
-    totals = h.core.load().totals
-    usages = [end.usage for end in h.ended.values()]
-    assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
-    assert totals.generated_tokens == sum(
-        end.usage.completion_tokens - end.request.resumed_tokens for end in h.ended.values()
-    )
-
-
 class ScriptedMatcher:
     """Allows everything, and forces tokens at given lengths of the output."""
 
@@ -115,7 +106,7 @@ def test_they_come_out_in_their_places(constrained, forced):
     usage = h.ended["a"].usage
     assert usage.forced_tokens == sum(map(len, forced.values())) and usage.completion_tokens == 14
     assert h.ended["a"].reason is FinishReason.LENGTH
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 def test_they_need_no_step_each(constrained):
@@ -134,7 +125,7 @@ def test_they_end_with_max_tokens(constrained, count):
     assert h.tokens["a"] == text_with(PROMPT, forced, count)
     assert h.ended["a"].usage.completion_tokens == count
     assert h.ended["a"].reason is FinishReason.LENGTH
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -149,7 +140,7 @@ def test_a_stop_token_among_them_ends_the_request(constrained, place):
     assert (end.reason, end.stop_token_id) == (FinishReason.STOP, forced[place])
     assert (end.usage.completion_tokens, end.usage.forced_tokens) == (3 + place, 1 + place)
     assert h.tokens["free"] == expected_tokens(OTHER, 9)
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 def test_a_grammar_that_is_finished_ends_the_request(constrained):
@@ -159,7 +150,7 @@ def test_a_grammar_that_is_finished_ends_the_request(constrained):
     assert h.tokens["a"] == text_with(PROMPT, {3: [8, 9]}, 5)
     assert h.ended["a"].reason is FinishReason.STOP and h.ended["a"].stop_token_id is None
     assert h.ended["a"].usage.completion_tokens == 5
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 def test_log_probabilities_need_a_step_for_each_token(constrained):
@@ -184,7 +175,7 @@ def test_they_survive_preemption(constrained, pages):
         assert h.ended[str(number)].usage.forced_tokens == 10
     if pages < 15:
         assert h.core.load().totals.preemptions > 0
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
@@ -201,7 +192,7 @@ def test_a_cancel_among_them_leaves_nothing_wrong(constrained, steps):
     assert h.ended["a"].usage.completion_tokens == len(got)
     turn = [*PROMPT, *got, 3]
     assert h.generate("b", turn, 5) == expected_tokens(turn, 5)
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 def test_those_that_were_resumed_are_followed_and_not_forced_again(constrained):

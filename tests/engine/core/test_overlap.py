@@ -27,20 +27,6 @@ def rows_computed(h):
     return sum(map(sum, h.runner.batches))
 
 
-def assert_totals_agree(h):
-    totals = h.core.load().totals
-    usages = [end.usage for end in h.ended.values()]
-    assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages)
-    assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
-    assert totals.preemptions == sum(usage.preemptions for usage in usages)
-    assert totals.received == len(usages)
-    assert (
-        totals.received == totals.completed + totals.aborted + totals.expired + totals.failed + totals.invalid
-    )
-    load = h.core.load()
-    assert load.kv_pages_in_use == load.running_requests == load.waiting_requests == 0
-
-
 def test_a_step_is_launched_before_the_one_before_is_read(overlapping):
     h = overlapping()
     h.add("a", PROMPT, max_tokens=3)
@@ -56,7 +42,7 @@ def test_with_and_without_overlap_the_same_is_told(harness):
             prompt = [(number * 13 + place * (1 + number % 4)) % 1000 for place in range(5 + number)]
             h.add(str(number), prompt, max_tokens=30, tenant=str(number % 3))
         h.finish(max_steps=3000)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
         told.append(
             {
                 name: (h.tokens[name], end.reason, end.stop_token_id, end.usage.completion_tokens)
@@ -112,7 +98,7 @@ class TestWastedRows:
                     h.step()
             assert h.tokens[name] == expected_tokens(prompt, len(h.tokens[name]))
         h.finish()
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_a_cancel_one_step_before_the_last_token_drops_it(self, overlapping):
         h = overlapping()
@@ -125,7 +111,7 @@ class TestWastedRows:
         assert h.ended["a"].reason is FinishReason.CANCELLED
         assert h.ended["a"].usage.completion_tokens == len(h.tokens["a"]) == 2
         assert h.step() == []
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
 
 class TestFailures:
@@ -145,7 +131,7 @@ class TestFailures:
             assert h.ended[name].usage.completion_tokens == len(h.tokens[name]) == 3
         h.finish()
         assert h.tokens["c"] == expected_tokens([1, 2, 3], 6)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
         for name, prompt in (("a2", PROMPT), ("b2", OTHER)):  # nothing wrong was left in the cache
             assert h.generate(name, prompt, 8) == expected_tokens(prompt, 8)
 
@@ -159,7 +145,7 @@ class TestFailures:
         assert h.ended["a"].error.code is grpc.StatusCode.INTERNAL
         assert h.ended["a"].usage.completion_tokens == len(h.tokens["a"]) == 2
         assert h.generate("b", PROMPT, 6) == expected_tokens(PROMPT, 6)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_a_step_whose_tokens_cannot_be_chosen_ends_its_requests_only(self, any_harness, caplog):
         h = any_harness()
@@ -170,7 +156,7 @@ class TestFailures:
         h.step()
         assert h.ended["a"].error.code is grpc.StatusCode.INTERNAL and "failed" in caplog.text
         assert h.generate("b", PROMPT, 6) == expected_tokens(PROMPT, 6)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     @pytest.mark.parametrize("kind", ["fail_next", "fail_next_launch", "fail_next_sample"])
     def test_a_runner_that_keeps_failing_is_given_up(self, overlapping, kind):
@@ -193,7 +179,7 @@ class TestFailures:
         for name, suffix in (("a", [1, 2, 3]), ("b", [4, 5, 6])):
             got = h.tokens[name]
             assert got == expected_tokens([*PROMPT, *suffix], len(got))
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
 
 class TestPreemption:
@@ -210,7 +196,7 @@ class TestPreemption:
         assert told_while_waiting > 0
         for name in "abc":
             assert h.tokens[name] == expected_tokens([ord(name)] * 8, 30)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     @pytest.mark.parametrize("seed", range(12))
     def test_nothing_is_lost_when_tenants_and_pages_force_requests_out(self, overlapping, seed):
@@ -232,7 +218,7 @@ class TestPreemption:
         h.finish(max_steps=3000)
         for number, prompt in enumerate(prompts):
             assert h.tokens[str(number)] == expected_tokens(prompt, 12)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_the_last_token_may_be_under_way_when_a_request_gives_way(self, overlapping):
         for pages in range(7, 13):
@@ -242,4 +228,4 @@ class TestPreemption:
             h.finish(max_steps=300)
             for number in range(3):
                 assert h.tokens[str(number)] == expected_tokens([number, 5], 10)
-            assert_totals_agree(h)
+            h.assert_totals_agree()

@@ -27,27 +27,6 @@ def assert_text(h, name, prompt, max_tokens):
     assert h.ended[name].reason is FinishReason.LENGTH
 
 
-def assert_totals_agree(h):
-    """Totals are sums of what the last events said; every request has ended."""
-    totals, ends = h.core.load().totals, list(h.ended.values())
-    usages, timings = [end.usage for end in ends], [end.timings for end in ends]
-    assert totals.received == len(ends)
-    assert (
-        totals.received == totals.completed + totals.aborted + totals.expired + totals.failed + totals.invalid
-    )
-    assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
-    resumed = sum(end.request.resumed_tokens for end in ends)
-    assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed
-    assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
-    assert totals.preemptions == sum(usage.preemptions for usage in usages)
-    started = [end.usage for name, end in h.ended.items() if name in h.started]
-    assert totals.cache_hit_tokens == sum(usage.cached_tokens for usage in started)
-    missed = sum(usage.prompt_tokens - usage.cached_tokens for usage in started)
-    assert totals.cache_miss_tokens == missed
-    for field in ("queue_s", "prefill_s", "decode_s"):
-        assert getattr(totals, field) == pytest.approx(sum(getattr(each, field) for each in timings))
-
-
 class ManualCompiler:
     """Compiles when the test says so."""
 
@@ -91,7 +70,7 @@ class TestPreparing:
         assert h.ended["constrained"].reason is FinishReason.CANCELLED and not h.core.has_work
         future.set_exception(GrammarError("too late to matter"))
         assert h.step() == []
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_its_deadline_counts(self, preparing):
         h, _ = preparing(deadline=105.0)
@@ -99,7 +78,7 @@ class TestPreparing:
         h.step(0.2)
         assert h.ended["constrained"].error.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert h.core.load().totals.expired == 1 and not h.core.has_work
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_a_grammar_that_cannot_be_compiled_fails_its_request_only(self, preparing):
         h, future = preparing()
@@ -109,7 +88,7 @@ class TestPreparing:
         error = h.ended["constrained"].error
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT and "too deep" in str(error)
         assert_text(h, "free", PROMPT, 2)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_its_peer_may_go(self, preparing):
         h, future = preparing(peer="gone")
@@ -147,7 +126,7 @@ class TestEnds:
         assert got == expected_tokens(distinct(2, 8), len(got)) and end.usage.completion_tokens == len(got)
         h.finish()
         assert_text(h, "old", distinct(1, 8), 30)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_a_preempted_request_can_be_cancelled(self, any_harness):
         h = any_harness(num_pages=12, page_size=4)
@@ -162,7 +141,7 @@ class TestEnds:
         assert h.tokens["b"] == expected_tokens(distinct(ord("b"), 8), len(h.tokens["b"]))
         assert h.ended["b"].usage.completion_tokens == len(h.tokens["b"])
         assert_text(h, "a", distinct(ord("a"), 8), 30)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     @pytest.mark.parametrize("steps", range(1, 9))
     def test_cancel_after_any_step(self, any_harness, steps):
@@ -180,7 +159,7 @@ class TestEnds:
         assert h.ended["a"].usage.completion_tokens == len(got)
         assert h.ended["a"].reason is (FinishReason.CANCELLED if was_open else FinishReason.LENGTH)
         assert h.generate("b", distinct(1, 40), 5) == expected_tokens(distinct(1, 40), 5)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_totals_agree_after_all_kinds_of_ends(self, any_harness):
         h = any_harness(num_pages=40, page_size=4, max_batch_size=6, max_step_tokens=32)
@@ -201,7 +180,7 @@ class TestEnds:
         totals = h.core.load().totals
         assert min(totals.completed, totals.aborted, totals.expired, totals.failed) > 0
         assert totals.preemptions > 0 or totals.cache_hit_tokens > 0
-        assert_totals_agree(h)
+        h.assert_totals_agree()
         for number in range(24):
             got = h.tokens[str(number)]
             assert got == expected_tokens(distinct(number % 9, 12 + number % 7), len(got))
@@ -215,7 +194,7 @@ def test_cached_tokens_of_a_resumed_request_are_those_of_its_prompt(any_harness)
     assert h.tokens["resumed"] == answer[20:]
     usage = h.ended["resumed"].usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (10, 30, 10)
-    assert_totals_agree(h)
+    h.assert_totals_agree()
 
 
 def test_ends_are_told_once(any_harness):

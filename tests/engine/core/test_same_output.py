@@ -4,7 +4,6 @@ The hash runner's answer changes with any slot mixed up, any page evicted early 
 equality with `expected_tokens`, which knows no pages, is the whole assertion.
 """
 
-import math
 import random
 
 import pytest
@@ -185,18 +184,4 @@ def test_any_workload_keeps_its_tokens_and_conserves_pages(
     load = h.core.load()
     assert load.kv_pages_in_use == load.running_requests == load.waiting_requests == 0
     if len(h.ended) == len(added):
-        assert_totals_are_sums(load.totals, h.ended.values())
-
-
-def assert_totals_are_sums(totals, ends):
-    usages, timings = [end.usage for end in ends], [end.timings for end in ends]
-    assert totals.received == len(usages)
-    assert totals.completed + totals.aborted == len(usages)
-    assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
-    assert totals.cache_hit_tokens == sum(usage.cached_tokens for usage in usages)
-    resumed = sum(end.request.resumed_tokens for end in ends)
-    assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed
-    assert totals.preemptions == sum(usage.preemptions for usage in usages)
-    assert math.isclose(totals.queue_s, sum(each.queue_s for each in timings), abs_tol=1e-9)
-    assert math.isclose(totals.prefill_s, sum(each.prefill_s for each in timings), abs_tol=1e-9)
-    assert math.isclose(totals.decode_s, sum(each.decode_s for each in timings), abs_tol=1e-9)
+        h.assert_totals_agree()

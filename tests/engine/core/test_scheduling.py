@@ -24,25 +24,6 @@ def assert_text(h, name, prompt, max_tokens):
     assert h.ended[name].reason is FinishReason.LENGTH
 
 
-def assert_totals_agree(h):
-    """Totals are sums of what the last events said; every request has ended."""
-    totals, ends = h.core.load().totals, list(h.ended.values())
-    usages, timings = [end.usage for end in ends], [end.timings for end in ends]
-    assert totals.received == len(ends)
-    assert totals.received == totals.completed + totals.aborted + totals.expired + totals.failed
-    assert totals.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
-    resumed = sum(end.request.resumed_tokens for end in ends)
-    assert totals.generated_tokens == sum(usage.completion_tokens for usage in usages) - resumed
-    assert totals.forced_tokens == sum(usage.forced_tokens for usage in usages)
-    assert totals.preemptions == sum(usage.preemptions for usage in usages)
-    started = [end.usage for name, end in h.ended.items() if name in h.started]
-    assert totals.cache_hit_tokens == sum(usage.cached_tokens for usage in started)
-    missed = sum(usage.prompt_tokens - usage.cached_tokens for usage in started)
-    assert totals.cache_miss_tokens == missed
-    for field in ("queue_s", "prefill_s", "decode_s"):
-        assert getattr(totals, field) == pytest.approx(sum(getattr(each, field) for each in timings))
-
-
 class TestMoreThanThePoolHolds:
     @policies
     @pytest.mark.parametrize("fairness", [True, False], ids=["fair", "unfair"])
@@ -60,7 +41,7 @@ class TestMoreThanThePoolHolds:
         assert h.core.load().totals.preemptions > 0
         computed = sum(map(sum, h.runner.batches))
         assert computed <= 1.5 * sum(len(prompt) + 19 for prompt in prompts)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     @pytest.mark.parametrize("pages", [1, 2, 3])
     def test_a_pool_of_hardly_a_page_serves_one_after_the_other(self, any_harness, pages):
@@ -176,7 +157,7 @@ class TestCommonPrefix:
             assert_text(h, str(number), LONG, 4)
         assert not h.tokens["first"] and "first" in h.ended
         assert h.core.load().totals.cache_miss_tokens <= 2 * len(LONG) + 5
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_the_first_one_may_be_preempted(self, any_harness):
         h = any_harness(num_pages=64, page_size=4, max_step_tokens=32)
@@ -312,7 +293,7 @@ class TestTurns:
         for number in range(3):
             assert_text(h, f"low {number}", distinct(number, 8), 20)
         assert_text(h, "high", distinct(9, 8), 5)
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
     def test_tenants_share_the_slots_evenly(self, any_harness):
         h = any_harness(num_pages=400, max_batch_size=6)
@@ -340,7 +321,7 @@ class TestFullQueue:
         h.finish()
         assert_text(h, "refused", PROMPT, 3)
         assert h.core.load().totals.refused == 1
-        assert_totals_agree(h)
+        h.assert_totals_agree()
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])

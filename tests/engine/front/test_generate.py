@@ -19,9 +19,9 @@ from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
     GenerateRequest,
-    GenerateResponse,
     Message,
 )
+from rhizome_testing.text_requests import ids_of, run, text_of, text_request
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import from_rpc_error
 
@@ -29,26 +29,6 @@ from rhizome_transport.errors import from_rpc_error
 @pytest.fixture
 def stub(channel: grpc.aio.Channel) -> Any:
     return EngineServiceStub(channel)
-
-
-def text_request(text: str, max_tokens: int = 12, **fields: Any) -> GenerateRequest:
-    request = GenerateRequest(text=text, **fields)
-    request.sampling.temperature = 0
-    request.stop.max_tokens = max_tokens
-    request.stop.ignore_eos = True
-    return request
-
-
-async def run(stub: Any, request: GenerateRequest) -> list[GenerateResponse]:
-    return [event async for event in stub.Generate(request, timeout=30)]
-
-
-def text_of(events: list[GenerateResponse]) -> str:
-    return "".join(event.delta.text for event in events)
-
-
-def ids_of(events: list[GenerateResponse]) -> list[int]:
-    return [token for event in events for token in event.delta.token_ids]
 
 
 async def test_streams_text_that_is_the_text_of_its_tokens(stub: Any, checkpoint: Path) -> None:

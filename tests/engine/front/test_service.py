@@ -20,6 +20,7 @@ from rhizome.engine.v1.generate_pb2 import (
 )
 from rhizome_testing.buf import buf
 from rhizome_testing.engine_process import EngineProcess
+from rhizome_testing.text_requests import ids_of, run, text_of, text_request
 from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_client import GrpcEngineClient
 
@@ -27,26 +28,6 @@ from rhizome_transport.grpc_client import GrpcEngineClient
 @pytest.fixture
 def stub(channel: grpc.aio.Channel) -> Any:
     return EngineServiceStub(channel)
-
-
-def text_request(text: str, max_tokens: int = 12, **fields: Any) -> GenerateRequest:
-    request = GenerateRequest(text=text, **fields)
-    request.sampling.temperature = 0
-    request.stop.max_tokens = max_tokens
-    request.stop.ignore_eos = True
-    return request
-
-
-async def run(stub: Any, request: GenerateRequest) -> list[GenerateResponse]:
-    return [event async for event in stub.Generate(request, timeout=30)]
-
-
-def text_of(events: list[GenerateResponse]) -> str:
-    return "".join(event.delta.text for event in events)
-
-
-def ids_of(events: list[GenerateResponse]) -> list[int]:
-    return [token for event in events for token in event.delta.token_ids]
 
 
 async def test_tokenize_and_detokenize_are_inverse(stub: Any) -> None:

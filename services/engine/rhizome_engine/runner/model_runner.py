@@ -17,11 +17,12 @@ from rhizome_engine.attention.choose import choose_attention
 from rhizome_engine.attention.paged_kv import PagedKV
 from rhizome_engine.batch import Batch, StepOutput, TokenLogprobs, TokenMasks
 from rhizome_engine.checkpoint import ModelConfig, load_checkpoint
+from rhizome_engine.core.runner_protocol import LaunchedStep
 from rhizome_engine.models.registry import CausalLM, build_model
 from rhizome_engine.runner.device import choose_device, choose_dtype
 from rhizome_engine.runner.memory import MemoryNeeds, available_bytes, plan_num_pages
 from rhizome_engine.runner.staging import StagedTokens, TokenStaging
-from rhizome_engine.runner.steps import DeviceStep, LaunchedStep, ThreadedStep
+from rhizome_engine.runner.steps import DeviceStep, ThreadedStep
 from rhizome_engine.sampling.prompt_logprobs import score_prompt
 from rhizome_engine.sampling.sampler import Sampled, sample
 from rhizome_engine.sampling.token_table import TokenTable

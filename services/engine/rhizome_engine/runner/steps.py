@@ -9,23 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rhizome_engine.batch import Batch, StepOutput, TokenMasks
 from rhizome_engine.sampling.sampler import Sampled
 
 if TYPE_CHECKING:
     from rhizome_engine.runner.model_runner import ModelRunner
-
-
-class LaunchedStep(Protocol):
-    """See `core.runner_protocol`."""
-
-    def sample(self, masks: TokenMasks | None, /) -> None:
-        """Let tokens be chosen, once per step."""
-
-    def result(self) -> StepOutput:
-        """Wait for the tokens."""
 
 
 class DeviceStep:
