@@ -1,4 +1,4 @@
-"""Random numbers that depend only on (seed, position), not on what else is in the batch.
+"""Random numbers that depend only on (seed, position, token), not on what else is in the batch.
 
 A counter replaces a generator's state: the n-th token of a request draws the same number whether it is
 computed alone, in a batch, after a preemption or on another engine, on a CPU or a GPU.
@@ -18,10 +18,12 @@ def _signed(bits: int) -> int:
 _GOLDEN_GAMMA = _signed(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+_IN_CACHE = 2**18
+"""Numbers that are made at once on a CPU: temporaries of two megabytes stay near the core."""
 
 
-def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Return float64 numbers in [0, 1) with 53 random bits, one per (seed, position).
+def keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Return int64 of 64 random bits, one per (seed, position).
 
     Two rounds of SplitMix64's finaliser (Steele, Lea, Flood 2014): one scatters the seed, so that
     neighbouring seeds share nothing, one the position. Integer arithmetic only, so every device gives the
@@ -31,16 +33,44 @@ def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
         seeds: int64 of any shape; bits of an unsigned seed.
         positions: int64, as `seeds`.
     """
-    mixed = _mix(_mix(seeds + _GOLDEN_GAMMA) + (positions + 1) * _GOLDEN_GAMMA)
-    return _shift_right(mixed, 11).to(torch.float64).mul_(2.0**-53)
+    scattered = _mix_in_place(seeds + _GOLDEN_GAMMA)
+    return _mix_in_place(scattered + (positions + 1) * _GOLDEN_GAMMA)
 
 
-def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift_right(bits, 30)) * _MULTIPLIER_1
-    bits = (bits ^ _shift_right(bits, 27)) * _MULTIPLIER_2
-    return bits ^ _shift_right(bits, 31)
+def exponentials(row_keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Return float32 numbers, exponentially distributed with mean 1, one per key and token.
+
+    A third round of the finaliser, over the token's id. 53 bits keep small numbers as precise as large ones:
+    it is the smallest that matter.
+
+    Args:
+        row_keys: [n, 1] of `keys`.
+        token_ids: [n, m] or [m] int64.
+    """
+    steps = (token_ids + 1) * _GOLDEN_GAMMA
+    if row_keys.device.type != "cpu":
+        return _to_exponential(row_keys + steps)
+    rows = max(_IN_CACHE // steps.shape[-1], 1)
+    steps = steps.expand(len(row_keys), -1)
+    starts = range(0, len(row_keys), rows)
+    return torch.cat([_to_exponential(row_keys[i : i + rows] + steps[i : i + rows]) for i in starts])
 
 
-def _shift_right(bits: Tensor, count: int) -> Tensor:
+def _to_exponential(bits: Tensor) -> Tensor:
+    """Mix and convert, in place: a pass over fresh memory costs more than the arithmetic."""
+    _shift_right(_mix_in_place(bits), 11, out=bits)
+    return bits.to(torch.float32).mul_(2.0**-53).neg_().log1p_().neg_()
+
+
+def _mix_in_place(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser."""
+    shifted = torch.empty_like(bits)
+    bits.bitwise_xor_(_shift_right(bits, 30, out=shifted)).mul_(_MULTIPLIER_1)
+    bits.bitwise_xor_(_shift_right(bits, 27, out=shifted)).mul_(_MULTIPLIER_2)
+    return bits.bitwise_xor_(_shift_right(bits, 31, out=shifted))
+
+
+def _shift_right(bits: Tensor, count: int, out: Tensor) -> Tensor:
     """Shift zeros in from the left, where `>>` would repeat the sign."""
-    return torch.bitwise_and(bits >> count, _signed(2 ** (64 - count) - 1))
+    torch.bitwise_right_shift(bits, count, out=out)
+    return out.bitwise_and_(_signed(2 ** (64 - count) - 1))

@@ -1,14 +1,16 @@
 """Drawing tokens at random, all rows at once.
 
-Each row's cumulative distribution is inverted at the row's random number. It is summed in the order of token
-ids, not of probabilities: two tokens of nearly equal probability that swap ranks through rounding elsewhere
-then change nothing.
+Each row holds a race: every token draws a time, exponentially distributed with its probability as the rate,
+and the first one wins; so it wins with exactly its probability. A token's time depends on seed, position and
+token only. What rounding elsewhere does to a probability therefore changes the winner only where two of them
+were equally fast to the last digits. (Inverting the cumulative distribution takes one random number per row,
+but then each rounding moves the boundaries of all tokens that follow.)
 
-    rows                          how
-    no filter                     softmax, sums of blocks, one block
+    rows                          who races
+    no filter                     the whole vocabulary
     top-k of at most 256          the 256 likeliest tokens only, which hold everything
-    other filters                 softmax, then the 256 likeliest where the survivors lie among them,
-                                  else a search of the whole vocabulary
+    other filters                 the 256 likeliest where the survivors lie among them,
+                                  else what a search of the whole vocabulary leaves
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor
 
 from rhizome_engine.sampling.candidates import likeliest
-from rhizome_engine.sampling.counter_rng import uniforms
-from rhizome_engine.sampling.row_blocks import invert_few, invert_sums
+from rhizome_engine.sampling.counter_rng import exponentials, keys
+from rhizome_engine.sampling.row_blocks import argmax
 from rhizome_engine.sampling.truncation import truncate_by_bisection, truncate_by_sorting
 
 NUM_CANDIDATES = 256
@@ -45,9 +47,9 @@ class DrawSettings(NamedTuple):
         return DrawSettings(*(values[rows] for values in self))
 
     @property
-    def numbers(self) -> Tensor:
-        """The rows' random numbers, [n, 1] float64."""
-        return uniforms(self.seeds, self.positions)
+    def keys(self) -> Tensor:
+        """The rows' random bits, [n, 1] int64."""
+        return keys(self.seeds, self.positions)
 
 
 class Drawn(NamedTuple):
@@ -57,6 +59,21 @@ class Drawn(NamedTuple):
     valid: Tensor
 
 
+def race(weights: Tensor, row_keys: Tensor, token_ids: Tensor | None = None) -> Drawn:
+    """Draw a token of each row in proportion to its weight.
+
+    Args:
+        weights: [n, m] float32, none negative.
+        row_keys: [n, 1] int64, see `counter_rng.keys`.
+        token_ids: [n, m] int64, the tokens; the whole vocabulary in order where absent.
+    """
+    tokens = torch.arange(weights.shape[1], device=weights.device) if token_ids is None else token_ids
+    speeds = (weights / exponentials(row_keys, tokens)).where(weights > 0, -1.0)
+    fastest, places = argmax(speeds)
+    winners = places if token_ids is None else token_ids.gather(1, places[:, None])[:, 0]
+    return Drawn(winners, (fastest > 0) & (fastest < float("inf")))
+
+
 def draw_from_all(logits: Tensor, settings: DrawSettings) -> Drawn:
     """Draw without filters.
 
@@ -64,7 +81,7 @@ def draw_from_all(logits: Tensor, settings: DrawSettings) -> Drawn:
         logits: [n, vocab_size] float32.
         settings: of these rows.
     """
-    return Drawn(*invert_sums(_softmax(logits, settings.temperature), settings.numbers))
+    return race(_softmax(logits, settings.temperature), settings.keys)
 
 
 def draw_from_top_k(logits: Tensor, settings: DrawSettings, *, sync_free: bool) -> Drawn:
@@ -104,7 +121,7 @@ def draw_filtered(
         return _draw_rest(probs, settings, drawn, decided)
     top_k = settings.top_k if any_top_k else None
     kept = truncate_by_bisection(probs, top_k, settings.top_p, settings.min_p)
-    rest = Drawn(*invert_sums(kept, settings.numbers))
+    rest = race(kept, settings.keys)
     return Drawn(drawn.tokens.where(decided, rest.tokens), drawn.valid.where(decided, rest.valid))
 
 
@@ -140,13 +157,12 @@ def _draw_from_candidates(
     survives &= weights >= settings.min_p * weights[:, :1]
     survives[:, 0] = True
     kept = torch.zeros_like(weights).scatter_(1, best.order, weights.where(survives, 0.0))
-    places, valid = invert_few(kept, settings.numbers)
-    drawn = Drawn(best.tokens.gather(1, places[:, None])[:, 0], valid)
+    drawn = race(kept, settings.keys, best.tokens)
     # Survivors are the first so many. If the last of them is likelier than the last candidate, then it is
     # likelier than every token that was not looked at.
     last_survivor = ranked.gather(1, survives.sum(dim=-1, keepdim=True) - 1)
     decided = (last_survivor > ranked[:, -1:]) & (top_k <= count)
-    return drawn, decided[:, 0] | whole | ~valid
+    return drawn, decided[:, 0] | whole | ~drawn.valid
 
 
 def _draw_rest(probs: Tensor, settings: DrawSettings, drawn: Drawn, decided: Tensor) -> Drawn:
@@ -155,7 +171,7 @@ def _draw_rest(probs: Tensor, settings: DrawSettings, drawn: Drawn, decided: Ten
     if len(rest):
         few = settings.at(rest)
         kept = truncate_by_sorting(probs[rest], few.top_k, few.top_p, few.min_p)
-        drawn.tokens[rest], drawn.valid[rest] = invert_sums(kept, few.numbers)
+        drawn.tokens[rest], drawn.valid[rest] = race(kept, few.keys)
     return drawn
 
 

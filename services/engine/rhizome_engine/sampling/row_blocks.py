@@ -57,13 +57,6 @@ def invert_sums(weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return places.gather(1, best)[:, 0], is_distribution(total)
 
 
-def invert_few(weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """As `invert_sums`, for rows that are short."""
-    sums = weights.cumsum(dim=-1, dtype=torch.float64)
-    total = sums[:, -1:]
-    return _first_above(sums, targets * total)[0][:, 0], is_distribution(total)
-
-
 def is_distribution(total: Tensor) -> Tensor:
     """Whether weights with these sums, [n, 1], can be drawn from: [n]."""
     return ((total > 0) & (total < float("inf")))[:, 0]
