@@ -1,109 +1,220 @@
-"""How fast the model runner computes on a CPU: decode at several batch sizes, and prefill.
+"""How fast the engine generates on a CPU, beside transformers on the same checkpoint in the same minutes.
 
-The model has the shape of a 135M-parameter Llama (SmolLM-135M) and random weights; speed does not depend on
-their values. No scheduler, no transport: this is what a step costs.
+The model has the shape of a 135M-parameter Llama (SmolLM-135M) and random weights, stored in bfloat16 as
+real checkpoints are; speed does not depend on their values. Prompts of 128 tokens, 33 tokens out, through
+the whole engine core (scheduler, cache, sampling), without transport. Every engine is a process of its own,
+and they take turns, round after round; of each figure the best round counts, since noise only ever slows.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/engine_cpu.py [--dtype float32] [--threads N] [--model DIR]
+    prefill tok/s   prompt tokens of 8 requests / time until all of them have their first token
+    decode tok/s    tokens after the first ones / time after the last first token
+
+    python benchmarks/engine_cpu.py [--engines transformers,auto,float32,int8,int4] [--rounds 3] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import platform
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from rhizome_engine.batch import Batch
-from rhizome_engine.runner import ModelRunner
-from rhizome_engine.sampling.params import SamplingParams
-from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
-from rhizome_testing.sampling_batch import sampling_batch
-
-SHAPE_135M = LlamaShape(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-)
-CONTEXT = 256
-PREFILL = 512
-PAGE_SIZE = 16
+STREAMS = (1, 8, 32)
+PROMPT_TOKENS = 128
+OUTPUT_TOKENS = 33
+VOCAB_SIZE = 49152
+ENGINES = {
+    "transformers": {},
+    "auto": {},
+    "float32": {"dtype": "float32"},
+    "torch": {"kernels": "torch"},
+    "int8": {"quantization": "int8"},
+    "int4": {"quantization": "int4"},
+}
 
 
-def make_batch(num_rows: int, query_len: int, context_len: int) -> Batch:
-    """Rows of equal length, each in its own pages, all sampled greedily."""
-    pages_per_row = -(-context_len // PAGE_SIZE)
-    table = np.arange(num_rows * pages_per_row, dtype=np.int32).reshape(num_rows, pages_per_row)
-    span = np.arange(context_len - query_len, context_len)
-    slots = table[:, span // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + span % PAGE_SIZE
-    greedy = SamplingParams(temperature=0.0)
-    return Batch(
-        token_ids=np.arange(num_rows * query_len, dtype=np.int64) % SHAPE_135M.vocab_size,
-        positions=np.tile(span, num_rows).astype(np.int64),
-        slot_mapping=slots.reshape(-1),
-        query_start=np.arange(num_rows + 1, dtype=np.int32) * query_len,
-        context_len=np.full(num_rows, context_len, np.int32),
-        page_table=table,
-        sampling=sampling_batch([greedy] * num_rows, [context_len] * num_rows, SHAPE_135M.vocab_size),
+def make_checkpoint(directory: Path) -> Path:
+    """Write the random model."""
+    import torch
+
+    from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
+
+    shape = LlamaShape(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
     )
+    return write_llama_checkpoint(directory, shape, dtype=torch.bfloat16)
 
 
-def median_s(action: Callable[[], object], seconds: float = 3.0) -> float:
-    """Repeat for about so many seconds after a warm-up; the median of at least three runs."""
-    action()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def prompts(streams: int, run: int) -> list[list[int]]:
+    """Different tokens for every request and run, so that no prefix is cached."""
+    return [
+        [(7919 * (run * 1000 + row) + 31 * place) % VOCAB_SIZE for place in range(PROMPT_TOKENS)]
+        for row in range(streams)
+    ]
 
 
-def measure(runner: ModelRunner) -> dict[str, float]:
-    """Return figures by name."""
-    figures: dict[str, float] = {}
-    for num_rows in (1, 8, 32):
-        batch = make_batch(num_rows, 1, CONTEXT)
-        figures[f"decode_tok_s_{num_rows}"] = num_rows / median_s(lambda batch=batch: runner.run(batch))
-    prefill = make_batch(1, PREFILL, PREFILL)
-    figures[f"prefill_tok_s_{PREFILL}"] = PREFILL / median_s(lambda: runner.run(prefill))
+def measure_rhizome(model: Path, options: dict[str, str], threads: int) -> dict[str, float]:
+    """Run in the engine's process."""
+    from rhizome_engine.core.engine_core import EngineCore
+    from rhizome_engine.core.events import TokensEvent
+    from rhizome_engine.runner import ModelRunner
+    from rhizome_engine.sampling.params import SamplingParams
+    from rhizome_engine.scheduler.config import SchedulerConfig
+    from rhizome_engine.scheduler.request import Request
+
+    started = time.perf_counter()
+    # All prompts in one step, as others do it: then all requests decode together from the first token on.
+    config = SchedulerConfig(max_step_tokens=STREAMS[-1] * PROMPT_TOKENS)
+    runner = ModelRunner(
+        model,
+        device="cpu",
+        num_pages=1024,
+        max_num_tokens=config.max_step_tokens,
+        max_num_rows=config.max_batch_size,
+        num_threads=threads,
+        **options,
+    )
+    core = EngineCore(runner, config, runner.checkpoint.eos_token_ids)
+    figures = {"load_s": time.perf_counter() - started}
+
+    def generate(streams: int, run: int) -> tuple[float, float]:
+        """Return seconds until the last first token, and after it."""
+        for row, prompt in enumerate(prompts(streams, run)):
+            core.add(
+                Request(
+                    f"{streams}.{run}.{row}",
+                    prompt,
+                    SamplingParams(temperature=0.0),
+                    max_tokens=OUTPUT_TOKENS,
+                    ignore_eos=True,
+                )
+            )
+        waiting, start = streams, time.perf_counter()
+        first = start
+        seen: set[str] = set()
+        while core.has_work:
+            for event in core.step():
+                if isinstance(event, TokensEvent) and event.request.request_id not in seen:
+                    seen.add(event.request.request_id)
+                    waiting -= 1
+                    if not waiting:
+                        first = time.perf_counter()
+        return first - start, time.perf_counter() - first
+
+    return figures | _figures(generate)
+
+
+def measure_transformers(model: Path, threads: int) -> dict[str, float]:
+    """Run in a process of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    figures = {"load_s": time.perf_counter() - started}
+
+    def generate(streams: int, run: int) -> tuple[float, float]:
+        ids = torch.tensor(prompts(streams, run))
+        with torch.inference_mode():
+            start = time.perf_counter()
+            output = network(ids, use_cache=True, logits_to_keep=1)
+            token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+            first = time.perf_counter()
+            for _ in range(OUTPUT_TOKENS - 1):
+                output = network(token, past_key_values=output.past_key_values, use_cache=True)
+                token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+            return first - start, time.perf_counter() - first
+
+    return figures | _figures(generate)
+
+
+def _figures(generate) -> dict[str, float]:
+    figures = {}
+    generate(2, 99)
+    for streams in STREAMS:
+        runs = [generate(streams, run) for run in range(3 if streams < 32 else 2)]
+        prefill_s, decode_s = (min(times) for times in zip(*runs, strict=True))
+        figures[f"decode_tok_s_{streams}"] = streams * (OUTPUT_TOKENS - 1) / decode_s
+        figures[f"prefill_tok_s_{streams}"] = streams * PROMPT_TOKENS / prefill_s
+        figures[f"total_tok_s_{streams}"] = streams * OUTPUT_TOKENS / (prefill_s + decode_s)
     return figures
 
 
+def run_engine(name: str, model: Path, threads: int) -> dict[str, float]:
+    """Measure one engine in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, "--model", str(model), "--threads", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if name != "transformers":
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def cpu_name() -> str:
+    """Name of the processor and whether it has the instructions that int8 wants."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{name}, {'with' if 'avx512_vnni' in flags else 'without'} avx512_vnni"
+
+
 def main() -> None:
-    """Make the model, measure, print a table and one JSON line."""
+    """Take turns, print a table and one JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--engines", default="transformers,auto,float32,int8,int4")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model", type=Path, help="a checkpoint to use instead of a random one")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        if arguments.child == "transformers":
+            print(json.dumps(measure_transformers(arguments.model, arguments.threads)))
+        else:
+            options = ENGINES[arguments.child]
+            print(json.dumps(measure_rhizome(arguments.model, options, arguments.threads)))
+        return
+    names = arguments.engines.split(",")
     with tempfile.TemporaryDirectory() as directory:
-        path = arguments.model or write_llama_checkpoint(Path(directory), SHAPE_135M)
-        started = time.perf_counter()
-        runner = ModelRunner(
-            path,
-            device="cpu",
-            dtype=arguments.dtype,
-            page_size=PAGE_SIZE,
-            num_pages=32 * CONTEXT // PAGE_SIZE,
-            num_threads=arguments.threads,
-        )
-        figures = {"load_s": time.perf_counter() - started, **measure(runner)}
-    print(f"135M Llama shape, {arguments.dtype}, {torch.get_num_threads()} threads, context {CONTEXT}")
-    for name, value in figures.items():
-        print(f"  {name:<24}{value:>10.2f}")
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+        model = arguments.model or make_checkpoint(Path(directory))
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(arguments.rounds):
+            for name in names:
+                rounds[name].append(run_engine(name, model, arguments.threads))
+    best = {
+        name: {key: (min if key == "load_s" else max)(each[key] for each in results) for key in results[0]}
+        for name, results in rounds.items()
+    }
+    keys = [f"decode_tok_s_{streams}" for streams in STREAMS]
+    keys += ["prefill_tok_s_1", "prefill_tok_s_8", "load_s"]
+    print(f"{cpu_name()}; {arguments.threads} threads; best of {arguments.rounds} rounds")
+    print(f"{'':<14}" + "".join(f"{key:>17}" for key in keys))
+    reference = best.get("transformers")
+    for name, figures in best.items():
+        print(f"{name:<14}" + "".join(f"{figures[key]:>17.1f}" for key in keys))
+        if reference is not None and name != "transformers":
+            ratios = "".join(f"{figures[key] / reference[key]:>16.2f}x" for key in keys)
+            print(f"{'  /transformers':<14}{ratios}")
+    flat = {
+        f"{name}_{key}": round(value, 3) for name, figures in best.items() for key, value in figures.items()
+    }
+    print(json.dumps({"threads": arguments.threads, "cpu": cpu_name(), **flat}))
 
 
 if __name__ == "__main__":

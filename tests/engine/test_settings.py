@@ -47,14 +47,14 @@ def test_common_names_of_other_engines_are_accepted(model: Path, monkeypatch: py
 
 def test_the_core_reads_what_the_front_hands_on(model: Path) -> None:
     settings = parse(
-        *("--model", str(model), "--kv-cache-bytes", "64MiB", "--page-size", "32", "--port", "7"),
+        *("--model", str(model), "--kv-memory", "64MiB", "--page-size", "32", "--port", "7"),
         *("--core-endpoint", "ipc:///run/x/core.ipc", "--orphan-grace-s", "2.5"),
         *("--fairness", "false", "--policy", "lpm", "--schedule-interval-ms", "1.5", "--overlap", "on"),
         *("--max-concurrent-requests", "64", "--max-pinned-tokens", "0", "--grammar-timeout-s", "0.5"),
     )
     received = parse_settings(CoreSettings, core_arguments(settings), program="core")
     assert received == CoreSettings(**{name: getattr(settings, name) for name in CoreSettings.model_fields})
-    assert received.kv_cache_bytes == 64 * 2**20
+    assert received.kv_memory == "64MiB"
     assert (received.fairness, received.policy, received.max_pinned_tokens) == (False, "lpm", 0)
 
 
@@ -115,7 +115,12 @@ def test_defaults_are_the_schedulers_own(model: Path) -> None:
         (["--max-tenant-slowdown", "0.5"], "--max-tenant-slowdown"),
         (["--core-endpoint", "tcp://0.0.0.0:1"], "ipc:///run"),
         (["--core-endpoint", "ipc:///" + "x" * 120], "longer than"),
-        (["--max-cache-tokens", "1", "--kv-cache-bytes", "1"], "not both"),
+        (["--max-cache-tokens", "1", "--kv-memory", "1"], "not both"),
+        (["--kv-memory", "0%"], "--kv-memory"),
+        (["--kv-memory", "lots"], "a size such as 4GiB, or a share of what is left such as 60%"),
+        (["--quantization", "int3"], "--quantization"),
+        (["--kernels", "magic"], "--kernels"),
+        (["--kv-cache-dtype", "int3"], "--kv-cache-dtype"),
         (["--nonsense", "1"], "--nonsense"),
     ],
 )

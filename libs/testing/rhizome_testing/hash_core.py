@@ -54,7 +54,9 @@ class HashCore:
         self._frames = FrameServer(self.endpoint, instance_id=self.instance_id)
         model = ServedModel(
             name=self.model,
-            info=GetModelInfoResponse(model=self.model, instance_id=self.instance_id, vocab_size=1000),
+            info=GetModelInfoResponse(
+                model=self.model, instance_id=self.instance_id, vocab_size=1000, embedding_size=3
+            ),
             tokenizer_files={"tokenizer.json": b"{}" * 300_000, "generation_config.json": b""},
             default_sampling=SamplingParams(temperature=0.0),
         )

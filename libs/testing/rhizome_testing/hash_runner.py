@@ -5,6 +5,9 @@ the next token is a hash of the whole context read back the same way. So any mix
 or handed out too early, any wrong copy or position changes the text. `expected_tokens` computes the same text
 without pages.
 
+A vector is pooled from the same hashes, in which a token that was counted twice or never shows;
+`expected_embedding` computes it without pages.
+
 Steps are computed in the order of their launch, and tokens are chosen when `sample` is called.
 """
 
@@ -16,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rhizome_engine.batch import Batch, Int64, StepOutput, TokenLogprobs, TokenMasks
+from rhizome_engine.batch import Batch, Float32, Int64, PooledRow, StepOutput, TokenLogprobs, TokenMasks
+from rhizome_engine.embedding.pooling import EmbeddingParams, Pooling
 
 _GARBAGE = 0xDEAD_BEEF
 
@@ -54,6 +58,7 @@ class HashRunner:
         self.fail_next_sample = 0
         self._slots = np.full(num_pages * page_size, _GARBAGE, np.int64)
         self._chosen: dict[tuple[int, int], int] = {}
+        self._sums: dict[int, Float32] = {}
 
     def launch(self, batch: Batch) -> HashStep:
         """Write every token of the batch.
@@ -74,9 +79,10 @@ class HashRunner:
             token_ids[place] = self._chosen[slot, int(batch.positions[place])]
         for row in range(batch.num_rows):
             self._write(batch, token_ids, row)
+        vectors = [self._pool(batch, row) for row in batch.pooled]
         fails = self.fail_next > 0
         self.fail_next -= fails
-        return HashStep(self, batch, fails=fails)
+        return HashStep(self, batch, [vector for vector in vectors if vector is not None], fails=fails)
 
     def choose(self, batch: Batch, index: int, masks: TokenMasks | None) -> int:
         """The next token of a sampled row."""
@@ -89,6 +95,24 @@ class HashRunner:
             token = (token + 1) % self.config.vocab_size
         self._chosen[int(sampling.slots[index]), len(context)] = token
         return token
+
+    def _pool(self, batch: Batch, row: PooledRow) -> Float32 | None:
+        """Take in a row that is pooled; the vector of one that ends."""
+        start, end = int(batch.query_start[row.row]), int(batch.query_start[row.row + 1])
+        states = self._slots[batch.slot_mapping[start:end]]
+        match row.params.pooling:
+            case Pooling.LAST_TOKEN:
+                total = _hidden(states[-1:])
+            case Pooling.CLS:
+                total = _hidden(states[: int(row.begins)])
+            case Pooling.MEAN:
+                total = _hidden(states)
+        if not row.begins and row.params.pooling is not Pooling.LAST_TOKEN:
+            total = total + self._sums.pop(row.slot)
+        if row.ends:
+            return _vector(total, int(batch.context_len[row.row]), row.params)
+        self._sums[row.slot] = total
+        return None
 
     def _allowed(self, batch: Batch, index: int, masks: TokenMasks | None) -> NDArray[np.bool_]:
         allowed = np.ones(self.config.vocab_size, np.bool_)
@@ -129,9 +153,10 @@ class HashRunner:
 class HashStep:
     """A step of the hash runner under way."""
 
-    def __init__(self, runner: HashRunner, batch: Batch, *, fails: bool) -> None:
+    def __init__(self, runner: HashRunner, batch: Batch, vectors: list[Float32], *, fails: bool) -> None:
         self._runner = runner
         self._batch = batch
+        self._vectors = vectors
         self._fails = fails
         self._token_ids: list[int] | None = None
 
@@ -168,6 +193,7 @@ class HashStep:
                 [TokenLogprobs(-float(target), [(target, -0.5)] * top) for target in targets.tolist()]
                 for _, targets, top in self._batch.prompt_scores
             ],
+            self._vectors,
         )
 
 
@@ -185,6 +211,31 @@ def expected_tokens(prompt_ids: list[int], count: int, vocab_size: int = 1000) -
             tokens.append(next_token(np.array(states, np.int64), vocab_size))
         states.append(_mix(states[-1] if states else 0, tokens[position], position))
     return tokens[len(prompt_ids) :]
+
+
+def expected_embedding(prompt_ids: list[int], params: EmbeddingParams) -> list[float]:
+    """What `HashRunner` makes of a prompt, without pages."""
+    states: list[int] = []
+    for position, token in enumerate(prompt_ids):
+        states.append(_mix(states[-1] if states else 0, token, position))
+    chosen = {
+        Pooling.MEAN: states,
+        Pooling.LAST_TOKEN: states[-1:],
+        Pooling.CLS: states[:1],
+    }[params.pooling]
+    values: list[float] = _vector(_hidden(np.array(chosen, np.int64)), len(prompt_ids), params).tolist()
+    return values
+
+
+def _hidden(states: Int64) -> Float32:
+    """The sum of the hidden states of some slots: small whole numbers, exact in any order."""
+    parts = np.stack([states % 97, states // 97 % 89, np.ones_like(states)])
+    return np.asarray(parts.sum(axis=1), np.float32)
+
+
+def _vector(total: Float32, num_tokens: int, params: EmbeddingParams) -> Float32:
+    mean = total / num_tokens if params.pooling is Pooling.MEAN else total
+    return np.asarray(mean / np.linalg.norm(mean) if params.normalize else mean, np.float32)
 
 
 def _mix(before: int, token: int, position: int) -> int:

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from rhizome_engine.attention.choose import BACKENDS
-from rhizome_engine.runner.device import choose_device, choose_dtype
+from rhizome_engine.kernels.native.native_kernels import NativeKernels
+from rhizome_engine.runner.device import choose_device
+from rhizome_engine.runner.numerics import choose_numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Hardware:
         devices: the GPUs that torch can use.
         device: what `--device auto` takes.
         dtype: what `--dtype auto` takes for a checkpoint stored in bfloat16.
+        kernels: what `--kernels auto` takes, and why.
         attention: what `--attention auto` takes, and why.
     """
 
@@ -48,20 +51,24 @@ class Hardware:
     devices: list[CudaDevice]
     device: str
     dtype: str
+    kernels: str
     attention: str
 
 
 def examine() -> Hardware:
     """Look at the devices that torch sees."""
     device = choose_device("auto")
-    dtype = choose_dtype("auto", stored="bfloat16", device=device)
+    numerics = choose_numerics(
+        device, dtype="auto", kv_dtype="auto", kernels="auto", quantization="none", stored="bfloat16"
+    )
     return Hardware(
         torch=torch.__version__,
         cuda=torch.version.cuda,
         devices=[_describe(index) for index in range(torch.cuda.device_count())],
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        attention=_attention_reason(),
+        dtype=str(numerics.weight_dtype).removeprefix("torch."),
+        kernels=f"{numerics.kernels.name}: {numerics.reason}",
+        attention=_attention_reason(isinstance(numerics.kernels, NativeKernels)),
     )
 
 
@@ -70,8 +77,9 @@ def _describe(index: int) -> CudaDevice:
     return CudaDevice(properties.name, properties.total_memory, f"{properties.major}.{properties.minor}")
 
 
-def _attention_reason() -> str:
-    return f"sdpa (of {', '.join(BACKENDS)}): works on every device and page size"
+def _attention_reason(native: bool) -> str:
+    best = "native" if native else "sdpa"
+    return f"{best} (of {', '.join(BACKENDS)})"
 
 
 def main() -> int:

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
+from rhizome_engine.memory_size import MemorySize
 from rhizome_engine.scheduler.config import PolicyName
 
 MAX_IPC_PATH_BYTES = 100
 """Unix socket paths hold 107 bytes; ZeroMQ and the lock file beside the socket need a few of them."""
 
+FloatType = Literal["auto", "float32", "bfloat16", "float16"]
 SettingsT = TypeVar("SettingsT", bound="CoreSettings")
 EXIT_CANNOT_SERVE = 2
 """Exit status of a core that would fail again in the same way: starting it once more is useless."""
@@ -44,14 +46,25 @@ class CoreSettings(BaseSettings):
     model: Path = Field(description="Checkpoint directory: config.json, tokenizer.json, *.safetensors.")
     served_model_name: str = Field("", description="Name in the API; default: the directory's name.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Weights' type.")
-    attention: Literal["auto", "sdpa"] = Field("auto", description="Back end.")
+    dtype: FloatType = Field("auto", description="Type of weights that are not quantised.")
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none", description="Round weights to integers while loading; none keeps what the checkpoint has."
+    )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto", description="What computes: the CPU's own kernels or PyTorch; auto: the former if possible."
+    )
+    attention: Literal["auto", "native", "sdpa"] = Field("auto", description="Back end.")
     page_size: int = Field(16, description=f"Tokens per page of the KV pool: {PAGE_SIZES}.")
     max_cache_tokens: PositiveInt | None = Field(
-        None, description="Tokens in the KV pool; default: what --kv-cache-bytes or the free memory allows."
+        None, description="Tokens in the KV pool; default: what --kv-memory or the free memory allows."
     )
-    kv_cache_bytes: ByteSize | None = Field(
-        None, description="Memory of the KV pool, such as 2GiB; default: measured."
+    kv_memory: str | None = Field(
+        None,
+        description="Memory of the KV pool, such as 4GiB, or 60% of what is left beside weights and "
+        "workspace; default: measured.",
+    )
+    kv_cache_dtype: FloatType = Field(
+        "auto", description="Type of the KV pool; auto: float32 on a CPU, bfloat16 beside quantised weights."
     )
     max_batch_size: PositiveInt = Field(32, description="Requests computed in one step.")
     max_queue_size: PositiveInt = Field(256, description="Requests that may wait; more are refused.")
@@ -152,6 +165,13 @@ class CoreSettings(BaseSettings):
             raise ValueError(f"page size must be one of {PAGE_SIZES}, not {page_size}")
         return page_size
 
+    @field_validator("kv_memory")
+    @classmethod
+    def _check_kv_memory(cls, size: str | None) -> str | None:
+        if size is not None:
+            MemorySize.parse(size)
+        return size
+
     @field_validator("max_tenant_slowdown")
     @classmethod
     def _check_slowdown(cls, factor: float) -> float:
@@ -176,8 +196,8 @@ class CoreSettings(BaseSettings):
     def _check_together(self) -> Self:
         if not self.served_model_name:
             self.served_model_name = self.model.name
-        if self.max_cache_tokens is not None and self.kv_cache_bytes is not None:
-            raise ValueError("give --max-cache-tokens or --kv-cache-bytes, not both")
+        if self.max_cache_tokens is not None and self.kv_memory is not None:
+            raise ValueError("give --max-cache-tokens or --kv-memory, not both")
         return self
 
 

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from rhizome_engine.checkpoint import CheckpointError, RopeConfig, load_checkpoint
+from rhizome_engine.checkpoint.errors import CheckpointError
+from rhizome_engine.checkpoint.loader import load_checkpoint
+from rhizome_engine.checkpoint.model_config import LayerConfig
+from rhizome_engine.checkpoint.rope_config import RopeConfig
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 
@@ -66,58 +69,16 @@ def test_absent_keys_take_the_defaults_of_transformers(tmp_path):
         ],
     ).config
     assert (config.num_kv_heads, config.rms_norm_eps, config.max_position_embeddings) == (4, 1e-6, 2048)
-    assert not (config.tie_word_embeddings or config.attention_bias or config.mlp_bias)
-    assert config.rope == RopeConfig(theta=10000.0)
-
-
-LLAMA3 = {
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"rope_theta": 5e5}, RopeConfig(theta=5e5)),
-        ({"rope_scaling": {"rope_type": "default"}}, RopeConfig()),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, RopeConfig(kind="linear", factor=2.0)),
-        (
-            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
-            RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192),
-        ),
-        (
-            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
-            RopeConfig(5e5, "llama3", 32.0, 1.0, 4.0, 8192),
-        ),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}, RopeConfig(theta=123.0)),
-    ],
-)
-def test_rope_settings_are_read_in_every_spelling(tmp_path, changes, expected):
-    assert load(tmp_path, **changes).config.rope == expected
+    assert not (config.tie_word_embeddings or config.qkv_bias or config.output_bias or config.mlp_bias)
+    assert config.ropes == (RopeConfig(theta=10000.0),)
+    assert config.layers == (LayerConfig(window=0, rope=0, experts=False),) * 2
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"architectures": ["MambaForCausalLM"], "model_type": "mamba"},
-            r"no supported architecture in architectures \['MambaForCausalLM'\] \(model_type 'mamba'\); "
-            "supported: LlamaForCausalLM",
-        ),
-        ({"architectures": None}, "no supported architecture"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; known: silu"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' is not supported"),
-        (
-            {"rope_scaling": {"rope_type": "linear"}},
-            "rope_scaling: factor must be a number, but it is absent",
-        ),
         ({"rope_scaling": "linear"}, 'rope_scaling must be an object, but it is "linear"'),
-        ({"partial_rotary_factor": 0.5, "rope_scaling": {"rope_type": "default"}}, "partial_rotary_factor"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": "64"}, 'hidden_size must be an integer of at least 1, but it is "64"'),
         ({"hidden_size": None}, "hidden_size must be an integer of at least 1, but it is absent"),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads 3"),

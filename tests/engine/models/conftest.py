@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,44 @@ class Driver:
             sequence.computed += count
         assert sequence.computed == len(ids)
         return torch.cat(parts)
+
+
+def greedy_text(oracle: Any, prompt: list[int], num_tokens: int) -> list[int]:
+    """Return the likeliest continuation that a transformers model finds, none of it nearly a tie."""
+    ids, past, output = torch.tensor([prompt]), None, []
+    with torch.no_grad():
+        for _ in range(num_tokens):
+            result = oracle(ids, past_key_values=past, use_cache=True)
+            past = result.past_key_values
+            best = result.logits[0, -1].topk(2)
+            margin = float(best.values[0] - best.values[1]) / float(result.logits.abs().max())
+            assert margin > 5e-4, "the checkpoint's seed gives a near tie; take another seed"
+            output.append(int(best.indices[0]))
+            ids = best.indices[None, :1]
+    return output
+
+
+def make_runner(checkpoint: Path, kernels: str, **settings: Any) -> ModelRunner:
+    """Load a checkpoint in float32 for few tokens; skips where this machine has no such kernels."""
+    try:
+        return ModelRunner(
+            checkpoint,
+            **{"device": "cpu", "dtype": "float32", "num_pages": 64, "kernels": kernels, **settings},
+        )
+    except ValueError as error:
+        if kernels == "native" and "native kernels were asked for" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def greedy() -> Callable[[Any, list[int], int], list[int]]:
+    return greedy_text
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., ModelRunner]:
+    return make_runner
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,7 @@ def test_the_pool_has_the_size_that_was_asked_for(checkpoint):
     assert (by_pages.num_pages, by_pages.page_size) == (10, 32)
     assert by_pages.kv.data.shape == (2, 2, 10, 32, 2, 16)
     bytes_per_page = by_pages.kv.data.nbytes // 10
-    by_bytes = ModelRunner(checkpoint, device="cpu", page_size=32, kv_cache_bytes=7 * bytes_per_page + 5)
+    by_bytes = ModelRunner(checkpoint, device="cpu", page_size=32, kv_memory=7 * bytes_per_page + 5)
     assert by_bytes.num_pages == 7
 
 
@@ -71,13 +71,30 @@ def test_without_a_size_the_pool_is_bounded_by_what_is_useful(checkpoint):
     assert runner.num_pages == 2 * 2 * 2048 // 16
 
 
+def test_the_pool_may_be_given_as_people_write_memory(checkpoint):
+    page = ModelRunner(checkpoint, device="cpu", num_pages=1).kv.data.nbytes
+    assert ModelRunner(checkpoint, device="cpu", kv_memory="1MiB").num_pages == 2**20 // page
+    some = ModelRunner(checkpoint, device="cpu", kv_memory="0.1%").num_pages
+    more = ModelRunner(checkpoint, device="cpu", kv_memory="0.2%").num_pages
+    assert 1.8 * some < more < 2.2 * some
+
+
 def test_a_pool_that_does_not_fit_is_refused_with_the_arithmetic(checkpoint):
-    with pytest.raises(
-        KVBudgetError, match=r"available - .* weights - .* workspace = .* left; wanted 1000000000 pages x"
-    ):
-        ModelRunner(checkpoint, device="cpu", num_pages=10**9)
-    with pytest.raises(KVBudgetError, match="wanted 0 pages"):
-        ModelRunner(checkpoint, device="cpu", kv_cache_bytes=10)
+    arithmetic = r"available - .* weights \(.*\) - .* workspace = .* left; "
+    wanted = r"wanted 16000000000 tokens \(1000000000 pages\) x 256 B per token = 3814.70 GiB"
+    with pytest.raises(KVBudgetError, match=arithmetic + wanted):
+        ModelRunner(checkpoint, device="cpu", num_pages=10**9, kv_cache_dtype="bfloat16")
+    with pytest.raises(KVBudgetError, match=r"wanted 0 tokens .* room for one page of 16 tokens up to \d+"):
+        ModelRunner(checkpoint, device="cpu", kv_memory=10)
+
+
+def test_the_number_formats_are_what_was_asked_for(checkpoint):
+    runner = ModelRunner(
+        checkpoint, device="cpu", num_pages=4, quantization="int8", kv_cache_dtype="float16", kernels="torch"
+    )
+    assert runner.weights_name == "int8"
+    assert runner.kv.data.dtype == torch.float16
+    assert runner.numerics.kernels.name == "torch"
 
 
 @pytest.mark.parametrize(
@@ -85,9 +102,16 @@ def test_a_pool_that_does_not_fit_is_refused_with_the_arithmetic(checkpoint):
     [
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
         ({"dtype": "int3"}, "dtype must be auto, float32, bfloat16, float16, not 'int3'"),
-        ({"attention": "magic"}, "attention must be auto, sdpa, not 'magic'"),
+        ({"attention": "magic"}, "attention must be auto, native, sdpa, not 'magic'"),
         ({"page_size": 0}, "page_size must be at least 1, not 0"),
-        ({"kv_cache_bytes": 10**6}, "give num_pages or kv_cache_bytes, not both"),
+        ({"kv_memory": 10**6}, "give num_pages or kv_memory, not both"),
+        (
+            {"num_pages": None, "kv_memory": "much"},
+            "a size such as 4GiB, or a share of what is left such as 60%",
+        ),
+        ({"kv_cache_dtype": "int3"}, "kv_cache_dtype must be auto, float32, bfloat16, float16, not 'int3'"),
+        ({"kernels": "magic"}, "kernels must be auto, native or torch, not 'magic'"),
+        ({"quantization": "int3"}, "quantization must be none, int8, int4, not 'int3'"),
     ],
 )
 def test_an_unusable_setting_is_refused_by_name(checkpoint, setting, message):
@@ -100,4 +124,4 @@ def test_cuda_is_refused_where_there_is_none_and_auto_falls_back(checkpoint):
     with pytest.raises(ValueError, match="device 'cuda' was asked for, but there is no usable CUDA device"):
         ModelRunner(checkpoint, device="cuda")
     runner = ModelRunner(checkpoint, num_pages=4)
-    assert (runner.device.type, runner.dtype) == ("cpu", torch.float32)
+    assert (runner.device.type, runner.numerics.weight_dtype) == ("cpu", torch.float32)

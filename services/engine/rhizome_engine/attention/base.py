@@ -1,4 +1,8 @@
-"""The protocol between models and attention back ends."""
+"""The protocol between models and attention back ends.
+
+A back end does all that lies between the QKV projection and the output projection: normalise queries and keys
+where a model does so, rotate them, store keys and values in their pages, attend.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,49 @@ from rhizome_engine.batch import Int32
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """What distinguishes one layer's attention; fixed when the model is made.
+
+    Attributes:
+        index: of the layer in the KV pool.
+        num_heads: query heads; head h reads key-value head h * num_kv_heads // num_heads.
+        num_kv_heads: key and value heads.
+        head_dim: width of a head.
+        scale: of the scores, usually 1 / sqrt(head_dim).
+        softcap: scores become softcap * tanh(score / softcap); 0 for none.
+        window: a token sees itself and the window - 1 tokens before it; 0 for all.
+        rope: which of the model's rotary tables turns this layer's queries and keys; None for none.
+        q_norm: [head_dim] float32 gain of the RMS norm of each query head before rotation; None for none.
+        k_norm: the same for keys.
+        norm_eps: of these norms.
+    """
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    rope: int | None = 0
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionInputs:
     """What a back end needs to know of a step; the index arrays are those of `Batch`, on the host.
 
     Attributes:
+        positions: [num_tokens] int64 on the device.
         slot_mapping: [num_tokens] int64 on the device.
         query_start: [num_rows + 1].
         context_len: [num_rows], the row's new tokens included.
         page_table: [num_rows, max_pages].
     """
 
+    positions: Tensor
     slot_mapping: Tensor
     query_start: Int32
     context_len: Int32
@@ -28,19 +65,17 @@ class AttentionInputs:
 
 
 class AttentionPlan(Protocol):
-    """One step's attention, the same for every layer."""
+    """One step's attention."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: AttentionLayer, qkv: Tensor) -> Tensor:
         """Store the new keys and values, then let each token see its row up to and including itself.
 
         Args:
-            layer: index of the layer.
-            q: [num_tokens, num_heads, head_dim], rotated.
-            k: [num_tokens, num_kv_heads, head_dim], rotated.
-            v: like k.
+            layer: which layer, and its peculiarities.
+            qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], as projected: queries, keys, values.
 
         Returns:
-            [num_tokens, num_heads, head_dim]
+            [num_tokens, num_heads * head_dim], valid until the next call
         """
         ...
 
@@ -51,5 +86,5 @@ class AttentionBackend(Protocol):
     name: str
 
     def plan(self, inputs: AttentionInputs) -> AttentionPlan:
-        """Prepare indices and masks of a step."""
+        """Prepare indices, masks and rotary tables of a step."""
         ...

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ class PagedKV:
     business, not this one's.
 
     The pool starts as zeros: attention reads whole pages and masks what lies beyond a sequence, and a mask
-    turns any finite number into nothing, but not NaN. On a CPU zeros take no memory until a page is written.
+    turns any finite number into nothing, but not NaN. On a CPU they take no memory until a page is written.
 
     Attributes:
         data: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim], keys before values.
@@ -33,7 +36,7 @@ class PagedKV:
         self.num_pages = num_pages
         self.page_size = page_size
         shape = (num_layers, 2, num_pages, page_size, num_kv_heads, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype, device)
         # Views are made once: indexing costs microseconds per layer and step.
         slot_rows = self.data.view(num_layers, 2, num_pages * page_size, num_kv_heads * head_dim)
         self._slots = [(layer[0], layer[1]) for layer in slot_rows]
@@ -84,3 +87,11 @@ class PagedKV:
     def copy_page(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first `num_slots` tokens of a page in all layers, to share a partly filled tail page."""
         self.data[:, :, target, :num_slots] = self.data[:, :, source, :num_slots]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU straight from the system, because `torch.zeros` would write them all."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not num_bytes:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)

@@ -1,6 +1,6 @@
 """Attention through `torch.nn.functional.scaled_dot_product_attention`: any device, any page size.
 
-It is the CPU's back end and the reference that others are tested against. A step is a mix of two shapes:
+It works everywhere and is the reference that others are tested against. A step is a mix of two shapes:
 
     decode rows (one new token)     grouped by length; a group's pages are gathered into one padded block and
                                     attended in one call, the padding masked
@@ -11,7 +11,8 @@ Query heads that share a key-value head are a dimension of their own, so keys ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rhizome_engine.attention.base import AttentionInputs
+from rhizome_engine.attention.base import AttentionInputs, AttentionLayer
 from rhizome_engine.attention.paged_kv import PagedKV
+from rhizome_engine.layers.rotary import Rope, rotate
 
 MAX_GATHERED_TOKENS = 32768
 """A decode group is split where its padded block would hold more; this bounds the memory of gathering."""
@@ -36,12 +38,13 @@ class DecodeGroup:
     Attributes:
         tokens: [rows] int64, their places in the step's flat arrays; None when they are the whole step.
         pages: [rows, pages] int64, padded with the row's first page.
-        mask: [rows, 1, 1, pages * page_size], 0 where a key may be seen and -inf where not.
+        distance: [rows, pages * page_size] int64, how far each key lies behind the query; negative where
+            there is no key.
     """
 
     tokens: Tensor | None
     pages: Tensor
-    mask: Tensor
+    distance: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,60 +55,88 @@ class PrefillRow:
         start: its first token in the step's flat arrays.
         end: one past its last.
         pages: [1, pages] int64; None when nothing was computed before, so that the new keys are all keys.
-        mask: [end - start, pages * page_size] for rows that have pages; None means plainly causal.
+        distance: [end - start, keys] int64, as in `DecodeGroup`; keys are those of the pages or the new ones.
     """
 
     start: int
     end: int
     pages: Tensor | None
-    mask: Tensor | None
+    distance: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SdpaPlan:
     """See `AttentionPlan`."""
 
     kv: PagedKV
     slot_mapping: Tensor
+    tables: list[tuple[Tensor, Tensor]]
     decode_groups: list[DecodeGroup]
     prefill_rows: list[PrefillRow]
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: AttentionLayer, qkv: Tensor) -> Tensor:
         """Store the new keys and values and attend; shapes as in `AttentionPlan.attend`."""
-        self.kv.write(layer, self.slot_mapping, k, v)
-        num_tokens, num_heads, head_dim = q.shape
-        num_kv_heads = k.shape[1]
-        q = q.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        q, k, v = self._split(layer, qkv)
+        keys, values = k.to(self.kv.data.dtype), v.to(self.kv.data.dtype)
+        self.kv.write(layer.index, self.slot_mapping, keys, values)
+        q = q.reshape(len(q), layer.num_kv_heads, -1, layer.head_dim)
         if len(self.decode_groups) == 1 and self.decode_groups[0].tokens is None:
-            return self._decode(layer, self.decode_groups[0], q).flatten(1, 2)
+            return self._decode(layer, self.decode_groups[0], q).flatten(1)
         out = torch.empty_like(q)
         for group in self.decode_groups:
             assert group.tokens is not None
             out.index_copy_(0, group.tokens, self._decode(layer, group, q.index_select(0, group.tokens)))
         for row in self.prefill_rows:
             span = slice(row.start, row.end)
-            out[span] = self._prefill(layer, row, q[span], k[span], v[span])
-        return out.flatten(1, 2)
+            out[span] = self._prefill(layer, row, q[span], keys[span], values[span])
+        return out.flatten(1)
 
-    def _decode(self, layer: int, group: DecodeGroup, q: Tensor) -> Tensor:
+    def _split(self, layer: AttentionLayer, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys, normalised and rotated, and values, each [num_tokens, heads, head_dim]."""
+        heads = qkv.view(len(qkv), -1, layer.head_dim)
+        first_v = layer.num_heads + layer.num_kv_heads
+        q, k, v = heads[:, : layer.num_heads], heads[:, layer.num_heads : first_v], heads[:, first_v:]
+        if layer.q_norm is not None:
+            q = _normalise(q, layer.q_norm, layer.norm_eps)
+        if layer.k_norm is not None:
+            k = _normalise(k, layer.k_norm, layer.norm_eps)
+        if layer.rope is not None:
+            q, k = rotate(q, *self.tables[layer.rope]), rotate(k, *self.tables[layer.rope])
+        return q, k, v
+
+    def _decode(self, layer: AttentionLayer, group: DecodeGroup, q: Tensor) -> Tensor:
         """Attend [rows, kv_heads, group, head_dim]; the query heads of a group stand where queries stand."""
-        keys, values = self.kv.gather(layer, group.pages)
-        return F.scaled_dot_product_attention(
-            q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=group.mask
-        )
+        keys, values = self.kv.gather(layer.index, group.pages)
+        mask = self._mask(layer, group.distance)[:, None, None, :]
+        return _attend(layer, q, keys.transpose(1, 2), values.transpose(1, 2), mask)
 
-    def _prefill(self, layer: int, row: PrefillRow, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _prefill(self, layer: AttentionLayer, row: PrefillRow, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend [tokens, kv_heads, group, head_dim]; key-value heads stand where the batch stands."""
         if row.pages is not None:
-            gathered_k, gathered_v = self.kv.gather(layer, row.pages)
+            gathered_k, gathered_v = self.kv.gather(layer.index, row.pages)
             k, v = gathered_k[0], gathered_v[0]
         group = q.shape[2]
         keys = k.transpose(0, 1)[:, None].expand(-1, group, -1, -1)
         values = v.transpose(0, 1)[:, None].expand(-1, group, -1, -1)
-        out = F.scaled_dot_product_attention(
-            q.permute(1, 2, 0, 3), keys, values, attn_mask=row.mask, is_causal=row.mask is None
-        )
-        return out.permute(2, 0, 1, 3)
+        q = q.permute(1, 2, 0, 3)
+        if row.pages is None and not layer.window and not layer.softcap:
+            narrow = q.to(keys.dtype)
+            out = F.scaled_dot_product_attention(narrow, keys, values, is_causal=True, scale=layer.scale)
+        else:
+            out = _attend(layer, q, keys, values, self._mask(layer, row.distance))
+        return out.permute(2, 0, 1, 3).to(q.dtype)
+
+    def _mask(self, layer: AttentionLayer, distance: Tensor) -> Tensor:
+        """Turn distances into what is added to scores, 0 or -inf; made once per window and step."""
+        key = (id(distance), layer.window)
+        if key not in self._masks:
+            hidden = distance < 0
+            if layer.window:
+                hidden |= distance >= layer.window
+            mask = torch.zeros(distance.shape, dtype=self.kv.data.dtype, device=distance.device)
+            self._masks[key] = mask.masked_fill_(hidden, float("-inf"))
+        return self._masks[key]
 
 
 class SdpaBackend:
@@ -113,17 +144,18 @@ class SdpaBackend:
 
     Args:
         kv: the pool that is written and read.
+        ropes: the model's rotary embeddings.
     """
 
     name = "sdpa"
 
-    def __init__(self, kv: PagedKV) -> None:
+    def __init__(self, kv: PagedKV, ropes: Sequence[Rope]) -> None:
         self.kv = kv
-        self.dtype = kv.data.dtype
+        self.ropes = ropes
         self.device = kv.data.device
 
     def plan(self, inputs: AttentionInputs) -> SdpaPlan:
-        """Sort rows into decode groups and prefills and make their masks."""
+        """Sort rows into decode groups and prefills."""
         query_len = np.diff(inputs.query_start)
         num_pages = -(-inputs.context_len // self.kv.page_size)
         decode = np.flatnonzero(query_len == 1)
@@ -138,6 +170,7 @@ class SdpaBackend:
         return SdpaPlan(
             kv=self.kv,
             slot_mapping=inputs.slot_mapping,
+            tables=[rope.table(inputs.positions) for rope in self.ropes],
             decode_groups=[self._decode_group(inputs, rows, num_pages[rows], whole_step) for rows in groups],
             prefill_rows=[self._prefill_row(inputs, row) for row in np.flatnonzero(query_len > 1).tolist()],
         )
@@ -149,28 +182,38 @@ class SdpaBackend:
         pages = inputs.page_table[rows, :width].astype(np.int64)
         # Beyond its own pages a row reads its first page again: never another request's.
         pages = np.where(np.arange(width) < num_pages[:, None], pages, pages[:, :1])
-        hidden = np.arange(width * self.kv.page_size) >= inputs.context_len[rows, None]
+        distance = inputs.context_len[rows, None] - 1 - np.arange(width * self.kv.page_size)
         return DecodeGroup(
             tokens=None if whole_step else self._to_device(inputs.query_start[rows].astype(np.int64)),
             pages=self._to_device(pages),
-            mask=self._mask(hidden)[:, None, None, :],
+            distance=self._to_device(distance),
         )
 
     def _prefill_row(self, inputs: AttentionInputs, row: int) -> PrefillRow:
         start, end = int(inputs.query_start[row]), int(inputs.query_start[row + 1])
         context_len = int(inputs.context_len[row])
-        if context_len == end - start:
-            return PrefillRow(start, end, pages=None, mask=None)
-        num_pages = -(-context_len // self.kv.page_size)
         positions = np.arange(context_len - (end - start), context_len)
-        hidden = np.arange(num_pages * self.kv.page_size) > positions[:, None]
+        if context_len == end - start:
+            return PrefillRow(start, end, None, self._to_device(positions[:, None] - positions))
+        num_pages = -(-context_len // self.kv.page_size)
+        distance = positions[:, None] - np.arange(num_pages * self.kv.page_size)
         pages = inputs.page_table[row : row + 1, :num_pages].astype(np.int64)
-        return PrefillRow(start, end, pages=self._to_device(pages), mask=self._mask(hidden))
-
-    def _mask(self, hidden: NDArray[np.bool_]) -> Tensor:
-        """Turn booleans (True is hidden) into what is added to the scores."""
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(self._to_device(hidden), float("-inf"))
+        return PrefillRow(start, end, self._to_device(pages), self._to_device(distance))
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _normalise(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
+
+
+def _attend(layer: AttentionLayer, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attend [..., queries, head_dim] to [..., keys, head_dim]; the result has the dtype of q."""
+    narrow = q.to(keys.dtype)
+    if not layer.softcap:
+        out = F.scaled_dot_product_attention(narrow, keys, values, attn_mask=mask, scale=layer.scale)
+        return out.to(q.dtype)
+    scores = (narrow @ keys.transpose(-1, -2)).float() * layer.scale
+    scores = layer.softcap * torch.tanh(scores / layer.softcap) + mask
+    return (scores.softmax(dim=-1).to(values.dtype) @ values).to(q.dtype)

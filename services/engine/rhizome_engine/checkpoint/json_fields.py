@@ -13,15 +13,19 @@ from rhizome_engine.checkpoint.errors import CheckpointError
 class JsonFields:
     """A JSON object read from a file.
 
-    A key whose value is null counts as absent, as it does in transformers.
+    A key whose value is null counts as absent; `nulls` is for those keys whose default is not "none".
 
     Args:
         values: the object.
         where: the file (and the key inside it), for messages.
+
+    Attributes:
+        nulls: keys whose value is null.
     """
 
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values = {key: value for key, value in values.items() if value is not None}
+        self.nulls = frozenset(key for key, value in values.items() if value is None)
         self.where = where
 
     @classmethod

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.checkpoint.generation import GenerationDefaults, read_generation_defaults
 from rhizome_engine.checkpoint.json_fields import JsonFields
-from rhizome_engine.checkpoint.model_config import ModelConfig, parse_model_config
-from rhizome_engine.checkpoint.weight_files import WeightFiles
-from rhizome_engine.models.registry import ARCHITECTURES
-
-logger = logging.getLogger(__name__)
+from rhizome_engine.checkpoint.model_config import ModelConfig
+from rhizome_engine.checkpoint.weights import CheckpointWeights
+from rhizome_engine.models.registry import family_of, parse_model_config
+from rhizome_engine.weights.targets import ModelTargets
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +36,22 @@ class Checkpoint:
         """
         return tuple(dict.fromkeys(self.generation.eos_token_ids + self.config.eos_token_ids))
 
-    @torch.no_grad()
-    def load_weights(self, targets: Mapping[str, Tensor]) -> None:
-        """Fill a model from the safetensors.
+    def open_weights(self) -> CheckpointWeights:
+        """Map the safetensors.
 
-        Args:
-            targets: tensor name in the checkpoint → the (part of a) parameter it belongs in.
+        Raises:
+            CheckpointError: one is absent or damaged, or matrices are quantised in an unknown way.
+        """
+        config = JsonFields.read(self.path / "config.json")
+        return CheckpointWeights(self.path, config, family_of(self.config.architecture).layout)
+
+    def load_weights(self, targets: ModelTargets) -> None:
+        """Fill a model from the safetensors.
 
         Raises:
             CheckpointError: a tensor is missing, has another shape or is cut off; it is named.
         """
-        files = WeightFiles(self.path)
-        missing = [name for name in targets if name not in files]
-        if missing:
-            shown = ", ".join(f"{name} {list(targets[name].shape)}" for name in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise CheckpointError(f"{self.path}: the safetensors lack {len(missing)} tensors: {shown}{more}")
-        for name, target in targets.items():
-            files.copy_into(name, target)
-        # Old checkpoints hold rotary tables, and tied ones may repeat the embedding as lm_head.
-        harmless = ("inv_freq", "lm_head.weight")
-        unused = [name for name in files if name not in targets and not name.endswith(harmless)]
-        if unused:
-            logger.warning("%s: %d tensors are not used, the first is %s", self.path, len(unused), unused[0])
+        self.open_weights().fill(targets)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -78,6 +65,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{directory} is not a directory; give the directory that holds config.json")
     return Checkpoint(
         path=directory,
-        config=parse_model_config(JsonFields.read(directory / "config.json"), tuple(ARCHITECTURES)),
+        config=parse_model_config(JsonFields.read(directory / "config.json")),
         generation=read_generation_defaults(directory / "generation_config.json"),
     )

@@ -1,21 +1,23 @@
-"""Safetensors in one file or in shards, mapped into memory and read one tensor at a time."""
+"""A checkpoint's safetensors, one file or shards, read one block of rows at a time."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.checkpoint.json_fields import JsonFields
+from rhizome_engine.checkpoint.safetensors_file import SafetensorsFile, TensorEntry
+from rhizome_engine.models.stored_layout import StoredLayout, with_prefix
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+BLOCK_ELEMENTS = 2**17
+"""About so many elements of a matrix are read at once: they stay in the cache, and do not show in memory."""
+_AHEAD_BYTES = 2**25
 
 
 class WeightFiles:
@@ -25,21 +27,25 @@ class WeightFiles:
 
     Args:
         directory: the checkpoint.
+        layout: brings the names in the files to those of the model; all names below are the latter.
 
     Raises:
         CheckpointError: there are no safetensors, a shard is absent, or a file is damaged.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, layout: StoredLayout = with_prefix) -> None:
         self.directory = directory
-        self._file_of: dict[str, Path] = {}
-        self._expected = self._read_index()
-        paths = sorted(set(self._expected.values())) or [directory / SINGLE_FILE]
-        self._handles = {path: open_safetensors(path) for path in paths}
-        for path, handle in self._handles.items():
-            self._file_of.update(dict.fromkeys(handle.keys(), path))
-        for name, path in self._expected.items():
-            if name not in self._file_of:
+        self._file_of: dict[str, SafetensorsFile] = {}
+        expected = self._read_index()
+        paths = sorted(set(expected.values())) or [directory / SINGLE_FILE]
+        stored: set[str] = set()
+        for path in paths:
+            file = _open(path)
+            stored.update(file.entries)
+            file.entries = layout(file.entries)
+            self._file_of.update(dict.fromkeys(file.entries, file))
+        for name, path in expected.items():
+            if name not in stored:
                 raise CheckpointError(f"{path}: tensor {name} is missing, but {INDEX_FILE} places it here")
 
     def _read_index(self) -> dict[str, Path]:
@@ -67,60 +73,90 @@ class WeightFiles:
     def __contains__(self, name: object) -> bool:
         return name in self._file_of
 
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor into its place in the model, converting to the target's dtype and device.
+    def entry(self, name: str) -> TensorEntry:
+        """Return type, shape and place of a tensor.
 
         Raises:
-            CheckpointError: the tensor has another shape or cannot be read.
-            KeyError: there is no such tensor.
+            CheckpointError: there is no such tensor.
         """
-        path = self._file_of[name]
-        handle = self._handles[path]
-        try:
-            shape = handle.get_slice(name).get_shape()
-            if list(shape) != list(target.shape):
-                raise CheckpointError(
-                    f"{path}: tensor {name} has shape {list(shape)}, "
-                    f"but config.json asks for {list(target.shape)}"
-                )
-            target.copy_(handle.get_tensor(name))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: tensor {name} cannot be read: {error}") from error
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.directory}: the safetensors lack tensor {name}")
+        return self._file_of[name].entries[name]
 
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._file_of[name].path
 
-def open_safetensors(path: Path) -> Any:
-    """Map a safetensors file.
+    def place(self, name: str) -> tuple[str, int]:
+        """Return what sorts tensors in the order of the disk; first what is missing."""
+        if name not in self._file_of:
+            return "", 0
+        return str(self._file_of[name].path), self._file_of[name].entries[name].start
 
-    Raises:
-        CheckpointError: it is absent or damaged; the message names the first tensor that is cut off.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist, but {INDEX_FILE} names it; download it")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        detail = _first_truncated_tensor(path) or str(error)
-        raise CheckpointError(f"{path} is damaged: {detail}; download it again") from error
+    def tensor(self, name: str, expected_shape: Sequence[int], kinds: Iterable[str]) -> Tensor:
+        """Return a tensor as a view of its file.
 
+        Args:
+            name: of the tensor.
+            expected_shape: that it must have.
+            kinds: types that it may have, as safetensors spells them.
 
-def _first_truncated_tensor(path: Path) -> str:
-    """Read the header by hand (u64 length, JSON, data) and say which tensor the file ends in, "" if none."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            if 8 + header_bytes > size:
-                return f"it ends inside its header, after {size} bytes"
-            header = json.loads(file.read(header_bytes))
-            ends = sorted(
-                (int(entry["data_offsets"][1]), name)
-                for name, entry in header.items()
-                if name != "__metadata__"
+        Raises:
+            CheckpointError: it is missing, or of another shape or type.
+        """
+        entry, kinds = self.entry(name), list(kinds)
+        path = self.path_of(name)
+        if entry.dtype not in kinds:
+            raise CheckpointError(f"{path}: tensor {name} holds {entry.dtype}, expected {' or '.join(kinds)}")
+        if entry.shape != tuple(expected_shape):
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(entry.shape)}, "
+                f"but config.json asks for {list(expected_shape)}"
             )
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        return "it does not begin with a safetensors header"
-    for end, name in ends:
-        needed = 8 + header_bytes + end
-        if needed > size:
-            return f"tensor {name} ends at byte {needed}, but the file has {size}"
-    return ""
+        return self._file_of[name].tensor(name)
+
+    def row_blocks(
+        self, name: str, expected_shape: Sequence[int], kinds: Iterable[str]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Read a tensor as (first row, rows), so that little of it is in memory twice.
+
+        A block is valid until the next one is asked for; its memory is given back then.
+
+        Raises:
+            CheckpointError: as for `tensor`.
+        """
+        tensor = self.tensor(name, expected_shape, kinds)
+        file, entry = self._file_of[name], self.entry(name)
+        row_bytes = math.prod(entry.shape[1:]) * tensor.itemsize
+        for start, stop in row_spans(entry.shape):
+            first, last = entry.start + start * row_bytes, entry.start + stop * row_bytes
+            # Beyond this tensor comes the next one, where tensors are read in the order of the disk.
+            file.prefetch(first + _AHEAD_BYTES, last + _AHEAD_BYTES)
+            yield start, tensor[start:stop]
+            file.release(first, last)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor that was read whole."""
+        entry = self.entry(name)
+        self._file_of[name].release(entry.start, entry.end)
+
+
+def row_spans(shape: Sequence[int], multiple_of: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut the rows of a tensor into blocks of about `BLOCK_ELEMENTS`, as (start, stop).
+
+    Args:
+        shape: of the tensor.
+        multiple_of: of which each block's first row is one.
+    """
+    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])) // multiple_of) * multiple_of
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def _open(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, but {INDEX_FILE} names it; download it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

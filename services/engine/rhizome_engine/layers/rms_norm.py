@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 
 class RMSNorm:
-    """Divide by the root mean square and multiply by a learned gain; statistics are always float32."""
+    """Divide by the root mean square and multiply by a learned gain; the statistics are float32.
 
-    def __init__(self, size: int, eps: float, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.weight = torch.empty(size, device=device, dtype=dtype)
+    Args:
+        size: width of what is normalised.
+        eps: added to the mean square.
+        device: where the gain lives.
+
+    Attributes:
+        gain: [size] float32; where a checkpoint stores gain - 1, as Gemma does, the loader adds the 1.
+    """
+
+    def __init__(self, size: int, eps: float, *, device: torch.device) -> None:
+        self.gain = torch.empty(size, device=device, dtype=torch.float32)
         self.eps = eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise over the last dimension."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -1,62 +1,58 @@
-"""Which model class serves which architecture.
+"""Which family a checkpoint belongs to.
 
-The table holds import paths rather than classes: reading a checkpoint's config then needs no model code, and
-a family's imports are paid only by those who use it.
+The table holds module paths rather than modules: a family's file is imported only by those who use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from rhizome_engine.attention.base import AttentionPlan
+from rhizome_engine.checkpoint.errors import CheckpointError
+from rhizome_engine.checkpoint.json_fields import JsonFields
+from rhizome_engine.checkpoint.model_config import ModelConfig
+from rhizome_engine.models.family import Family
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": "rhizome_engine.models.llama:LlamaForCausalLM",
+    "GemmaForCausalLM": "rhizome_engine.models.gemma",
+    "Gemma2ForCausalLM": "rhizome_engine.models.gemma2",
+    "Gemma3ForCausalLM": "rhizome_engine.models.gemma3",
+    "Gemma3ForConditionalGeneration": "rhizome_engine.models.gemma3",
+    "GraniteForCausalLM": "rhizome_engine.models.granite",
+    "LlamaForCausalLM": "rhizome_engine.models.llama",
+    "MinistralForCausalLM": "rhizome_engine.models.mistral",
+    "MistralForCausalLM": "rhizome_engine.models.mistral",
+    "MixtralForCausalLM": "rhizome_engine.models.mixtral",
+    "Phi3ForCausalLM": "rhizome_engine.models.phi3",
+    "Qwen2ForCausalLM": "rhizome_engine.models.qwen2",
+    "Qwen3ForCausalLM": "rhizome_engine.models.qwen3",
+    "Qwen3MoeForCausalLM": "rhizome_engine.models.qwen3_moe",
+    "SmolLM3ForCausalLM": "rhizome_engine.models.smollm3",
 }
+"""Class name in `config.json` → module that holds its `FAMILY`."""
 
 
-class CausalLM(Protocol):
-    """What the runner asks of a model."""
-
-    def hidden_states(self, token_ids: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
-        """Run all layers over a ragged batch.
-
-        Args:
-            token_ids: [num_tokens] int64.
-            positions: [num_tokens] int64.
-            attention: this step's plan; it also stores the new keys and values.
-
-        Returns:
-            [num_tokens, hidden_size]
-        """
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Project [n, hidden_size] to float32 [n, vocab_size]; called only for tokens that need it."""
-        ...
-
-    def weight_targets(self) -> Mapping[str, Tensor]:
-        """Map the checkpoint's tensor names to the (parts of) parameters they fill."""
-        ...
-
-
-def build_model(architecture: str, config: Any, *, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """Make the model of an architecture, its parameters allocated but not filled.
-
-    Args:
-        architecture: a key of `ARCHITECTURES`.
-        config: the checkpoint's `ModelConfig`.
-        device: where the parameters live; "meta" costs nothing and tells the sizes.
-        dtype: of the parameters.
+def family_of(architecture: str) -> Family:
+    """Return the family of a known architecture.
 
     Raises:
-        KeyError: unknown architecture; `load_checkpoint` refuses it earlier and in words.
+        KeyError: unknown; `parse_model_config` refuses it earlier and in words.
     """
-    module_name, class_name = ARCHITECTURES[architecture].split(":")
-    model: CausalLM = getattr(import_module(module_name), class_name)(config, device=device, dtype=dtype)
-    return model
+    family: Family = import_module(ARCHITECTURES[architecture]).FAMILY
+    return family
+
+
+def parse_model_config(fields: JsonFields) -> ModelConfig:
+    """Turn `config.json` into a `ModelConfig`.
+
+    Raises:
+        CheckpointError: the architecture is unknown, or a value is unusable or not implemented.
+    """
+    names = fields.values.get("architectures", [])
+    known = [name for name in names if name in ARCHITECTURES] if isinstance(names, list) else []
+    if not known:
+        raise CheckpointError(
+            f"{fields.where}: no supported architecture in architectures {names!r} "
+            f"(model_type {fields.values.get('model_type')!r}); supported: {', '.join(ARCHITECTURES)}"
+        )
+    return replace(family_of(known[0]).read_config(fields), architecture=known[0])

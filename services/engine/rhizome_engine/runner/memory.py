@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+
+from rhizome_engine.memory_size import MemorySize, format_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CUDA_SHARE = 0.9
@@ -23,13 +26,25 @@ class MemoryNeeds:
 
     Attributes:
         weights: all parameters.
-        workspace: activations and logits of the largest step, estimated from above.
+        weights_name: how they are kept, for messages.
+        workspace: context length → most bytes of the largest step beside weights and pool.
+        max_context: longest context of the model, in tokens.
         page: one page's keys and values in all layers.
+        page_size: tokens per page.
+        remedies: says what would need less, for messages.
     """
 
     weights: int
-    workspace: int
+    weights_name: str
+    workspace: Callable[[int], int]
+    max_context: int
     page: int
+    page_size: int
+    remedies: Callable[[], Sequence[str]] = tuple
+
+    def workspace_of(self, num_pages: int) -> int:
+        """Return the workspace beside a pool of so many pages, which no context can be longer than."""
+        return self.workspace(min(self.max_context, max(num_pages, 0) * self.page_size))
 
 
 def plan_num_pages(
@@ -37,9 +52,8 @@ def plan_num_pages(
     available: int,
     device: torch.device,
     *,
-    page_size: int,
     num_pages: int | None,
-    kv_cache_bytes: int | None,
+    kv_memory: MemorySize | None,
     useful_pages: int,
 ) -> int:
     """Decide the size of the KV pool before anything is allocated.
@@ -48,34 +62,51 @@ def plan_num_pages(
         needs: what else must fit.
         available: free bytes on the device, measured.
         device: a CPU shares its memory with others, so that by default less is taken.
-        page_size: tokens per page.
         num_pages: exactly so many, or None.
-        kv_cache_bytes: as many as fit into this, or None.
+        kv_memory: as many as fit into this (a share is one of what is left beside weights and workspace), or
+            None.
         useful_pages: where neither is given, more than this many are never taken.
 
     Raises:
         KVBudgetError: it does not fit.
-        ValueError: both sizes were given, or a size is not positive.
+        ValueError: both sizes were given.
     """
-    if num_pages is not None and kv_cache_bytes is not None:
-        raise ValueError("give num_pages or kv_cache_bytes, not both")
-    left = available - needs.weights - needs.workspace
-    share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
+    if num_pages is not None and kv_memory is not None:
+        raise ValueError("give num_pages or kv_memory, not both")
+    beside_weights = available - needs.weights
     if num_pages is not None:
         pages = num_pages
-    elif kv_cache_bytes is not None:
-        pages = kv_cache_bytes // needs.page
+    elif kv_memory is not None and kv_memory.num_bytes is not None:
+        pages = kv_memory.num_bytes // needs.page
     else:
-        pages = min(int(max(left, 0) * share) // needs.page, useful_pages)
-    wanted = pages * needs.page
-    if pages < 1 or wanted > left:
-        raise KVBudgetError(
-            f"the KV pool does not fit on {device}: {_size(available)} available - {_size(needs.weights)} "
-            f"weights - {_size(needs.workspace)} workspace = {_size(left)} left; wanted {pages} pages x "
-            f"{page_size} tokens x {_size(needs.page // page_size)} per token = {_size(wanted)}. "
-            "Lower num_pages, give kv_cache_bytes room for at least one page, or free memory"
-        )
+        share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
+        size = kv_memory or MemorySize(share=share)
+        # The workspace grows with the longest context, which the pool bounds: first without, then with it.
+        most = max(beside_weights, 0) // needs.page
+        pages = size.of(beside_weights - needs.workspace_of(most)) // needs.page
+        if kv_memory is None:
+            pages = min(pages, useful_pages)
+    left = beside_weights - needs.workspace_of(pages)
+    if pages < 1 or pages * needs.page > left:
+        raise KVBudgetError(_refusal(needs, available, device, pages, left))
     return pages
+
+
+def _refusal(needs: MemoryNeeds, available: int, device: torch.device, pages: int, left: int) -> str:
+    sum_ = (
+        f"{format_bytes(available)} available - {format_bytes(needs.weights)} weights ({needs.weights_name}) "
+        f"- {format_bytes(needs.workspace_of(pages))} workspace = {format_bytes(left)} left"
+    )
+    remedies = "; ".join(needs.remedies())
+    if left < needs.page:
+        return f"the model does not fit on {device}: {sum_}. Free memory, or: {remedies}"
+    per_token = needs.page // needs.page_size
+    return (
+        f"the KV pool does not fit on {device}: {sum_}; wanted {pages * needs.page_size} tokens "
+        f"({pages} pages) x {format_bytes(per_token)} per token = {format_bytes(pages * needs.page)}. "
+        f"Give it room for one page of {needs.page_size} tokens up to {left // per_token} tokens, "
+        f"free memory, or: {remedies}"
+    )
 
 
 def available_bytes(device: torch.device) -> int:
@@ -106,11 +137,3 @@ def _read_number(path: Path) -> int | None:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
-
-
-def _size(num_bytes: int) -> str:
-    """Write bytes for people."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if abs(num_bytes) >= 2**power:
-            return f"{num_bytes / 2**power:.2f} {unit}"
-    return f"{num_bytes} B"

@@ -16,16 +16,25 @@ from rhizome_engine.attention.base import AttentionBackend, AttentionInputs
 from rhizome_engine.attention.choose import choose_attention
 from rhizome_engine.attention.paged_kv import PagedKV
 from rhizome_engine.batch import Batch, StepOutput, TokenLogprobs, TokenMasks
-from rhizome_engine.checkpoint import ModelConfig, load_checkpoint
+from rhizome_engine.checkpoint.loader import load_checkpoint
+from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.core.runner_protocol import LaunchedStep
-from rhizome_engine.models.registry import CausalLM, build_model
-from rhizome_engine.runner.device import choose_device, choose_dtype
-from rhizome_engine.runner.memory import MemoryNeeds, available_bytes, plan_num_pages
+from rhizome_engine.kernels.native.native_kernels import NativeKernels
+from rhizome_engine.memory_size import MemorySize
+from rhizome_engine.models.decoder import Decoder
+from rhizome_engine.models.registry import family_of
+from rhizome_engine.runner.device import choose_device
+from rhizome_engine.runner.memory import available_bytes, plan_num_pages
+from rhizome_engine.runner.numerics import choose_numerics
+from rhizome_engine.runner.pooling import PooledSums
+from rhizome_engine.runner.sizing import memory_needs
 from rhizome_engine.runner.staging import StagedTokens, TokenStaging
 from rhizome_engine.runner.steps import DeviceStep, ThreadedStep
 from rhizome_engine.sampling.prompt_logprobs import score_prompt
 from rhizome_engine.sampling.sampler import Sampled, sample
 from rhizome_engine.sampling.token_table import TokenTable
+from rhizome_engine.weights.choose import Quantization, format_chooser
+from rhizome_engine.weights.targets import format_summary
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +45,27 @@ class ModelRunner:
     Args:
         model_path: a Hugging Face checkpoint directory.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: "auto", "float32", "bfloat16" or "float16", of weights and KV cache.
+        dtype: "auto", "float32", "bfloat16" or "float16", of weights.
+        kv_cache_dtype: the same, of the KV pool.
+        quantization: "int8" or "int4": how weights are kept; "none" for as they are in the checkpoint.
+        kernels: "auto", "native" or "torch".
         attention: "auto" or a back end's name.
         page_size: tokens per KV page.
         num_pages: size of the KV pool; or
-        kv_cache_bytes: the same in bytes; where neither is given, what is free decides.
+        kv_memory: the same in bytes, as "4GiB", or as "60%" of what is left beside weights and workspace;
+            where neither is given, what is free decides.
+        kv_cache_bytes: older spelling of `kv_memory`.
         max_num_tokens: tokens of the largest step.
         max_num_rows: requests of the largest step.
         num_slots: requests that can hold pages at once; None for `max_num_rows`.
         num_threads: CPU threads of the matrix products; None leaves PyTorch's choice.
         overlap: on a CPU, compute in a thread, so that `launch` returns at once; a GPU does so anyway.
+        progress: show how far loading is, on the terminal or in the log.
 
     Attributes:
         checkpoint: what was loaded, with the recommended sampling settings and the ids that end a sequence.
         config: shape of the model.
+        quantization: what quantised the weights, by our name or the checkpoint's; "" for nothing.
         num_pages: pages of the KV pool.
         page_size: tokens per page.
 
@@ -65,15 +81,20 @@ class ModelRunner:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
+        quantization: Quantization = "none",
+        kernels: str = "auto",
         attention: str = "auto",
         page_size: int = 16,
         num_pages: int | None = None,
+        kv_memory: str | int | None = None,
         kv_cache_bytes: int | None = None,
         max_num_tokens: int = 512,
         max_num_rows: int = 32,
         num_slots: int | None = None,
         num_threads: int | None = None,
         overlap: bool = False,
+        progress: bool = False,
     ) -> None:
         for name, value in (
             ("page_size", page_size),
@@ -83,46 +104,87 @@ class ModelRunner:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         started = time.perf_counter()
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
         self.checkpoint = load_checkpoint(model_path)
         self.config: ModelConfig = self.checkpoint.config
+        weights = self.checkpoint.open_weights()
+        stored = "none" if weights.quantised is None else weights.quantised.quantization
+        self.quantization = "" if weights.quantised is None else weights.quantised.name
+        if quantization != "none":
+            self.quantization = quantization
         self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, stored=self.config.dtype, device=self.device)
+        self.numerics = choose_numerics(
+            self.device,
+            dtype=dtype,
+            kv_dtype=kv_cache_dtype,
+            kernels=kernels,
+            quantization=stored if quantization == "none" else quantization,
+            stored=self.config.dtype,
+            num_threads=num_threads,
+        )
         self.page_size = page_size
         self.max_num_tokens = max_num_tokens
         self.max_num_rows = max_num_rows
-        self.num_pages = self._plan_num_pages(num_pages, kv_cache_bytes)
-
-        self.model: CausalLM = build_model(
-            self.config.architecture, self.config, device=self.device, dtype=self.dtype
+        names = family_of(self.config.architecture).names
+        format_of = format_chooser(quantization, self.numerics.weight_dtype, names, weights.format_of)
+        needs = memory_needs(
+            self.config,
+            names,
+            self.numerics,
+            format_of,
+            num_tokens=max_num_tokens,
+            num_rows=max_num_rows,
+            page_size=page_size,
+            in_place=attention != "sdpa" and isinstance(self.numerics.kernels, NativeKernels),
         )
-        self.checkpoint.load_weights(self.model.weight_targets())
+        pages_per_context = math.ceil(self.config.max_position_embeddings / page_size)
+        kv_memory = kv_cache_bytes if kv_memory is None else kv_memory
+        self.num_pages = plan_num_pages(
+            needs,
+            available_bytes(self.device),
+            self.device,
+            num_pages=num_pages,
+            kv_memory=None if kv_memory is None else MemorySize.parse(kv_memory),
+            # As many again as can be in use at once: the rest of the pool only caches prefixes.
+            useful_pages=2 * max_num_rows * pages_per_context,
+        )
+        self.model = Decoder(self.config, names, self.numerics.kernels, format_of)
+        weights.fill(self.model.targets, progress=progress)
         self.kv = PagedKV(
             num_layers=self.config.num_layers,
             num_pages=self.num_pages,
             page_size=page_size,
             num_kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
-            dtype=self.dtype,
+            dtype=self.numerics.kv_dtype,
             device=self.device,
         )
-        self.attention: AttentionBackend = choose_attention(attention, self.kv)
+        self.attention: AttentionBackend = choose_attention(
+            attention, self.kv, self.model.ropes, self.numerics.kernels
+        )
         self._staging = TokenStaging(max_num_tokens, self.device)
         max_context = min(self.config.max_position_embeddings, self.num_pages * page_size)
         self._tokens = TokenTable(num_slots or max_num_rows, max_context, self.device)
+        self._pooled = PooledSums()
         in_thread = overlap and self.device.type == "cpu"
         self._thread = ThreadPoolExecutor(1, "model-runner") if in_thread else None
         logger.info(
-            "loaded %s in %.1f s: %s, %s, attention %s, %d KV pages of %d tokens",
+            "loaded %s in %.1f s: %s, %s kernels (%s), weights %s, KV %s, attention %s, %d pages of %d",
             self.checkpoint.path,
             time.perf_counter() - started,
             self.device,
-            self.dtype,
+            self.numerics.kernels.name,
+            self.numerics.reason,
+            self.weights_name,
+            self.numerics.kv_dtype,
             self.attention.name,
             self.num_pages,
             page_size,
         )
+
+    @property
+    def weights_name(self) -> str:
+        """How matrices are kept, the most frequent format first: "int8", "int4-g128, int8-g128"."""
+        return format_summary(self.model.targets)
 
     def launch(self, batch: Batch) -> LaunchedStep:
         """Begin a step; steps are computed in the order of their launch.
@@ -160,9 +222,11 @@ class ModelRunner:
         if len(batch.late):
             self._tokens.fill_late(staged.token_ids, staged.positions, batch.late, batch.late_slots)
         plan = self.attention.plan(
-            AttentionInputs(staged.slot_mapping, batch.query_start, batch.context_len, batch.page_table)
+            AttentionInputs(
+                staged.positions, staged.slot_mapping, batch.query_start, batch.context_len, batch.page_table
+            )
         )
-        return self.model.hidden_states(staged.token_ids, staged.positions, plan)
+        return self.model.hidden_states(staged.token_ids, plan)
 
     @torch.inference_mode()
     def sample(self, hidden: Tensor, batch: Batch, masks: TokenMasks | None) -> Sampled:
@@ -183,31 +247,17 @@ class ModelRunner:
         ]
 
     @torch.inference_mode()
+    def pool(self, hidden: Tensor, batch: Batch) -> Tensor | None:
+        """Take a step's hidden states into the vectors that are wanted; those that are complete.
+
+        Must be called for every step that has `Batch.pooled`, in their order.
+
+        Returns:
+            [n, hidden_size] float32 on the device, one per row of `Batch.pooled` that ends; None without any.
+        """
+        return self._pooled.pool(hidden, batch, self.model.final_norm)
+
+    @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Compute one step and return float32 [num_tokens, vocab_size] of all its tokens, for tests."""
-        return self.model.logits(self.hidden_states(batch))
-
-    def _plan_num_pages(self, num_pages: int | None, kv_cache_bytes: int | None) -> int:
-        config, element_bytes = self.config, self.dtype.itemsize
-        sizes = build_model(config.architecture, config, device=torch.device("meta"), dtype=self.dtype)
-        # Per token at the widest point: residuals, projections, both halves of the MLP.
-        attention_width = config.num_heads * config.head_dim
-        widest = 4 * (config.hidden_size + attention_width) + 3 * config.intermediate_size
-        # Logits of the sampled rows in float32, and about four temporaries of sampling.
-        logits_bytes = self.max_num_rows * config.vocab_size * 4 * 6
-        needs = MemoryNeeds(
-            weights=sum(target.numel() * element_bytes for target in sizes.weight_targets().values()),
-            workspace=self.max_num_tokens * widest * max(element_bytes, 4) + logits_bytes,
-            page=config.kv_bytes_per_token(element_bytes) * self.page_size,
-        )
-        pages_per_context = math.ceil(config.max_position_embeddings / self.page_size)
-        return plan_num_pages(
-            needs,
-            available_bytes(self.device),
-            self.device,
-            page_size=self.page_size,
-            num_pages=num_pages,
-            kv_cache_bytes=kv_cache_bytes,
-            # As many again as can be in use at once: the rest of the pool only caches prefixes.
-            useful_pages=2 * self.max_num_rows * pages_per_context,
-        )
+        return self.model.logits(self.hidden_states(batch)).clone()

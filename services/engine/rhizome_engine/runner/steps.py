@@ -30,6 +30,8 @@ class DeviceStep:
         self._runner = runner
         self._batch = batch
         self._hidden = runner.hidden_states(batch)
+        # Here, in the order of steps: the next one may be launched before this one's result is read.
+        self._vectors = runner.pool(self._hidden, batch) if batch.pooled else None
         self._sampled: Sampled | None = None
 
     def sample(self, masks: TokenMasks | None, /) -> None:
@@ -41,7 +43,8 @@ class DeviceStep:
         """Wait for the tokens."""
         token_ids, logprobs = ([], []) if self._sampled is None else self._sampled.to_host()
         scores = self._runner.score_prompts(self._hidden, self._batch) if self._batch.prompt_scores else []
-        return StepOutput(token_ids, logprobs, scores)
+        vectors = [] if self._vectors is None else list(self._vectors.cpu().numpy())
+        return StepOutput(token_ids, logprobs, scores, vectors)
 
 
 class ThreadedStep:

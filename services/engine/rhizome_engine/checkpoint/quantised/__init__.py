@@ -1,0 +1,1 @@
+"""Checkpoints whose matrices are integers already: one file per format."""

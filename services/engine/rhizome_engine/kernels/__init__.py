@@ -1,0 +1,1 @@
+"""The computations that models are written over: a PyTorch reference and the CPU's own kernels."""

@@ -1,0 +1,131 @@
+"""Find or make the shared library for this processor, and declare its functions."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rhizome_engine.kernels.native import build
+from rhizome_engine.kernels.native.build import BuildError, Variant
+
+logger = logging.getLogger(__name__)
+
+CPUINFO = Path("/proc/cpuinfo")
+
+Function = Callable[..., Any]
+
+_INT, _INT64, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+SIGNATURES: dict[str, tuple[type[Any] | None, tuple[type[Any], ...]]] = {
+    "rhizome_set_num_threads": (None, (_INT,)),
+    "rhizome_num_threads": (_INT, ()),
+    # matrix, start, count, elements, scales, offsets
+    "rhizome_pack": (None, (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER)),
+    # matrix, ids, count, multiplier, out
+    "rhizome_embed": (_INT, (_POINTER, _POINTER, _INT64, _FLOAT, _POINTER)),
+    # plan, x, rows, out
+    "rhizome_linear": (None, (_POINTER, _POINTER, _INT64, _POINTER)),
+    # residual, x, gain, eps, multiplier, rows, size
+    "rhizome_add_norm": (None, (_POINTER, _POINTER, _POINTER, _FLOAT, _FLOAT, _INT64, _INT64)),
+}
+"""Function → type of the result, types of the arguments; src/ has the other half, with `extern "C"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The kernels, loaded.
+
+    Attributes:
+        variant: the instruction set they were compiled for.
+        path: the file.
+        functions: by name, with their signatures declared.
+    """
+
+    variant: str
+    path: Path
+    functions: dict[str, Function]
+
+    def __getitem__(self, name: str) -> Function:
+        """Return a function by its C name."""
+        return self.functions[name]
+
+    def set_num_threads(self, count: int) -> None:
+        """Let so many threads take part in each operation, the calling one included."""
+        self.functions["rhizome_set_num_threads"](count)
+
+    def num_threads(self) -> int:
+        """Return how many threads take part, the calling one included."""
+        return int(self.functions["rhizome_num_threads"]())
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return what this processor can do in the words of /proc/cpuinfo; empty elsewhere than on Linux."""
+    try:
+        text = CPUINFO.read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def choose_variant(flags: frozenset[str]) -> Variant | None:
+    """Return the fastest instruction set that a processor with these flags has."""
+    return next((variant for variant in build.VARIANTS if variant.cpu_flags <= flags), None)
+
+
+def open_library(path: Path, variant: Variant) -> Library:
+    """Load a library and declare its functions.
+
+    Raises:
+        OSError: the system refuses to load the file.
+        AttributeError: a function is missing.
+    """
+    loaded = ctypes.CDLL(str(path))
+    functions: dict[str, Function] = {}
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+        functions[name] = function
+    return Library(variant.name, path, functions)
+
+
+def find_library(variant: Variant) -> Path:
+    """Return the shipped library, else the cached one, else compile it.
+
+    Raises:
+        BuildError: neither is there and it cannot be compiled.
+    """
+    shipped = build.SHIPPED / build.library_name(variant)
+    if shipped.is_file():
+        return shipped
+    compiler = build.find_compiler()
+    cached = build.cache_directory() / build.library_name(variant, compiler)
+    if cached.is_file():
+        return cached
+    logger.info("compiling CPU kernels, once, to %s", cached)
+    started = time.monotonic()
+    path = build.compile_cached(variant, compiler)
+    logger.info("CPU kernels ready after %.1f s", time.monotonic() - started)
+    return path
+
+
+def load_library() -> Library | None:
+    """Return the kernels for this processor; None where there are none, with the reason in the log."""
+    variant = choose_variant(cpu_flags())
+    if variant is None:
+        logger.warning(
+            "no CPU kernels of our own: this processor has neither AVX2 nor AVX-512 VNNI, or is not x86"
+        )
+        return None
+    try:
+        return open_library(find_library(variant), variant)
+    except (BuildError, OSError, AttributeError) as error:
+        logger.warning("no CPU kernels of our own: %s", error)
+        return None

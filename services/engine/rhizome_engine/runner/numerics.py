@@ -1,0 +1,102 @@
+"""Which kernels compute and in which number formats: decided once, at start, from what the machine can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rhizome_engine.kernels.base import Kernels
+from rhizome_engine.kernels.native.library import load_library
+from rhizome_engine.kernels.native.native_kernels import NativeKernels
+from rhizome_engine.kernels.torch_kernels import TorchKernels
+from rhizome_engine.weights.choose import Quantization
+
+_USUAL_THREADS = torch.get_num_threads()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """What was decided.
+
+    Attributes:
+        kernels: compute, in their `activation_dtype`.
+        weight_dtype: of matrices that are not quantised.
+        kv_dtype: of the KV pool.
+        quantization: of the other matrices.
+        reason: why, for the log.
+    """
+
+    kernels: Kernels
+    weight_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    quantization: Quantization
+    reason: str
+
+
+def choose_numerics(
+    device: torch.device,
+    *,
+    dtype: str,
+    kv_dtype: str,
+    kernels: str,
+    quantization: Quantization,
+    stored: str,
+    num_threads: int | None = None,
+) -> Numerics:
+    """Decide.
+
+    On a CPU the native kernels keep matrices in the format of the checkpoint and compute in float32: nothing
+    is rounded, and a bfloat16 checkpoint is read in half the time that float32 would take. The KV pool is
+    float32 there, unless matrices are quantised, beside which bfloat16 keys and values cost nothing.
+    On a GPU everything has the checkpoint's format.
+
+    Args:
+        device: where the model runs.
+        dtype: "auto", "float32", "bfloat16" or "float16", of matrices.
+        kv_dtype: the same, of the KV pool.
+        kernels: "auto", "native" or "torch".
+        quantization: of matrices.
+        stored: what `config.json` says of the files, possibly "".
+        num_threads: CPU threads that compute; None for as many as torch chose when it was loaded.
+
+    Raises:
+        ValueError: unknown name, or native kernels asked for where there are none.
+    """
+    for name, value in (("dtype", dtype), ("kv_cache_dtype", kv_dtype)):
+        if value != "auto" and value not in DTYPES:
+            raise ValueError(f"{name} must be auto, {', '.join(DTYPES)}, not {value!r}")
+    if kernels not in ("auto", "native", "torch"):
+        raise ValueError(f"kernels must be auto, native or torch, not {kernels!r}")
+    native, reason = (
+        _native(device, num_threads or _USUAL_THREADS) if kernels != "torch" else (None, "asked for")
+    )
+    if kernels == "native" and native is None:
+        raise ValueError(f"native kernels were asked for, but {reason}")
+    if native is not None:
+        weight_dtype = DTYPES.get(stored if dtype == "auto" else dtype, torch.float32)
+        exact = torch.float32 if quantization == "none" else torch.bfloat16
+        return Numerics(native, weight_dtype, DTYPES.get(kv_dtype, exact), quantization, reason)
+    if dtype == "auto":
+        weight_dtype = torch.float32 if device.type == "cpu" else DTYPES.get(stored, torch.bfloat16)
+    else:
+        weight_dtype = DTYPES[dtype]
+    torch.set_num_threads(num_threads or _USUAL_THREADS)
+    torch_kernels = TorchKernels(device, weight_dtype)
+    return Numerics(
+        torch_kernels, weight_dtype, DTYPES.get(kv_dtype, weight_dtype), quantization, f"torch: {reason}"
+    )
+
+
+def _native(device: torch.device, num_threads: int) -> tuple[Kernels | None, str]:
+    """Return native kernels and which, or None and why not."""
+    if device.type != "cpu":
+        return None, f"native kernels are for CPUs, not {device.type}"
+    library = load_library()
+    if library is None:
+        return None, "there are none for this processor, or no compiler to make them"
+    library.set_num_threads(num_threads)
+    # What is left to torch is small, and a second set of threads would compete for the same cores.
+    torch.set_num_threads(1)
+    return NativeKernels(library), f"{library.variant}, {library.num_threads()} threads"

@@ -1,0 +1,50 @@
+"""Names of the ways a matrix can be kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Floating point.
+
+    Attributes:
+        dtype: float32, bfloat16 or float16.
+    """
+
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """Symmetric int8, one scale per row; activations are quantised per token to int8 as well."""
+
+    def __str__(self) -> str:
+        return "int8"
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Unsigned integers of few bits with a scale and an offset per group along a row; activations stay float.
+
+    An element is `scale * q + offset`.
+
+    Attributes:
+        bits: 4 or 8.
+        group_size: elements per group; in_features is a multiple of it.
+    """
+
+    bits: int
+    group_size: int
+
+    def __str__(self) -> str:
+        return f"int{self.bits}-g{self.group_size}"
+
+
+WeightFormat = Dense | Int8 | Grouped
