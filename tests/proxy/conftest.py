@@ -111,11 +111,15 @@ class ScriptedEngine:
     load: Load | None = None
     generate_error: EngineError | None = None
     generate_pause: asyncio.Event | None = None
+    embed_error: EngineError | None = None
+    embed_pause: asyncio.Event | None = None
     answers_cancel: bool = True
     port: int = 0
     submits: list[Submit] = field(default_factory=list)
     generates: list[tuple[GenerateRequest, dict[str, Any], float | None]] = field(default_factory=list)
     generate_cancelled: int = 0
+    embeds: list[tuple[engine_pb2.EmbedRequest, dict[str, Any], float | None]] = field(default_factory=list)
+    embed_cancelled: int = 0
     cancels: list[str] = field(default_factory=list)
     aborts: list[str] = field(default_factory=list)
     peers: list[EnginePeer] = field(default_factory=list)
@@ -149,7 +153,7 @@ class ScriptedEngine:
         """Connect in bytes, the rest as in the contract."""
         handlers: dict[str, Any] = {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
         service = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
-        for name in ("Generate", "Abort", "GetModelInfo", "GetTokenizer", "GetLoad"):
+        for name in ("Generate", "Embed", "Abort", "GetModelInfo", "GetTokenizer", "GetLoad"):
             method = service.methods_by_name[name]
             kind = "unary_stream" if method.server_streaming else "unary_unary"
             handlers[name] = getattr(grpc, f"{kind}_rpc_method_handler")(
@@ -202,6 +206,19 @@ class ScriptedEngine:
         except asyncio.CancelledError:
             self.generate_cancelled += 1
             raise
+
+    async def Embed(self, request: engine_pb2.EmbedRequest, context: Any) -> engine_pb2.EmbedResponse:  # noqa: N802
+        self.embeds.append((request, dict(context.invocation_metadata()), context.time_remaining()))
+        if self.embed_error is not None:
+            raise self.embed_error
+        try:
+            if self.embed_pause is not None:
+                await self.embed_pause.wait()
+        except asyncio.CancelledError:
+            self.embed_cancelled += 1
+            raise
+        vectors = [engine_pb2.Embedding(values=[len(one.ids), 0.5]) for one in request.inputs]
+        return engine_pb2.EmbedResponse(embeddings=vectors)
 
     async def Abort(self, request: engine_pb2.AbortRequest, context: Any) -> engine_pb2.AbortResponse:  # noqa: N802
         self.aborts.extend(request.request_ids)

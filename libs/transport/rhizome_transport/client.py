@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rhizome.common.v1.common_pb2 import TraceContext
-from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
+from rhizome.engine.v1.engine_service_pb2 import EmbedRequest, EmbedResponse, GetModelInfoResponse
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 
@@ -53,6 +53,12 @@ class EngineClient(Protocol):
         A `finished` event with usage and timings follows on its generator. Its reason is CANCELLED, or STOP
         for a caller that is `satisfied`: it has found its stop string. Unknown ids are ignored.
         """
+        ...
+
+    async def embed(
+        self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+    ) -> EmbedResponse:
+        """Turn inputs into vectors; cancelling the task that waits gives them up in the engine."""
         ...
 
     async def model_info(self, model: str = "") -> GetModelInfoResponse:

@@ -141,13 +141,21 @@ class FrameMultiplexer:
         if self._session is not None and request_id in self._session.requests:
             self._session.cancel(request_id, satisfied=satisfied)
 
-    async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
+    async def call(
+        self,
+        method: str,
+        request: bytes,
+        *,
+        timeout_s: float | None = 10.0,
+        trace: TraceContext | None = None,
+    ) -> list[bytes]:
         """Call a method of the engine's services inside the stream; giving up cancels it.
 
         Args:
             method: such as `GetModelInfo`.
             request: the serialised request message.
             timeout_s: give up after this time.
+            trace: the caller's span.
 
         Returns:
             The serialised answers: one, or several where the method streams.
@@ -155,7 +163,10 @@ class FrameMultiplexer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         session = await self.connection(timeout_s)
         call_id = uuid.uuid4().hex
-        frame = _within_limit(ClientFrame(call=Call(call_id=call_id, method=method, request=request)))
+        call = Call(call_id=call_id, method=method, request=request, trace=trace)
+        if deadline is not None:
+            call.timeout.CopyFrom(_duration(deadline - time.monotonic()))
+        frame = _within_limit(ClientFrame(call=call))
         inbox = session.calls[call_id] = CallInbox()
         session.send(frame)
         answers = []

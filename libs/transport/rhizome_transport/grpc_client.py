@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import (
+    EmbedRequest,
+    EmbedResponse,
     GetLoadRequest,
     GetModelInfoRequest,
     GetModelInfoResponse,
@@ -72,6 +74,17 @@ class GrpcEngineClient:
     async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """See `client.EngineClient`."""
         await self.frames.cancel(request_id, satisfied=satisfied)
+
+    async def embed(
+        self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+    ) -> EmbedResponse:
+        """See `client.EngineClient`."""
+        names = ("traceparent", "tracestate")
+        metadata = [(name, value) for name in names if trace and (value := getattr(trace, name))]
+        try:
+            return await self._stub.Embed(request, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
 
     async def model_info(self, model: str = "") -> GetModelInfoResponse:
         """See `client.EngineClient`."""

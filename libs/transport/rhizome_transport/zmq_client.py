@@ -8,6 +8,8 @@ import zmq.asyncio
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import (
+    EmbedRequest,
+    EmbedResponse,
     GetLoadRequest,
     GetLoadResponse,
     GetModelInfoRequest,
@@ -69,18 +71,34 @@ class ZmqEngineClient:
         """See `client.EngineClient`."""
         await self.frames.cancel(request_id, satisfied=satisfied)
 
-    async def call(self, method: str, request: bytes, *, timeout_s: float | None = 10.0) -> list[bytes]:
+    async def embed(
+        self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+    ) -> EmbedResponse:
+        """See `client.EngineClient`."""
+        payload = request.SerializeToString()
+        answers = await self.call("Embed", payload, timeout_s=timeout_s, trace=trace)
+        return EmbedResponse.FromString(b"".join(answers))  # parts of one message
+
+    async def call(
+        self,
+        method: str,
+        request: bytes,
+        *,
+        timeout_s: float | None = 10.0,
+        trace: TraceContext | None = None,
+    ) -> list[bytes]:
         """Call any method of EngineService or EngineAdminService by name.
 
         Args:
             method: such as `FlushCache`.
             request: the serialised request message.
             timeout_s: give up after this time.
+            trace: the caller's span.
 
         Returns:
             The serialised answers: one, or several where the method streams.
         """
-        return await self.frames.call(method, request, timeout_s=timeout_s)
+        return await self.frames.call(method, request, timeout_s=timeout_s, trace=trace)
 
     async def model_info(self, model: str = "") -> GetModelInfoResponse:
         """See `client.EngineClient`."""

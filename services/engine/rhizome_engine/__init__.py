@@ -1,6 +1,6 @@
 """The engine: front process, core process, model, radix KV cache, scheduler.
 
-As a library:
+As a library, see docs/library.md:
 
     from rhizome_engine import LLM, SamplingParams
     LLM("path/to/checkpoint").generate(["Hello"], SamplingParams(temperature=0), max_tokens=32)
@@ -8,20 +8,32 @@ As a library:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rhizome_engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from rhizome_engine.llm import LLM, Completion
+    from rhizome_engine.grammar.spec import Grammar
+    from rhizome_engine.llm import LLM, AsyncLLM, Completion, Delta, Embedding
+    from rhizome_engine.scheduler.config import SchedulerConfig
 
-__all__ = ["LLM", "Completion", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "Completion",
+    "Delta",
+    "Embedding",
+    "Grammar",
+    "SamplingParams",
+    "SchedulerConfig",
+]
+
+_ELSEWHERE = {"Grammar": "grammar.spec", "SchedulerConfig": "scheduler.config"}
 
 
 def __getattr__(name: str) -> Any:
     """Import the library on first use: the front process imports this package, but never torch."""
-    if name in ("LLM", "Completion"):
-        from rhizome_engine import llm
-
-        return getattr(llm, name)
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'llm')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rhizome_engine.embedding.pooling import EmbeddingParams
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
@@ -53,6 +55,26 @@ class PromptScores(NamedTuple):
     row: int
     targets: Int64
     top: int
+
+
+class PooledRow(NamedTuple):
+    """A row whose hidden states become, with those of earlier steps, one vector.
+
+    A prompt that takes several steps keeps its slot: the runner sums up there what it has seen.
+
+    Attributes:
+        row: index of the row in the batch.
+        slot: the request's slot.
+        params: how to pool.
+        begins: the row has the first token of the prompt; whatever the slot's sum held is forgotten.
+        ends: the row has the last token; the vector comes out.
+    """
+
+    row: int
+    slot: int
+    params: EmbeddingParams
+    begins: bool
+    ends: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +182,7 @@ class Batch:
         histories: slots that are taken over by a request whose sampling looks at earlier tokens.
         page_copies: done in this order before anything else.
         prompt_scores: rows that want log probabilities of prompt tokens.
+        pooled: rows that count towards a vector.
     """
 
     token_ids: Int64
@@ -174,6 +197,7 @@ class Batch:
     histories: list[SlotHistory] = field(default_factory=list)
     page_copies: list[PageCopy] = field(default_factory=list)
     prompt_scores: list[PromptScores] = field(default_factory=list)
+    pooled: list[PooledRow] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -211,8 +235,10 @@ class StepOutput:
         token_ids: one per row of `Batch.sampling`, in that order; `NO_TOKEN` where none could be chosen.
         logprobs: one per row of `Batch.sampling`, None where the request asked for none.
         prompt_logprobs: one list per `Batch.prompt_scores`, one entry per target.
+        embeddings: [hidden_size] float32, one per `Batch.pooled` that ends, in that order.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    embeddings: list[Float32] = field(default_factory=list)

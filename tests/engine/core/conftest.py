@@ -10,6 +10,7 @@ import pytest
 
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import (
+    EmbeddingEvent,
     FailedEvent,
     FinishedEvent,
     PromptLogprobsEvent,
@@ -39,6 +40,7 @@ class Harness:
         self.core = EngineCore(self.runner, SchedulerConfig(**config), eos, clock=self.clock)
         self.tokens = defaultdict(list)
         self.scores = defaultdict(list)
+        self.vectors = {}
         self.started = {}
         self.ended = {}
 
@@ -61,6 +63,9 @@ class Harness:
                 case TokensEvent():
                     assert name in self.started
                     self.tokens[name] += event.token_ids
+                case EmbeddingEvent():
+                    assert name in self.started and name not in self.vectors
+                    self.vectors[name] = event.values.tolist()
                 case PromptLogprobsEvent():
                     assert name in self.started and not self.tokens[name]
                     self.scores[name] += event.logprobs

@@ -10,8 +10,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from rhizome.engine.v1.engine_service_pb2 import EmbedRequest
 from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_testing.otlp_sink import OtlpSink, SunkSpan
 
@@ -71,6 +72,26 @@ async def test_a_request_is_one_span_with_its_phases(engine: EngineProcess, sink
     for before, after in itertools.pairwise(phases):
         assert before.start_ns <= before.end_ns == after.start_ns <= after.end_ns
     assert server.start_ns == phases[0].start_ns and phases[-1].end_ns <= server.end_ns
+
+
+async def test_an_embed_is_one_span_whatever_it_embeds(engine: EngineProcess, sink: OtlpSink) -> None:
+    trace_id = TRACE[8:] + TRACE[:8]
+    inputs = [TokenIds(ids=[1, 2, 3])] * 5
+    async with grpc.aio.insecure_channel(engine.target) as channel:
+        embed = EngineServiceStub(channel).Embed
+        await embed(EmbedRequest(inputs=inputs), metadata=metadata(trace_id))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await embed(
+                EmbedRequest(inputs=[TokenIds(ids=[1] * 2000)] * 99), timeout=0.1, metadata=metadata(trace_id)
+            )
+    spans = sink.wait_for(lambda found: len(found) == 2, trace_id=trace_id)
+    assert {span.name for span in spans} == {"rhizome.engine.v1.EngineService/Embed"}
+    assert {(span.kind, span.parent_span_id) for span in spans} == {("SERVER", CALLER)}
+    done, late = sorted(spans, key=lambda span: span.start_ns)
+    assert done.attributes["gen_ai.operation.name"] == "embeddings"
+    assert done.attributes["gen_ai.usage.input_tokens"] == 15
+    assert done.attributes["rpc.response.status_code"] == "OK"
+    assert late.attributes["rpc.response.status_code"] in ("DEADLINE_EXCEEDED", "CANCELLED")
 
 
 async def test_a_cancelled_request_ends_as_cancelled(engine: EngineProcess, sink: OtlpSink) -> None:

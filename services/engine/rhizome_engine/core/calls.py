@@ -69,7 +69,7 @@ class CallHandler:
         try:
             method = self._methods.get(call.method)
             if method is None:
-                known = ", ".join(sorted([*self._methods, "Drain", "WarmPrefix"]))
+                known = ", ".join(sorted([*self._methods, "Drain", "Embed", "WarmPrefix"]))
                 raise EngineError(
                     grpc.StatusCode.UNIMPLEMENTED,
                     f"{call.method!r} cannot be called in a frame; what can: {known}",

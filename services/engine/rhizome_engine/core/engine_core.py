@@ -22,19 +22,20 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import grpc
-import numpy as np
 
+from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
 from rhizome_engine.core.open_requests import OpenRequests
+from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
 from rhizome_engine.grammar.compiler import GrammarCompiler
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.kvcache.namespace_stats import NamespaceStats
 from rhizome_engine.kvcache.page_pool import PagePool
-from rhizome_engine.kvcache.pins import NothingCachedError, Pin, PinBudgetError, PinnedPrefixes
+from rhizome_engine.kvcache.pins import Pin, PinnedPrefixes
 from rhizome_engine.kvcache.radix_cache import RadixCache
 from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.admission import InvalidRequestError, Limits, QueueFullError
@@ -45,7 +46,6 @@ from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
 from rhizome_engine.scheduler.scheduler import Scheduler
 from rhizome_engine.scheduler.slots import SlotTable
 from rhizome_engine.scheduler.step_plan import StepPlan
-from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 3
@@ -90,13 +90,16 @@ class EngineCore:
         page_size = runner.page_size
         self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // page_size), page_size)
         self._sampling = SamplingRows(config.num_slots, vocab_size)
-        self._pins = PinnedPrefixes(self._cache, runner.page_size, self._pin_budget(), clock)
+        pinned = config.max_pinned_tokens
+        pin_budget = runner.num_pages // 4 if pinned is None else pinned // page_size
+        self._pins = PinnedPrefixes(self._cache, page_size, pin_budget, clock)
         self._scheduler = Scheduler(
             config, self._pool, self._cache, self._slots, self._sampling, self._drop_a_pin
         )
         self._constraints = Constraints(grammars, vocab_size)
         self._meter = LoadMeter(clock())
-        self._open = OpenRequests(self._scheduler, self._constraints, self._meter, clock)
+        self._backlog = Backlog()
+        self._open = OpenRequests(self._scheduler, self._constraints, self._backlog, self._meter, clock)
         self._results = StepResults(self._open, self._scheduler, self._constraints, self._meter, clock)
         self._pending: list[FinishedEvent | FailedEvent] = []
         self._under_way: tuple[StepPlan, LaunchedStep] | None = None
@@ -126,19 +129,36 @@ class EngineCore:
             InvalidRequestError: it can never be served.
             QueueFullError: too many wait already, beyond those that the next step can start.
         """
-        if request.key in self._open:
-            raise InvalidRequestError(f"request_id {request.request_id!r} is already open", "request_id")
-        self._limits.admit(request, self._clock(), time.time_ns())
-        waiting = len(self._scheduler.waiting) + self._constraints.num_preparing
-        if waiting >= self._config.max_queue_size + self._slots.num_free:
-            self._meter.totals.refused += 1
-            raise QueueFullError(waiting, self._meter.retry_after_s(waiting, self._config.num_slots))
+        self._admit(request)
+        self._check_queue()
         if request.grammar is None:
             self._scheduler.add(request)
         else:
             request.state = RequestState.PREPARING
             self._constraints.prepare(request)
         self._open.add(request)
+
+    def add_together(self, requests: Sequence[Request]) -> None:
+        """Queue the requests of one call: as one, as far as the queue's bound is concerned, and all or none.
+
+        Args:
+            requests: at least one; without grammars and with one deadline.
+
+        Raises:
+            InvalidRequestError: one can never be served; the message names it as `inputs[index]`.
+            QueueFullError: as for `add`.
+        """
+        for index, request in enumerate(requests):
+            try:
+                self._admit(request)
+            except InvalidRequestError as error:
+                raise error.of_input(index) from None
+        self._check_queue()
+        for request in requests:
+            request.state = RequestState.PREPARING
+            self._open.add(request)
+        self._backlog.add(requests)
+        self._release_backlog()
 
     def cancel(self, request_id: str, peer: Hashable = None, *, satisfied: bool = False) -> bool:
         """End a request in whatever state it is; its pages are free at once, the event comes with `step`.
@@ -193,6 +213,7 @@ class EngineCore:
         self._pending = []
         self._end_expired(now, events)
         self._start_prepared(events)
+        self._release_backlog()
         launched = self._launch(now, events)
         if self._under_way is not None:
             self._read(*self._under_way, events)
@@ -206,11 +227,12 @@ class EngineCore:
         """How busy the engine is now."""
         now = self._clock()
         running, waiting = self._scheduler.running, self._scheduler.waiting
-        missing = [request.num_tokens - request.num_computed for request in (*running, *waiting)]
+        requests = (*running, *waiting, *self._backlog)
+        missing = [request.num_tokens - request.num_computed for request in requests]
         self._meter.totals.preemptions = self._scheduler.num_preemptions
         return Load(
             running_requests=len(running),
-            waiting_requests=len(waiting) + self._constraints.num_preparing,
+            waiting_requests=self._num_queued + len(self._backlog),
             waiting_tokens=sum(tokens for tokens in missing if tokens > 1),
             kv_pages_total=self._pool.num_pages,
             kv_pages_in_use=self._pool.num_pages - self._pool.num_free - self._cache.evictable_pages,
@@ -236,14 +258,7 @@ class EngineCore:
         Raises:
             EngineError: the pins would exceed their budget, or nothing of the prefix is cached.
         """
-        try:
-            return self._pins.pin(namespace, np.asarray(token_ids, np.int32), ttl_s)
-        except PinBudgetError as error:
-            raise EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), reason="PIN_BUDGET") from error
-        except NothingCachedError as error:
-            raise EngineError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
-        except ValueError as error:
-            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, str(error), param="ttl") from error
+        return pin_prefix(self._pins, namespace, token_ids, ttl_s)
 
     def unpin_prefix(self, pin_id: str) -> bool:
         """Let a pinned prefix go; False where there is no such pin."""
@@ -265,19 +280,35 @@ class EngineCore:
         """
         check_conservation(self._pool, self._cache, self._slots, self._scheduler.running, self._pins)
 
-    def _pin_budget(self) -> int:
-        """Pages that pins may hold."""
-        tokens = self._config.max_pinned_tokens
-        return self._pool.num_pages // 4 if tokens is None else tokens // self._pool.page_size
+    @property
+    def _num_queued(self) -> int:
+        return len(self._scheduler.waiting) + self._constraints.num_preparing
+
+    def _admit(self, request: Request) -> None:
+        if request.key in self._open:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is already open", "request_id")
+        self._limits.admit(request, self._clock(), time.time_ns())
+
+    def _check_queue(self) -> None:
+        waiting = self._num_queued
+        if waiting >= self._config.max_queue_size + self._slots.num_free:
+            self._meter.totals.refused += 1
+            raise QueueFullError(waiting, self._meter.retry_after_s(waiting, self._config.num_slots))
+
+    def _release_backlog(self) -> None:
+        """Let calls with many requests have what others leave of the queue, up to a half of it."""
+        for request in self._backlog.release(
+            self._config.max_queue_size // 2 + self._slots.num_free - self._num_queued
+        ):
+            request.state = RequestState.WAITING
+            self._scheduler.add(request)
 
     def _drop_a_pin(self) -> bool:
         """Let the pin go that would end first; a request that needs the whole pool comes before pins."""
-        pins = self._pins.list()
-        if not pins:
-            return False
-        first = min(pins, key=lambda pin: math.inf if pin.expires_at is None else pin.expires_at)
-        _log.warning("unpinned %d tokens: a request needs the whole pool", first.num_tokens)
-        return self._pins.unpin(first.id)
+        dropped = self._pins.unpin_first()
+        if dropped is not None:
+            _log.warning("unpinned %d tokens: a request needs the whole pool", dropped.num_tokens)
+        return dropped is not None
 
     def _launch(self, now: float, events: list[Event]) -> tuple[StepPlan, LaunchedStep] | None:
         plan = self._scheduler.schedule(now)
@@ -332,7 +363,7 @@ class EngineCore:
 
     def _end_expired(self, now: float, events: list[Event]) -> None:
         preparing = [request for request in self._constraints.preparing if request.deadline <= now]
-        for request in (*self._scheduler.expired(now), *preparing):
+        for request in (*self._scheduler.expired(now), *preparing, *self._backlog.expired(now)):
             code, text = grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time is over"
             events.append(self._open.fail(request, code, text, outcome="expired", keep=True))
 

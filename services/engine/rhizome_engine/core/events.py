@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rhizome_engine.batch import TokenLogprobs
+from rhizome_engine.batch import Float32, TokenLogprobs
 from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
 from rhizome_transport.errors import EngineError
 
@@ -35,6 +35,19 @@ class PromptLogprobsEvent:
 
     request: Request
     logprobs: list[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingEvent:
+    """The vector that a request wanted; its end follows.
+
+    Attributes:
+        request: whose.
+        values: [hidden_size] float32, finite.
+    """
+
+    request: Request
+    values: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +101,4 @@ class FailedEvent:
     timings: Timings
 
 
-Event = StartedEvent | PromptLogprobsEvent | TokensEvent | FinishedEvent | FailedEvent
+Event = StartedEvent | PromptLogprobsEvent | EmbeddingEvent | TokensEvent | FinishedEvent | FailedEvent

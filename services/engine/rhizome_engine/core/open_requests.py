@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 import grpc
 
+from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
 from rhizome_engine.scheduler.load import LoadMeter, Outcome
@@ -20,6 +21,7 @@ class OpenRequests:
     Args:
         scheduler: holds their pages and places.
         constraints: holds their grammars.
+        backlog: holds those back that came together.
         meter: counts them.
         clock: monotonic seconds.
     """
@@ -28,11 +30,13 @@ class OpenRequests:
         self,
         scheduler: Scheduler,
         constraints: Constraints,
+        backlog: Backlog,
         meter: LoadMeter,
         clock: Callable[[], float],
     ) -> None:
         self._scheduler = scheduler
         self._constraints = constraints
+        self._backlog = backlog
         self._meter = meter
         self._clock = clock
         self._requests: dict[tuple[Hashable, str], Request] = {}
@@ -96,5 +100,6 @@ class OpenRequests:
 
     def _close(self, request: Request, *, keep: bool) -> None:
         self._constraints.forget(request)
+        self._backlog.forget(request)
         self._scheduler.finish(request, keep=keep)
         del self._requests[request.key]

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import replace
 from types import FrameType
 
-from rhizome_engine.checkpoint import CheckpointError
+from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import describe_model
@@ -139,15 +139,19 @@ def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        quantization=settings.quantization,
+        kernels=settings.kernels,
         attention=settings.attention,
         page_size=settings.page_size,
         num_pages=num_pages,
-        kv_cache_bytes=None if settings.kv_cache_bytes is None else int(settings.kv_cache_bytes),
+        kv_memory=settings.kv_memory,
         max_num_tokens=config.max_step_tokens,
         max_num_rows=config.max_batch_size,
         num_slots=config.num_slots,
         num_threads=settings.num_threads or None,
         overlap=config.overlap,
+        progress=True,
     )
 
 

@@ -3,7 +3,7 @@
 One thread does it all. While there is work the socket is only glanced at between steps; while there is none
 the loop sleeps on the socket.
 
-Open requests are kept by who asked: a peer, or a call such as `WarmPrefix` that stands in its place.
+Open requests are kept by who asked: a peer, or a call such as `Embed` that stands in its place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from google.protobuf.message import DecodeError
 from rhizome.engine.v1.frames_pb2 import Call, Cancel, ClientFrame, Submit
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler
+from rhizome_engine.core.embed_call import EmbedCall, aborted, drained
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
 from rhizome_engine.core.long_calls import DrainCall, WarmPrefixCall, failed
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.request_histograms import RequestHistograms
 from rhizome_engine.core.served_model import ServedModel
-from rhizome_engine.core.spans import record_request
+from rhizome_engine.core.spans import record_embed, record_request
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.translate import refused, to_request, to_request_event
 from rhizome_engine.scheduler import load as scheduler_load
@@ -37,6 +38,10 @@ _IDLE_POLL_MS = 200
 _GRAMMAR_POLL_MS = 2
 """While every open request waits for its grammar to be compiled."""
 _LOAD_INTERVAL_S = 0.25
+_LONG_CALLS = ("Drain", "Embed", "WarmPrefix")
+
+Owner = Peer | WarmPrefixCall | EmbedCall
+"""Whose a request is."""
 
 
 class CoreServer:
@@ -65,7 +70,7 @@ class CoreServer:
         self._start_delay = start_delay or StartDelay()
         self._histograms = RequestHistograms()
         self._calls = CallHandler(core, model, self._histograms, self._abort)
-        self._open: dict[tuple[Peer | WarmPrefixCall, str], Request] = {}
+        self._open: dict[tuple[Owner, str], Request] = {}
         self._load_calls: list[tuple[Peer, Call]] = []
         self._drain_calls: list[tuple[Peer, DrainCall]] = []
         self._draining = False
@@ -139,7 +144,7 @@ class CoreServer:
         if self._core.cancel(cancel.request_id, peer, satisfied=cancel.satisfied):
             return
         for owner, request_id in list(self._open):
-            if isinstance(owner, WarmPrefixCall) and owner.is_of(peer, cancel.request_id):
+            if not isinstance(owner, Peer) and owner.is_of(peer, cancel.request_id):
                 self._core.cancel(request_id, owner)
 
     def _check_not_draining(self) -> None:
@@ -158,7 +163,7 @@ class CoreServer:
             message = f"{call.method} is for the engine's operator: use EngineAdminService on its own port"
             error = EngineError(grpc.StatusCode.PERMISSION_DENIED, message)
             self._frames.reply(peer, failed(call, error))
-        elif call.method in ("Drain", "WarmPrefix"):
+        elif call.method in _LONG_CALLS:
             self._begin_long_call(peer, call)
         elif call.method == "GetLoad":
             # Answered after the step, which goes out in the same frame: what ended in it is counted then.
@@ -173,6 +178,11 @@ class CoreServer:
                 self._drain_calls.append((peer, DrainCall(call)))
                 _log.info("draining: %d requests are open", len(self._open))
                 self._draining = True
+            elif call.method == "Embed":
+                self._check_not_draining()
+                embed = EmbedCall(peer, call, self._model)
+                self._core.add_together(embed.requests)
+                self._open.update({(embed, request.request_id): request for request in embed.requests})
             else:
                 self._check_not_draining()
                 warm = WarmPrefixCall(peer, call, self._model.name)
@@ -192,9 +202,11 @@ class CoreServer:
         self._load_calls.clear()
 
     def _tell(self, event: Event) -> None:
-        owner: Peer | WarmPrefixCall = event.request.peer  # type: ignore[assignment] # given by this class
+        owner: Owner = event.request.peer  # type: ignore[assignment] # given by this class
         if isinstance(owner, Peer):
             self._frames.emit(owner, to_request_event(event))
+        elif isinstance(owner, EmbedCall):
+            self._continue_embed(owner, event)
         if not isinstance(event, FinishedEvent | FailedEvent):
             return
         # The id may be in use again already, when a cancelled request's peer did not wait for its end.
@@ -203,28 +215,48 @@ class CoreServer:
         self._histograms.observe(event.request, event.usage, event.timings)
         if isinstance(owner, WarmPrefixCall):
             self._frames.reply(owner.asker, owner.finish(event, self._core))
-        else:
+        elif isinstance(owner, Peer):
             record_request(event, self._model.name)
 
-    def _forget(self, peer: Peer) -> None:
-        owners: list[Peer | WarmPrefixCall] = [peer]
-        owners += [
-            key[0] for key in self._open if isinstance(key[0], WarmPrefixCall) and key[0].asker is peer
-        ]
-        ends = [event for owner in owners for event in self._core.drop_peer(owner)]
-        if ends:
-            _log.info("cancelled %d requests of peer %s, which is gone", len(ends), peer.name)
+    def _continue_embed(self, call: EmbedCall, event: Event) -> None:
+        """Answer an `Embed` when all of it is done or one input failed, which ends the others."""
+        result = call.take(event)
+        if result is not None:
+            self._frames.reply(call.asker, result)
+        if result is None or not result.final:
+            return
+        error = EngineError.from_status(result.status) if result.HasField("status") else None
+        record_embed(call, error, self._model.name)
+        self._end_all_of(call)
+
+    def _end_all_of(self, owner: Owner) -> int:
+        """End the requests of somebody who is gone; returns how many those were."""
+        ends = self._core.drop_peer(owner)
         for event in ends:
             self._histograms.observe(event.request, event.usage, event.timings)
-            if event.request.peer is peer:
+            self._open.pop((owner, event.request.request_id), None)
+            if isinstance(owner, Peer):
                 record_request(event, self._model.name)
-        for key in [key for key in self._open if key[0] in owners]:
-            del self._open[key]
+        return len(ends)
+
+    def _forget(self, peer: Peer) -> None:
+        calls = {owner for owner, _ in self._open if not isinstance(owner, Peer) and owner.asker is peer}
+        ended = self._end_all_of(peer) + sum(map(self._end_all_of, calls))
+        for call in calls:
+            if isinstance(call, EmbedCall):
+                gone = EngineError(grpc.StatusCode.CANCELLED, "the caller is gone")
+                record_embed(call, gone, self._model.name)
+        if ended:
+            _log.info("cancelled %d requests of peer %s, which is gone", ended, peer.name)
         self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
 
     def _abort(self, request_id: str) -> None:
         for owner, open_id in list(self._open):
-            if open_id == request_id:
+            if isinstance(owner, EmbedCall):
+                if request_id and owner.request_id == request_id:
+                    owner.why_cancelled = aborted()
+                    self._core.cancel(open_id, owner)
+            elif open_id == request_id:
                 self._core.cancel(request_id, owner)
 
     def _continue_drain(self) -> None:
@@ -233,6 +265,8 @@ class CoreServer:
             if drain.overdue and not drain.cancelled:
                 drain.cancelled = len(self._open)
                 for owner, request_id in list(self._open):
+                    if isinstance(owner, EmbedCall):
+                        owner.why_cancelled = drained()
                     self._core.cancel(request_id, owner)
         if not self._core.has_work:
             for peer, drain in self._drain_calls:

@@ -1,4 +1,4 @@
-"""The spans of one request, made at its end from the times the core kept anyway.
+"""The spans of one request, made at its end from the times the core kept anyway; of an `Embed` one span only.
 
 rhizome.engine.v1.EngineService/Generate (SERVER)
 ├── rhizome.queue     arrival .. first scheduled
@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 
+from rhizome_engine.core.embed_call import EmbedCall
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
 from rhizome_engine.scheduler.request import FinishReason, Request, Timings
 from rhizome_telemetry import semconv
 from rhizome_telemetry.rpc import end_rpc_span, start_server_span
 from rhizome_telemetry.tracing import start_span, tracing_enabled
 from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.errors import EngineError
 
 _METHOD = f"{ENGINE_SERVICE}/Generate"
+_EMBED_METHOD = f"{ENGINE_SERVICE}/Embed"
 
 
 def record_request(event: FinishedEvent | FailedEvent, model: str) -> None:
@@ -48,6 +51,29 @@ def record_request(event: FinishedEvent | FailedEvent, model: str) -> None:
         span.set_attribute(semconv.GEN_AI_RESPONSE_FINISH_REASONS, [event.reason.value])
         code = "CANCELLED" if event.reason is FinishReason.CANCELLED else "OK"
         end_rpc_span(span, code, server=True, end_time_ns=end_ns)
+
+
+def record_embed(call: EmbedCall, error: EngineError | None, model: str) -> None:
+    """Record an `Embed` that was answered just now, its inputs as one; costs nothing while tracing is off."""
+    if not tracing_enabled():
+        return
+    arrival_ns = call.requests[0].arrival_unix_ns
+    span = start_server_span(_EMBED_METHOD, call.trace, start_time_ns=arrival_ns)
+    span.set_attributes(
+        {
+            semconv.GEN_AI_OPERATION_NAME: semconv.OPERATION_EMBEDDINGS,
+            semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER_NAME,
+            semconv.GEN_AI_REQUEST_MODEL: model,
+            semconv.REQUEST_ID: call.request_id or None,
+            semconv.GEN_AI_USAGE_INPUT_TOKENS: call.usage.prompt_tokens,
+            semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: call.usage.cached_tokens,
+            semconv.REQUEST_PREEMPTIONS: call.usage.preemptions,
+        }
+    )
+    if error is None:
+        end_rpc_span(span, "OK", server=True, end_time_ns=time.time_ns())
+    else:
+        end_rpc_span(span, error.code.name, error.message, server=True, end_time_ns=time.time_ns())
 
 
 def phases(request: Request, timings: Timings, end_ns: int) -> list[tuple[str, int, int]]:

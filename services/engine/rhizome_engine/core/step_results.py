@@ -9,7 +9,7 @@ import numpy as np
 
 from rhizome_engine.batch import NO_TOKEN, StepOutput, TokenLogprobs
 from rhizome_engine.core.constraints import Constraints
-from rhizome_engine.core.events import Event, FailedEvent, PromptLogprobsEvent, TokensEvent
+from rhizome_engine.core.events import EmbeddingEvent, Event, FailedEvent, PromptLogprobsEvent, TokensEvent
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.grammar.compiler import GrammarError
 from rhizome_engine.scheduler.load import LoadMeter
@@ -57,6 +57,7 @@ class StepResults:
         now = self._clock()
         still_there = self._scheduler.confirm(plan, np.array(output.token_ids, np.int64)).tolist()
         self._tell_scores(plan, output, events)
+        self._tell_vectors(plan, output, events)
         generated = 0
         positions = plan.sampled_positions.tolist()
         results = zip(plan.sampled, positions, still_there, output.token_ids, output.logprobs, strict=True)
@@ -75,7 +76,8 @@ class StepResults:
         self._meter.generated(generated, now)
         for chunk in plan.chunks:
             request = chunk.request
-            if request.max_output == 0 and request.num_computed == request.num_tokens:
+            is_whole = request.num_computed == request.num_tokens
+            if is_whole and request.max_output == 0 and request.embedding is None:
                 events.append(self._open.finish(request, FinishReason.LENGTH))
 
     def _take_token(
@@ -125,6 +127,19 @@ class StepResults:
             if request.state is not RequestState.FINISHED and news:
                 request.scored += len(news)
                 events.append(PromptLogprobsEvent(request, news))
+
+    def _tell_vectors(self, plan: StepPlan, output: StepOutput, events: list[Event]) -> None:
+        """Hand out the vectors of prompts that are complete, which ends their requests."""
+        complete = [chunk.request for chunk in plan.chunks if chunk.gives_vector]
+        for request, values in zip(complete, output.embeddings, strict=True):
+            if request.state is RequestState.FINISHED:
+                continue
+            if np.isfinite(values).all():
+                events.append(EmbeddingEvent(request, values))
+                events.append(self._open.finish(request, FinishReason.STOP))
+            else:
+                text = "the model's hidden states are no numbers; the checkpoint or its dtype is damaged"
+                events.append(self._open.fail(request, grpc.StatusCode.INTERNAL, text))
 
     def _no_token(self, request: Request) -> FailedEvent:
         """End a request for which no token could be chosen."""

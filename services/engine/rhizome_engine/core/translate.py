@@ -108,16 +108,16 @@ def check_name(name: str, param: str) -> None:
         raise _invalid(f"{param} has {len(name)} characters; at most {_MAX_NAME_CHARS} are taken", param)
 
 
-def check_prompt(num_tokens: int) -> None:
+def check_prompt(num_tokens: int, param: str = "prompt") -> None:
     """Refuse prompts that no model could take before they are read.
 
     Raises:
         EngineError: INVALID_ARGUMENT.
     """
     if num_tokens > _MAX_PROMPT_TOKENS:
-        text = f"the prompt has {num_tokens} tokens; at most {_MAX_PROMPT_TOKENS} are taken by any model"
+        text = f"there are {num_tokens} tokens in the {param}; at most {_MAX_PROMPT_TOKENS} are taken at once"
         code = grpc.StatusCode.INVALID_ARGUMENT
-        raise EngineError(code, text, reason="CONTEXT_LENGTH_EXCEEDED", param="prompt")
+        raise EngineError(code, text, reason="CONTEXT_LENGTH_EXCEEDED", param=param)
 
 
 def _check_counts(request: generate_pb2.GenerateRequest) -> None:

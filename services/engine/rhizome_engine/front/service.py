@@ -30,7 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class EngineService(EngineServicerBase):
     """Answers from the core where the core knows, and itself where text is concerned.
 
-    Embed and WatchKvEvents come later and answer UNIMPLEMENTED.
+    WatchKvEvents comes later and answers UNIMPLEMENTED.
 
     Args:
         link: gives the link to a serving core or raises EngineError.
@@ -46,12 +46,25 @@ class EngineService(EngineServicerBase):
         self._generation = TextGeneration(link, tokenizer)
 
     def raw_handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """`Connect` without (de)serialisers: bytes come and go."""
+        """`Connect` and `Embed` without (de)serialisers: bytes come and go."""
 
         async def connect(requests: AsyncIterator[bytes], context: Context) -> None:
             await self._bridge.connect(context)
 
-        return {"Connect": grpc.stream_stream_rpc_method_handler(connect)}
+        return {
+            "Connect": grpc.stream_stream_rpc_method_handler(connect),
+            "Embed": grpc.unary_unary_rpc_method_handler(self._embed),
+        }
+
+    async def _embed(self, request: bytes, context: Context) -> bytes:
+        """Vectors, which only the core makes; megabytes of numbers are not read on the way."""
+        parent = from_metadata(context.invocation_metadata())
+        trace = None if parent is None else to_proto(parent)
+        timeout_s = context.time_remaining()
+        answers = await self._ask(
+            lambda client: client.call("Embed", request, timeout_s=timeout_s, trace=trace)
+        )
+        return b"".join(answers)  # parts of one message
 
     async def Generate(  # noqa: N802
         self, request: GenerateRequest, context: Context

@@ -154,6 +154,14 @@ class PinnedPrefixes:
         self._cache.unlock(held.node)
         return True
 
+    def unpin_first(self) -> Pin | None:
+        """Let the prefix go whose pin would end first; None where nothing is pinned."""
+        never = math.inf
+        first = min(self.list(), key=lambda p: never if p.expires_at is None else p.expires_at, default=None)
+        if first is not None:
+            self.unpin(first.id)
+        return first
+
     def expire(self, now: float) -> builtins.list[Pin]:
         """Let go of what has ended by `now`; cheap enough to ask at every step."""
         if now < self._next_expiry:

@@ -32,6 +32,10 @@ class InvalidRequestError(EngineError):
     def __init__(self, message: str, param: str, reason: str = "") -> None:
         super().__init__(grpc.StatusCode.INVALID_ARGUMENT, message, reason=reason, param=param)
 
+    def of_input(self, index: int) -> InvalidRequestError:
+        """The same error, about one of several inputs."""
+        return InvalidRequestError(f"inputs[{index}]: {self.message}", f"inputs[{index}]", self.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -73,7 +77,8 @@ class Limits:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         needed = prompt_tokens if request.max_tokens == 0 else prompt_tokens + 1
         if needed > self.max_context_tokens:
-            raise InvalidRequestError(self._too_long(prompt_tokens), "prompt", "CONTEXT_LENGTH_EXCEEDED")
+            text = self._too_long(prompt_tokens, wants_output=request.max_tokens != 0)
+            raise InvalidRequestError(text, "prompt", "CONTEXT_LENGTH_EXCEEDED")
         self._check_ids(request.prompt_ids, "prompt")
         self._check_ids(request.stop_token_ids, "stop.token_ids")
         self._check_ids(tuple(request.params.logit_bias), "logit_bias")
@@ -100,15 +105,16 @@ class Limits:
                 param,
             )
 
-    def _too_long(self, prompt_tokens: int) -> str:
+    def _too_long(self, prompt_tokens: int, *, wants_output: bool) -> str:
         bounds = [f"model {self.model_tokens}"]
         if self.configured_tokens is not None:
             bounds.append(f"configured {self.configured_tokens}")
         bounds.append(
             f"KV pool {self.num_pages} pages x {self.page_size} = {self.num_pages * self.page_size}"
         )
+        one_more = ", and at least one more has to fit for the answer" if wants_output else ""
         return (
-            f"the prompt has {prompt_tokens} tokens, and at least one more has to fit for the answer, but "
+            f"the prompt has {prompt_tokens} tokens{one_more}, but "
             f"the context window is {self.max_context_tokens} tokens (the least of: {', '.join(bounds)}); "
             "shorten the prompt"
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rhizome_engine.batch import Batch, Int64, PromptScores, SlotHistory
+from rhizome_engine.batch import Batch, Int64, PooledRow, PromptScores, SlotHistory
 from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.slots import SlotTable
 from rhizome_engine.scheduler.step_plan import Chunk, StepPlan
@@ -61,6 +61,11 @@ def build_batch(plan: StepPlan, slots: SlotTable, sampling: SamplingRows, page_s
             _prompt_scores(row, chunk)
             for row, chunk in enumerate(chunks, num_decode)
             if chunk.score_end > chunk.start + 1
+        ],
+        pooled=[
+            PooledRow(row, chunk.request.slot, embedding, chunk.start == 0, chunk.gives_vector)
+            for row, chunk in enumerate(chunks, num_decode)
+            if chunk.is_pooled and (embedding := chunk.request.embedding) is not None
         ],
     )
 

@@ -19,7 +19,8 @@ class SchedulerConfig:
             batch has rows take turns.
         max_step_tokens: most tokens computed in one step.
         max_chunk_tokens: most prompt tokens of one request in one step; None for its fair share.
-        max_partial_prefills: most prompts that are computed at the same time; they share a step's tokens.
+        max_partial_prefills: most prompts that are computed at the same time; they share a step's tokens, and
+            more may only use what they leave.
         max_context_tokens: most tokens of prompt and output together; None for the model's limit.
         policy: who starts next among the requests of one tenant: "fcfs" the one that came first, "lpm" the
             one with the longest cached prefix, "priority" the one with the highest priority.

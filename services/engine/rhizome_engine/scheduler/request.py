@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rhizome_engine.embedding.pooling import EmbeddingParams
 from rhizome_engine.kvcache.node import TokenIds
 from rhizome_engine.kvcache.sequence_pages import SequencePages
 from rhizome_engine.sampling.params import SamplingParams
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class RequestState(Enum):
     """Where a request is. Preemption leads from RUNNING back to WAITING; FINISHED is final.
 
-    PREPARING is before the queue: the request's grammar is being compiled.
+    PREPARING is before the queue: the request's grammar is being compiled, or others of its call go first.
     """
 
     PREPARING = auto()
@@ -97,6 +98,7 @@ class Request:
         prompt_logprobs: how many rivals to report beside the log probability of each prompt token; None for
             no report.
         resumed_tokens: so many tokens at the end of `prompt_ids` are output that an earlier engine generated.
+        embedding: a vector is wanted, and no tokens.
 
     Attributes:
         state: where it is.
@@ -129,12 +131,13 @@ class Request:
         grammar: Grammar | None = None,
         prompt_logprobs: int | None = None,
         resumed_tokens: int = 0,
+        embedding: EmbeddingParams | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_ids = list(prompt_ids)
         self.params = params or SamplingParams()
         self.peer = peer
-        self.max_tokens = max_tokens
+        self.max_tokens = max_tokens if embedding is None else 0
         self.min_tokens = min_tokens
         self.stop_token_ids = tuple(stop_token_ids)
         self.ignore_eos = ignore_eos
@@ -146,6 +149,7 @@ class Request:
         self.grammar = grammar
         self.prompt_logprobs = prompt_logprobs
         self.resumed_tokens = resumed_tokens
+        self.embedding = embedding
         self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
 
         self.state = RequestState.WAITING
@@ -197,9 +201,22 @@ class Request:
         return self.num_prompt + self.max_output
 
     @property
-    def wants_scores(self) -> bool:
-        """Whether log probabilities of prompt tokens are still to be reported."""
-        return self.prompt_logprobs is not None and self.scored < self.num_prompt
+    def reads_cache(self) -> bool:
+        """Whether cached keys and values will do for its prompt.
+
+        They will not where the hidden states are wanted: for a vector of all tokens, or for log probabilities
+        that were not reported yet.
+        """
+        wants_scores = self.prompt_logprobs is not None and self.scored < self.num_prompt
+        return not wants_scores and self.fills_cache
+
+    @property
+    def fills_cache(self) -> bool:
+        """Whether others may find its prompt in the cache.
+
+        What is embedded whole is not looked for again: it would only push out what is.
+        """
+        return self.embedding is None or not self.embedding.pooling.needs_every_token
 
     def admit(self, max_output: int, stop_ids: frozenset[int], now: float, unix_ns: int) -> None:
         """Fix what follows from the engine's limits once they were checked."""

@@ -21,7 +21,7 @@ class RoomNeeded:
     """
 
     def __init__(self, request: Request, pool: PagePool, cache: RadixCache) -> None:
-        token_ids = request.token_ids[: 0 if request.wants_scores else request.num_tokens - 1]
+        token_ids = request.token_ids[: request.num_tokens - 1 if request.reads_cache else 0]
         found = cache.peek_nodes(request.namespace, token_ids)
         self._path = {node for node, _ in found}
         cached = sum(pages for _, pages in found)

@@ -33,6 +33,7 @@ from rhizome_engine.scheduler.fair_share import OUTPUT_TOKEN_COST, FairShare
 from rhizome_engine.scheduler.isolation import TenantIsolation, Turn
 from rhizome_engine.scheduler.preemption import choose_victim, plan_displacement, weakest
 from rhizome_engine.scheduler.prefill_budget import share_budget
+from rhizome_engine.scheduler.prompts_under_way import PromptsUnderWay
 from rhizome_engine.scheduler.request import Request, RequestState
 from rhizome_engine.scheduler.room import RoomNeeded
 from rhizome_engine.scheduler.slots import SlotTable
@@ -205,13 +206,15 @@ class Scheduler:
         may_displace = self._config.policy == "priority" or (self._config.fairness and several)
         if not len(self.waiting) or not (self._slots.num_free or may_displace):
             return
-        unfinished = slots[self._slots.computed[slots] < self._slots.prompt_end[slots]]
-        prompts = [request for slot in unfinished.tolist() if (request := self._by_slot[slot])]
+        missing = (self._slots.prompt_end - self._slots.computed)[slots]
+        unfinished = zip(slots[missing > 0].tolist(), missing[missing > 0].tolist(), strict=True)
+        under_way = [(request, left) for slot, left in unfinished if (request := self._by_slot[slot])]
+        prompts = PromptsUnderWay(self._config, under_way, len(slots) - len(under_way))
         displaced: list[Request] = []  # not started again: a step under way may still hold their rows
         for looks, request in enumerate(self.waiting.candidates(now)):
             if looks >= _MAX_LOOKS or len(prompts) >= self._config.max_rows:
                 return
-            if request in displaced or self._is_crowded(request, prompts):
+            if request in displaced or prompts.is_full_for(request):
                 continue
             if self._unshared.will_give(request, self.waiting.cached_tokens(request)):
                 continue
@@ -219,11 +222,10 @@ class Scheduler:
                 for victim in self._make_way(request):
                     self._preempt(victim)
                     displaced.append(victim)
-                    if victim in prompts:
-                        prompts.remove(victim)
+                    prompts.discard(victim)
                 if not self._start(request):
                     return  # nobody overtakes: a large request would never find room
-            prompts.append(request)
+            prompts.add(request)
 
     def _make_way(self, request: Request) -> list[Request]:
         """Running requests that have to give way to a waiting one; none where that would not be enough."""
@@ -241,12 +243,6 @@ class Scheduler:
 
         return plan_displacement(request, self.running, self._config, has_room) or []
 
-    def _is_crowded(self, request: Request, prompts: list[Request]) -> bool:
-        """Whether enough prompts are being computed; a tenant that has none of them may always add one."""
-        if len(prompts) < self._config.max_partial_prefills:
-            return False
-        return not self._config.fairness or any(other.tenant == request.tenant for other in prompts)
-
     def _start(self, request: Request) -> bool:
         """Take a slot and cached pages; False while there is no room for a request's known tokens."""
         # Looking it up again would count as a use of its prefix, though nothing can have changed.
@@ -262,7 +258,7 @@ class Scheduler:
             request.token_ids,
             lambda *copy: copies.append(PageCopy(*copy)),
             headroom=headroom,
-            reuse=not request.wants_scores,
+            reuse=request.reads_cache,
         )
         if computed is None:
             self._no_room = room
@@ -386,6 +382,7 @@ class Scheduler:
         assert request.pages is not None
         self.running.remove(request)
         self._unshared.discard(request)
+        keep = keep and request.fills_cache
         request.pages.release(request.computed_ids if keep else request.computed_ids[:0])
         self._by_slot[request.slot] = None
         self._slots.capacity[request.slot] = 0

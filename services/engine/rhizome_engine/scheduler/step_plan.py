@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rhizome_engine.batch import Int64, PageCopy
+from rhizome_engine.embedding.pooling import Pooling
 from rhizome_engine.scheduler.isolation import Turn
 from rhizome_engine.scheduler.request import Request
 
@@ -41,6 +42,25 @@ class Chunk(NamedTuple):
         if self.request.prompt_logprobs is None:
             return self.start + 1
         return max(min(self.end + 1, self.request.num_prompt), self.start + 1)
+
+    @property
+    def gives_vector(self) -> bool:
+        """Whether a vector comes out: the request wants one, and its last token is computed."""
+        return self.request.embedding is not None and self.end == self.request.num_prompt
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether its tokens count towards a vector."""
+        embedding = self.request.embedding
+        if embedding is None:
+            return False
+        match embedding.pooling:
+            case Pooling.MEAN:
+                return True
+            case Pooling.LAST_TOKEN:
+                return self.gives_vector
+            case Pooling.CLS:
+                return self.start == 0 or self.gives_vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class UnsharedPrompts:
 
     def add(self, request: Request) -> None:
         """A request started, with part of its prompt to compute."""
-        if request.num_computed < len(request.prompt_ids):
+        if request.fills_cache and request.num_computed < len(request.prompt_ids):
             self._requests.append(request)
 
     def discard(self, request: Request) -> None:
@@ -50,7 +50,7 @@ class UnsharedPrompts:
             request: waits.
             cached_tokens: what it would find in the tree now.
         """
-        if request.wants_scores:
+        if not request.reads_cache:
             return False
         for other in self._requests:
             if other.namespace == request.namespace:

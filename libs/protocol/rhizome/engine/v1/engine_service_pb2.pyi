@@ -52,7 +52,9 @@ POOLING_CLS: Pooling.ValueType  # 3
 
 @typing.final
 class EmbedRequest(message.Message):
-    """EmbedRequest asks for vectors."""
+    """EmbedRequest asks for vectors. All inputs are embedded, or none: one that cannot be is named in the error, as
+    `inputs[3]`.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -60,15 +62,29 @@ class EmbedRequest(message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     POOLING_FIELD_NUMBER: builtins.int
     NORMALIZE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A served model name; empty means the engine's only model."""
     pooling: Pooling.ValueType
     """How the hidden states of an input become one vector."""
     normalize: builtins.bool
     """Scale each vector to length 1; default true."""
+    request_id: builtins.str
+    """For `Abort`; need not be unique."""
+    cache_namespace: builtins.str
+    """As in GenerateRequest. Only LAST_TOKEN finds prefixes in the cache and leaves its own there: the others need
+    what every token computes.
+    """
+    tenant: builtins.str
+    """As in GenerateRequest."""
+    priority: builtins.int
+    """As in GenerateRequest."""
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[generate_pb2.TokenIds]:
-        """One vector each."""
+        """One vector each, at most 2048; none is empty."""
 
     def __init__(
         self,
@@ -77,10 +93,14 @@ class EmbedRequest(message.Message):
         inputs: abc.Iterable[generate_pb2.TokenIds] | None = ...,
         pooling: Pooling.ValueType = ...,
         normalize: builtins.bool | None = ...,
+        request_id: builtins.str = ...,
+        cache_namespace: builtins.str = ...,
+        tenant: builtins.str = ...,
+        priority: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_normalize", b"_normalize", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_normalize", b"_normalize", "inputs", b"inputs", "model", b"model", "normalize", b"normalize", "pooling", b"pooling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_normalize", b"_normalize", "cache_namespace", b"cache_namespace", "inputs", b"inputs", "model", b"model", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
@@ -100,7 +120,7 @@ class EmbedResponse(message.Message):
 
     @builtins.property
     def usage(self) -> common_pb2.Usage:
-        """Tokens counted."""
+        """Tokens counted, over all inputs."""
 
     def __init__(
         self,
@@ -215,6 +235,12 @@ class GetModelInfoResponse(message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     KV_PAGES_TOTAL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    DEFAULT_POOLING_FIELD_NUMBER: builtins.int
+    EMBEDDING_SIZE_FIELD_NUMBER: builtins.int
+    QUANTIZATION_FIELD_NUMBER: builtins.int
+    WEIGHT_FORMAT_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    KV_CACHE_DTYPE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name under which the model is served."""
     instance_id: builtins.str
@@ -226,7 +252,7 @@ class GetModelInfoResponse(message.Message):
     vocab_size: builtins.int
     """Tokens the model has logits for."""
     dtype: builtins.str
-    """Weights in memory: `float32`, `bfloat16`, `float16`."""
+    """Weights in memory that are not quantised: `float32`, `bfloat16`, `float16`."""
     device: builtins.str
     """Where the weights are: `cpu`, `cuda:0`."""
     attention_backend: builtins.str
@@ -241,6 +267,22 @@ class GetModelInfoResponse(message.Message):
     """Pages of the KV pool."""
     version: builtins.str
     """The Rhizome version of the engine."""
+    default_pooling: Pooling.ValueType
+    """What `Embed` does where a request does not say; unspecified where the checkpoint wants what is not implemented
+    and each request has to choose.
+    """
+    embedding_size: builtins.int
+    """Components of each vector that `Embed` returns."""
+    quantization: builtins.str
+    """What quantised the weights: `int8`, `int4` while they were loaded, or the checkpoint's own way:
+    `compressed-tensors`, `awq`, `gptq`; empty for none.
+    """
+    weight_format: builtins.str
+    """How matrices are kept, the format that most parameters have first: `int4-g128, int8-g128`."""
+    kernels: builtins.str
+    """What computes: `torch`, `native-avx2`, `native-avx512vnni`."""
+    kv_cache_dtype: builtins.str
+    """The KV pool: `float32`, `bfloat16`, `float16`."""
     @builtins.property
     def start_time(self) -> timestamp_pb2.Timestamp:
         """When the engine core started."""
@@ -272,10 +314,16 @@ class GetModelInfoResponse(message.Message):
         page_size: builtins.int = ...,
         kv_pages_total: builtins.int = ...,
         version: builtins.str = ...,
+        default_pooling: Pooling.ValueType = ...,
+        embedding_size: builtins.int = ...,
+        quantization: builtins.str = ...,
+        weight_format: builtins.str = ...,
+        kernels: builtins.str = ...,
+        kv_cache_dtype: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["default_sampling", b"default_sampling", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "attention_backend", b"attention_backend", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "instance_id", b"instance_id", "kv_pages_total", b"kv_pages_total", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_parameters", b"num_parameters", "page_size", b"page_size", "start_time", b"start_time", "tokenizer_sha256", b"tokenizer_sha256", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "attention_backend", b"attention_backend", "default_pooling", b"default_pooling", "default_sampling", b"default_sampling", "device", b"device", "dtype", b"dtype", "embedding_size", b"embedding_size", "eos_token_ids", b"eos_token_ids", "instance_id", b"instance_id", "kernels", b"kernels", "kv_cache_dtype", b"kv_cache_dtype", "kv_pages_total", b"kv_pages_total", "max_context_tokens", b"max_context_tokens", "model", b"model", "num_parameters", b"num_parameters", "page_size", b"page_size", "quantization", b"quantization", "start_time", b"start_time", "tokenizer_sha256", b"tokenizer_sha256", "version", b"version", "vocab_size", b"vocab_size", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,7 +357,9 @@ class GetTokenizerResponse(message.Message):
     CHUNK_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     file_name: builtins.str
-    """`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` or `generation_config.json`."""
+    """`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `chat_templates/NAME.jinja`,
+    `additional_chat_templates/NAME.jinja` or `generation_config.json`.
+    """
     chunk: builtins.bytes
     """The next bytes of the file."""
     sha256: builtins.str

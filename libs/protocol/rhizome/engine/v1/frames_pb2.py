@@ -28,7 +28,7 @@ from rhizome.engine.v1 import generate_pb2 as rhizome_dot_engine_dot_v1_dot_gene
 from rhizome.engine.v1 import load_pb2 as rhizome_dot_engine_dot_v1_dot_load__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erhizome/engine/v1/frames.proto\x12\x11rhizome.engine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1erhizome/common/v1/common.proto\x1a rhizome/engine/v1/generate.proto\x1a\x1crhizome/engine/v1/load.proto\"\x9a\x02\n\x0b\x43lientFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.rhizome.engine.v1.HelloH\x00\x12+\n\x06submit\x18\x02 \x01(\x0b\x32\x19.rhizome.engine.v1.SubmitH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.rhizome.engine.v1.CancelH\x00\x12\'\n\x04ping\x18\x04 \x01(\x0b\x32\x17.rhizome.engine.v1.PingH\x00\x12+\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.rhizome.engine.v1.CreditH\x00\x12\'\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32\x17.rhizome.engine.v1.CallH\x00\x42\x07\n\x05\x66rame\"L\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tpeer_name\x18\x02 \x01(\t\x12\x16\n\x0einitial_credit\x18\x03 \x01(\r\"\x99\x01\n\x06Submit\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".rhizome.engine.v1.GenerateRequest\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x05trace\x18\x03 \x01(\x0b\x32\x1f.rhizome.common.v1.TraceContext\"/\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tsatisfied\x18\x02 \x01(\x08\"\x15\n\x04Ping\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"8\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"\xfc\x01\n\x0b\x45ngineFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.rhizome.engine.v1.RequestEvent\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.rhizome.engine.v1.Load\x12+\n\x07welcome\x18\x04 \x01(\x0b\x32\x1a.rhizome.engine.v1.Welcome\x12%\n\x04pong\x18\x05 \x01(\x0b\x32\x17.rhizome.engine.v1.Pong\x12\x33\n\x0c\x63\x61ll_results\x18\x06 \x03(\x0b\x32\x1d.rhizome.engine.v1.CallResult\"\xa2\x01\n\x0cRequestEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32#.rhizome.engine.v1.GenerateResponseH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcome\"8\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x15\n\x04Pong\x12\r\n\x05nonce\x18\x01 \x01(\x04\"x\n\nCallResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcomeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erhizome/engine/v1/frames.proto\x12\x11rhizome.engine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1erhizome/common/v1/common.proto\x1a rhizome/engine/v1/generate.proto\x1a\x1crhizome/engine/v1/load.proto\"\x9a\x02\n\x0b\x43lientFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.rhizome.engine.v1.HelloH\x00\x12+\n\x06submit\x18\x02 \x01(\x0b\x32\x19.rhizome.engine.v1.SubmitH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.rhizome.engine.v1.CancelH\x00\x12\'\n\x04ping\x18\x04 \x01(\x0b\x32\x17.rhizome.engine.v1.PingH\x00\x12+\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x19.rhizome.engine.v1.CreditH\x00\x12\'\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32\x17.rhizome.engine.v1.CallH\x00\x42\x07\n\x05\x66rame\"L\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tpeer_name\x18\x02 \x01(\t\x12\x16\n\x0einitial_credit\x18\x03 \x01(\r\"\x99\x01\n\x06Submit\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".rhizome.engine.v1.GenerateRequest\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x05trace\x18\x03 \x01(\x0b\x32\x1f.rhizome.common.v1.TraceContext\"/\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tsatisfied\x18\x02 \x01(\x08\"\x15\n\x04Ping\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"\x94\x01\n\x04\x43\x61ll\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x05trace\x18\x05 \x01(\x0b\x32\x1f.rhizome.common.v1.TraceContext\"\xfc\x01\n\x0b\x45ngineFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.rhizome.engine.v1.RequestEvent\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.rhizome.engine.v1.Load\x12+\n\x07welcome\x18\x04 \x01(\x0b\x32\x1a.rhizome.engine.v1.Welcome\x12%\n\x04pong\x18\x05 \x01(\x0b\x32\x17.rhizome.engine.v1.Pong\x12\x33\n\x0c\x63\x61ll_results\x18\x06 \x03(\x0b\x32\x1d.rhizome.engine.v1.CallResult\"\xa2\x01\n\x0cRequestEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32#.rhizome.engine.v1.GenerateResponseH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcome\"8\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x15\n\x04Pong\x12\r\n\x05nonce\x18\x01 \x01(\x04\"x\n\nCallResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcomeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,16 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PING']._serialized_end=770
   _globals['_CREDIT']._serialized_start=772
   _globals['_CREDIT']._serialized_end=796
-  _globals['_CALL']._serialized_start=798
-  _globals['_CALL']._serialized_end=854
-  _globals['_ENGINEFRAME']._serialized_start=857
-  _globals['_ENGINEFRAME']._serialized_end=1109
-  _globals['_REQUESTEVENT']._serialized_start=1112
-  _globals['_REQUESTEVENT']._serialized_end=1274
-  _globals['_WELCOME']._serialized_start=1276
-  _globals['_WELCOME']._serialized_end=1332
-  _globals['_PONG']._serialized_start=1334
-  _globals['_PONG']._serialized_end=1355
-  _globals['_CALLRESULT']._serialized_start=1357
-  _globals['_CALLRESULT']._serialized_end=1477
+  _globals['_CALL']._serialized_start=799
+  _globals['_CALL']._serialized_end=947
+  _globals['_ENGINEFRAME']._serialized_start=950
+  _globals['_ENGINEFRAME']._serialized_end=1202
+  _globals['_REQUESTEVENT']._serialized_start=1205
+  _globals['_REQUESTEVENT']._serialized_end=1367
+  _globals['_WELCOME']._serialized_start=1369
+  _globals['_WELCOME']._serialized_end=1425
+  _globals['_PONG']._serialized_start=1427
+  _globals['_PONG']._serialized_end=1448
+  _globals['_CALLRESULT']._serialized_start=1450
+  _globals['_CALLRESULT']._serialized_end=1570
 # @@protoc_insertion_point(module_scope)

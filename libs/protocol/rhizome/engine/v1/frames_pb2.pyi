@@ -215,6 +215,8 @@ class Call(message.Message):
     CALL_ID_FIELD_NUMBER: builtins.int
     METHOD_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    TRACE_FIELD_NUMBER: builtins.int
     call_id: builtins.str
     """Comes back in the CallResult."""
     method: builtins.str
@@ -223,16 +225,26 @@ class Call(message.Message):
     """
     request: builtins.bytes
     """The serialised request message."""
+    @builtins.property
+    def timeout(self) -> duration_pb2.Duration:
+        """Time left until the caller gives up; absent means no limit. Only `Embed` looks at it: the others take no time."""
+
+    @builtins.property
+    def trace(self) -> common_pb2.TraceContext:
+        """The caller's span."""
+
     def __init__(
         self,
         *,
         call_id: builtins.str = ...,
         method: builtins.str = ...,
         request: builtins.bytes = ...,
+        timeout: duration_pb2.Duration | None = ...,
+        trace: common_pb2.TraceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["timeout", b"timeout", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "method", b"method", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "method", b"method", "request", b"request", "timeout", b"timeout", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,7 +382,9 @@ class Pong(message.Message):
 
 @typing.final
 class CallResult(message.Message):
-    """CallResult answers a Call; methods that stream send several, the last one `final`."""
+    """CallResult answers a Call; methods that stream send several, the last one `final`. `Embed` sends its response in
+    parts: their bytes, joined, are the message.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 

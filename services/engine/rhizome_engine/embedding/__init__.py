@@ -1,0 +1,1 @@
+"""Inputs to vectors: how a prompt's hidden states become one, and what a checkpoint recommends."""
