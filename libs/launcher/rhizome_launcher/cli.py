@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rhizome_launcher.bench.engine_commands import bench_engine, eval_perplexity, eval_skills
+from rhizome_launcher.bench.errors import explained
+from rhizome_launcher.bench.serve_command import bench_serve
 from rhizome_launcher.serve import EXIT_INTERRUPTED, run_until_interrupted
 from rhizome_launcher.stack import StackError, StackSettings
 
@@ -20,6 +23,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench_app = typer.Typer(help="Measure how fast a server or an engine is.", no_args_is_help=True)
+eval_app = typer.Typer(help="Measure how good a model's answers are.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+app.add_typer(eval_app, name="eval")
+bench_app.command("serve")(explained(bench_serve))
+bench_app.command("engine")(explained(bench_engine))
+eval_app.command("perplexity")(explained(eval_perplexity))
+eval_app.command("skills")(explained(eval_skills))
 
 ModelOption = Annotated[
     Path,
@@ -30,6 +41,10 @@ PortOption = Annotated[int, typer.Option(help="Port of the gateway.", min=1, max
 EnginesOption = Annotated[int, typer.Option(help="Engines; from two on a proxy balances them.", min=1)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+QuantizationOption = Annotated[str, typer.Option(help="none, int8 or int4: round weights while loading.")]
+KVMemoryOption = Annotated[
+    str, typer.Option(help="Memory for keys and values of each engine: 4GiB, or 60% of what is free.")
+]
 NameOption = Annotated[
     str, typer.Option("--served-model-name", help="Name in the API; default: the directory's.")
 ]
@@ -43,10 +58,14 @@ def serve(
     engines: EnginesOption = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = "none",
+    kv_memory: KVMemoryOption = "",
     served_model_name: NameOption = "",
 ) -> None:
     """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
-    arguments = ["--device", device, "--dtype", dtype]
+    arguments = ["--device", device, "--dtype", dtype, "--quantization", quantization]
+    if kv_memory:
+        arguments += ["--kv-memory", kv_memory]
     if served_model_name:
         arguments += ["--served-model-name", served_model_name]
     settings = StackSettings(

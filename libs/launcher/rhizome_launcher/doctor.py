@@ -42,6 +42,7 @@ class Report:
         python: version and platform.
         device: where the engine would run: `cpu`, `cuda:0`.
         dtype: in which type the weights would be held.
+        kernels: what would compute, and why.
         attention: the attention back end, and why.
         devices: CUDA devices with their memory.
         cpu: cores and the instruction sets that matter.
@@ -54,6 +55,7 @@ class Report:
     python: str
     device: str
     dtype: str
+    kernels: str
     attention: str
     devices: list[dict[str, Any]]
     cpu: dict[str, Any]
@@ -86,6 +88,7 @@ def examine() -> Report:
         python=f"{platform.python_version()} on {platform.platform()}",
         device=hardware.get("device", "unknown"),
         dtype=hardware.get("dtype", "unknown"),
+        kernels=hardware.get("kernels", "unknown"),
         attention=hardware.get("attention", "unknown"),
         devices=hardware.get("devices", []),
         cpu={"cores": os.cpu_count(), "model": _cpu_model(), "flags": _cpu_flags()},
@@ -121,6 +124,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
         table.add_row("gpu", f"{device['name']}, {device['total_bytes'] / gib:.1f} GiB")
     table.add_row("device", report.device)
     table.add_row("dtype", report.dtype)
+    table.add_row("kernels", report.kernels)
     table.add_row("attention", report.attention)
     for name, free in report.ports.items():
         table.add_row(f"port {name}", "free" if free else "[yellow]taken[/yellow]")
