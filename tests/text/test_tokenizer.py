@@ -64,6 +64,41 @@ def test_the_template_file_wins_over_the_config(checkpoint: Path) -> None:
     assert template is not None and template.render([]) == "file <eos>"
 
 
+@pytest.mark.parametrize("folder", ["chat_templates", "additional_chat_templates"])
+def test_named_templates_may_be_files_of_a_folder(checkpoint: Path, folder: str) -> None:
+    (checkpoint / "chat_template.jinja").write_text("d")
+    (checkpoint / folder).mkdir()
+    (checkpoint / folder / "tool_use.jinja").write_text("t")
+    assert f"{folder}/tool_use.jinja" in read_tokenizer_files(checkpoint)
+    tokenizer = Tokenizer.from_directory(checkpoint)
+    rendered = [t.render([]) for tools in (False, True) if (t := tokenizer.chat_template(tools=tools))]
+    assert rendered == ["d", "t"]
+
+
+def with_added_tokens(checkpoint: Path, tokens: dict[str, dict[str, object]]) -> Path:
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": tokens}))
+    return checkpoint
+
+
+def test_tokens_that_only_the_config_adds_are_tokens(checkpoint: Path) -> None:
+    tokens = {
+        "257": {"content": "<eos>", "special": True},
+        "258": {"content": "<tool>", "special": True, "lstrip": False},
+        "259": {"content": "<think>", "special": False},
+    }
+    tokenizer = Tokenizer.from_directory(with_added_tokens(checkpoint, tokens))
+    assert tokenizer.encode("<tool><think>") == [258, 259]
+    assert tokenizer.decode([258, 259, 257]) == "<think>"
+    assert tokenizer.vocab_size == 260
+
+
+def test_an_added_token_with_an_id_of_its_own_is_refused(checkpoint: Path) -> None:
+    tokens = {"300": {"content": "<far>", "special": True}}
+    with pytest.raises(TokenizerError, match="gives '<far>' the id 300, .* can only be 258"):
+        Tokenizer.from_directory(with_added_tokens(checkpoint, tokens))
+
+
 def test_a_template_of_its_own_for_tools_is_used(checkpoint: Path) -> None:
     files = dict(read_tokenizer_files(checkpoint))
     files["tokenizer_config.json"] = json.dumps(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tokenizers
 
 from rhizome_text.chat_template import ChatTemplate
 from rhizome_text.token_bytes import decoding_rule
-from rhizome_text.tokenizer_files import read_tokenizer_files
+from rhizome_text.tokenizer_files import TEMPLATE_FOLDERS, read_tokenizer_files
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+_TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
 class TokenizerError(ValueError):
@@ -34,9 +36,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, Any],
+        templates: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
+        _add_tokens(backend, config)
         # A decoder's pickled state is its section of tokenizer.json; the whole file would take far longer.
         self.rule = decoding_rule(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
         self.special_tokens = _special_tokens(config)
@@ -48,7 +54,7 @@ class Tokenizer:
         self.longest_token_chars = max(map(len, vocabulary), default=0)
         self.vocab_size = max(self._known_ids, default=-1) + 1
         self._bytes: dict[int, bytes] = {}
-        self._template_sources = _templates(config, template)
+        self._template_sources = {**_templates(config), **(templates or {})}
         self._templates: dict[str, ChatTemplate] = {}
 
     @classmethod
@@ -58,15 +64,16 @@ class Tokenizer:
         Raises:
             TokenizerError: a file is missing or broken.
         """
+        if "tokenizer.json" not in files:
+            raise TokenizerError("tokenizer.json is missing")
         try:
             backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        except KeyError:
-            raise TokenizerError("tokenizer.json is missing") from None
+            return cls(backend, config, _template_files(files))
+        except TokenizerError:
+            raise
         except Exception as error:  # the tokenizers package raises plain Exception
             raise TokenizerError(f"the tokenizer's files cannot be read: {error}") from error
-        template = files.get("chat_template.jinja")
-        return cls(backend, config, None if template is None else template.decode())
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
@@ -161,14 +168,48 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _templates(config: Mapping[str, Any], file: str | None) -> dict[str, str]:
-    """Template sources by name; the file `chat_template.jinja` is the default one if it exists."""
+def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Add what only `tokenizer_config.json` names, where it has the next free id.
+
+    Raises:
+        TokenizerError: a token has another id there than the tokenizer can give it.
+    """
+    entries = {int(token_id): token for token_id, token in config.get("added_tokens_decoder", {}).items()}
+    known = backend.get_vocab(with_added_tokens=True)
+    for token_id, entry in sorted(entries.items()):
+        content = entry["content"]
+        if content in known:
+            continue
+        flags = {name: bool(entry[name]) for name in _TOKEN_FLAGS if name in entry}
+        token = tokenizers.AddedToken(content, **flags)
+        if entry.get("special"):
+            backend.add_special_tokens([token])
+        else:
+            backend.add_tokens([token])
+        if backend.token_to_id(content) != token_id:
+            raise TokenizerError(
+                f"tokenizer_config.json gives {content!r} the id {token_id}, "
+                f"but after tokenizer.json it can only be {backend.token_to_id(content)}"
+            )
+
+
+def _templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """Template sources of `tokenizer_config.json` by name."""
     configured = config.get("chat_template")
-    sources: dict[str, str] = {}
     if isinstance(configured, str):
-        sources["default"] = configured
-    elif isinstance(configured, list):
-        sources = {entry["name"]: entry["template"] for entry in configured}
-    if file is not None:
-        sources["default"] = file
-    return sources
+        return {"default": configured}
+    if isinstance(configured, list):
+        return {entry["name"]: entry["template"] for entry in configured}
+    return {}
+
+
+def _template_files(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Template sources of files by name; `chat_template.jinja` is the default one."""
+    named = {
+        PurePosixPath(name).stem: content.decode()
+        for name, content in files.items()
+        if name.startswith(tuple(f"{folder}/" for folder in TEMPLATE_FOLDERS))
+    }
+    if "chat_template.jinja" in files:
+        named["default"] = files["chat_template.jinja"].decode()
+    return named

@@ -14,14 +14,26 @@ TOKENIZER_FILE_NAMES = (
 )
 
 
+TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
+"""Where named templates lie beside the default one, as `NAME.jinja`."""
+
+
 def read_tokenizer_files(directory: str | Path) -> dict[str, bytes]:
-    """Read those of the tokenizer's files that a checkpoint directory has, by name.
+    """Read those of the tokenizer's files that a checkpoint directory has, by their path in it.
 
     Raises:
         FileNotFoundError: there is no `tokenizer.json`; the message says what to do.
     """
     folder = Path(directory)
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILE_NAMES if (folder / name).is_file()}
+    names = [
+        *TOKENIZER_FILE_NAMES,
+        *(
+            f"{inside}/{path.name}"
+            for inside in TEMPLATE_FOLDERS
+            for path in (folder / inside).glob("*.jinja")
+        ),
+    ]
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     if "tokenizer.json" not in files:
         raise FileNotFoundError(
             f"{folder} has no tokenizer.json. A fast tokenizer is needed; for a checkpoint with older files, "
