@@ -9,7 +9,7 @@ import torch
 from rhizome_engine.batch import Batch
 from rhizome_engine.runner import KVBudgetError, ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
-from rhizome_testing.checkpoints import write_llama_checkpoint
+from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_testing.sampling_batch import sampling_batch
 
 
@@ -125,3 +125,24 @@ def test_cuda_is_refused_where_there_is_none_and_auto_falls_back(checkpoint):
         ModelRunner(checkpoint, device="cuda")
     runner = ModelRunner(checkpoint, num_pages=4)
     assert (runner.device.type, runner.numerics.weight_dtype) == ("cpu", torch.float32)
+
+
+def test_a_shorter_context_takes_the_short_factors_of_longrope(tmp_path):
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 64,
+    }
+    shape = LlamaShape(max_position_embeddings=256, rope_scaling=scaling)
+    path = write_llama_checkpoint(tmp_path, shape)
+    positions = torch.arange(50)
+
+    def angles(max_context_tokens):
+        runner = ModelRunner(path, device="cpu", num_pages=8, max_context_tokens=max_context_tokens)
+        assert runner.config.max_position_embeddings == min(max_context_tokens or 256, 256)
+        cos, sin = runner.model.ropes[0].table(positions)
+        return torch.atan2(sin, cos)[1]
+
+    assert torch.allclose(angles(None) * 4, angles(64))
+    assert torch.equal(angles(None), angles(65))

@@ -148,6 +148,7 @@ def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
         kv_memory=settings.kv_memory,
         max_num_tokens=config.max_step_tokens,
         max_num_rows=config.max_batch_size,
+        max_context_tokens=config.max_context_tokens,
         num_slots=config.num_slots,
         num_threads=settings.num_threads or None,
         overlap=config.overlap,

@@ -94,6 +94,7 @@ class LLM:
             kv_cache_bytes=kv_cache_bytes,
             max_num_tokens=config.max_step_tokens,
             max_num_rows=config.max_batch_size,
+            max_context_tokens=config.max_context_tokens,
             num_slots=config.num_slots,
             num_threads=num_threads,
             overlap=config.overlap,

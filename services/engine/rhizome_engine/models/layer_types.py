@@ -43,6 +43,23 @@ def layer_windows(
     return [window if sliding else 0 for sliding in is_sliding]
 
 
+def same_windows(fields: JsonFields, *, enabled: bool = True) -> list[int]:
+    """Return each layer's window for families in which all layers have the same one; null means none.
+
+    transformers does not read `layer_types` for these, so a list that says otherwise would be ignored there.
+
+    Raises:
+        CheckpointError: `layer_types` contradicts.
+    """
+    num_layers = fields.integer("num_hidden_layers")
+    has_window = enabled and "sliding_window" in fields
+    windows = [fields.integer("sliding_window") if has_window else 0] * num_layers
+    if layer_windows(fields, [has_window] * num_layers, enabled=enabled) != windows:
+        expected = f"{KNOWN[has_window]} for all layers, as sliding_window says for this family,"
+        raise fields.bad("layer_types", expected)
+    return windows
+
+
 def layer_numbers(fields: JsonFields, key: str) -> list[int]:
     """Return a list of integers, one per something that the key says; empty where it is absent.
 

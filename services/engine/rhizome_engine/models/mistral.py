@@ -1,20 +1,18 @@
-"""Mistral and Ministral: Llama with a window in all layers, in some or in none."""
+"""Mistral: Llama with a window in all layers or in none."""
 
 from __future__ import annotations
 
 from rhizome_engine.checkpoint.json_fields import JsonFields
 from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
-from rhizome_engine.models.layer_types import layer_windows
+from rhizome_engine.models.layer_types import same_windows
 
-_DEFAULTS = {"max_position_embeddings": 131072, "sliding_window": 4096}
+DEFAULTS = {"max_position_embeddings": 131072, "sliding_window": 4096}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:
-    fields = with_defaults(given, _DEFAULTS)
-    has_window = "sliding_window" in fields
-    windows = layer_windows(fields, [has_window] * fields.integer("num_hidden_layers"))
-    return decoder_config(fields, layers=tuple(LayerConfig(window) for window in windows))
+    fields = with_defaults(given, DEFAULTS)
+    return decoder_config(fields, layers=tuple(LayerConfig(window) for window in same_windows(fields)))
 
 
 FAMILY = Family(_read_config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rhizome_engine.checkpoint.json_fields import JsonFields
 from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, TensorNames, decoder_config, with_defaults
-from rhizome_engine.models.layer_types import layer_windows
+from rhizome_engine.models.layer_types import same_windows
 
 _DEFAULTS = {
     "max_position_embeddings": 4096,
@@ -16,8 +16,7 @@ _DEFAULTS = {
 
 def _read_config(given: JsonFields) -> ModelConfig:
     fields = with_defaults(given, _DEFAULTS)
-    has_window = "sliding_window" in fields
-    windows = layer_windows(fields, [has_window] * fields.integer("num_hidden_layers"))
+    windows = same_windows(fields)
     return decoder_config(fields, layers=tuple(LayerConfig(window) for window in windows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rhizome_engine.checkpoint.json_fields import JsonFields
 from rhizome_engine.checkpoint.model_config import ExpertsConfig, LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
-from rhizome_engine.models.layer_types import layer_numbers, layer_windows
+from rhizome_engine.models.layer_types import layer_numbers, same_windows
 from rhizome_engine.models.stored_layout import SplitExperts
 
 _DEFAULTS = {"max_position_embeddings": 32768}
@@ -13,7 +13,6 @@ _DEFAULTS = {"max_position_embeddings": 32768}
 
 def _read_config(given: JsonFields) -> ModelConfig:
     fields = with_defaults(given, _DEFAULTS)
-    num_layers = fields.integer("num_hidden_layers")
     # transformers 5 writes Mixtral's name for what hub checkpoints call num_experts.
     num_experts = fields.integer("num_experts", fields.values.get("num_local_experts", 128), minimum=0)
     every = fields.integer("decoder_sparse_step", 1)
@@ -21,7 +20,7 @@ def _read_config(given: JsonFields) -> ModelConfig:
     enabled = fields.flag("use_sliding_window", False) and "sliding_window" in fields
     layers = tuple(
         LayerConfig(window, experts=num_experts > 0 and layer not in dense and (layer + 1) % every == 0)
-        for layer, window in enumerate(layer_windows(fields, [True] * num_layers, enabled=enabled))
+        for layer, window in enumerate(same_windows(fields, enabled=enabled))
     )
     experts = None
     if any(layer.experts for layer in layers):

@@ -20,7 +20,7 @@ ARCHITECTURES = {
     "Gemma3ForConditionalGeneration": "rhizome_engine.models.gemma3",
     "GraniteForCausalLM": "rhizome_engine.models.granite",
     "LlamaForCausalLM": "rhizome_engine.models.llama",
-    "MinistralForCausalLM": "rhizome_engine.models.mistral",
+    "MinistralForCausalLM": "rhizome_engine.models.ministral",
     "MistralForCausalLM": "rhizome_engine.models.mistral",
     "MixtralForCausalLM": "rhizome_engine.models.mixtral",
     "Phi3ForCausalLM": "rhizome_engine.models.phi3",

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ class ModelRunner:
         kv_cache_bytes: older spelling of `kv_memory`.
         max_num_tokens: tokens of the largest step.
         max_num_rows: requests of the largest step.
+        max_context_tokens: longest context that will be served; None for the checkpoint's.
         num_slots: requests that can hold pages at once; None for `max_num_rows`.
         num_threads: CPU threads of the matrix products; None leaves PyTorch's choice.
         overlap: on a CPU, compute in a thread, so that `launch` returns at once; a GPU does so anyway.
@@ -91,6 +93,7 @@ class ModelRunner:
         kv_cache_bytes: int | None = None,
         max_num_tokens: int = 512,
         max_num_rows: int = 32,
+        max_context_tokens: int | None = None,
         num_slots: int | None = None,
         num_threads: int | None = None,
         overlap: bool = False,
@@ -100,12 +103,16 @@ class ModelRunner:
             ("page_size", page_size),
             ("max_num_tokens", max_num_tokens),
             ("max_num_rows", max_num_rows),
+            ("max_context_tokens", max_context_tokens or 1),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         started = time.perf_counter()
         self.checkpoint = load_checkpoint(model_path)
         self.config: ModelConfig = self.checkpoint.config
+        if max_context_tokens is not None:  # it decides, too, which rotary factors "longrope" takes
+            longest = min(max_context_tokens, self.config.max_position_embeddings)
+            self.config = replace(self.config, max_position_embeddings=longest)
         weights = self.checkpoint.open_weights()
         stored = "none" if weights.quantised is None else weights.quantised.quantization
         self.quantization = "" if weights.quantised is None else weights.quantised.name
