@@ -15,14 +15,14 @@ def test_values_are_json_where_they_can_be() -> None:
         "num-pages=64",
         "dtype=float32",
         "overlap=true",
-        "kv_cache_bytes=null",
+        "kv_memory=60%",
         "max_tenant_slowdown=1.5",
     ]
     assert parse_options([*texts, "num_pages=32"]) == {
         "num_pages": 32,
         "dtype": "float32",
         "overlap": True,
-        "kv_cache_bytes": None,
+        "kv_memory": "60%",
         "max_tenant_slowdown": 1.5,
     }
 

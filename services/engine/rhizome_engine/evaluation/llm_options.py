@@ -9,11 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from rhizome_engine.llm import LLM
-from rhizome_engine.runner import ModelRunner
 from rhizome_engine.scheduler.config import SchedulerConfig
-
-_DERIVED = ("max_num_tokens", "max_num_rows", "num_slots", "overlap")
-"""Settings of the runner that `LLM` takes from the scheduler's."""
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -55,9 +51,8 @@ def make_llm(model: str, options: dict[str, Any], *, min_rows: int = 1) -> LLM:
 
 
 def _llm_settings() -> set[str]:
-    """What `LLM` takes by name, and what it hands on to the runner; not what it decides itself."""
-    names = {*inspect.signature(LLM).parameters, *inspect.signature(ModelRunner).parameters}
-    return names - {"model", "scheduler", "options", "model_path", *_DERIVED}
+    """What `LLM` takes by name."""
+    return {*inspect.signature(LLM).parameters} - {"model", "scheduler"}
 
 
 def _scheduler_settings() -> set[str]:

@@ -50,9 +50,9 @@ class LLM:
         attention: "auto" or a back end's name.
         page_size: tokens per KV page.
         num_pages: pages of the KV pool; None sizes it from what is free.
-        kv_cache_bytes: the pool's size in bytes instead.
+        kv_memory: the pool's size instead, in bytes, as "4GiB", or as "60%" of what is free.
         num_threads: CPU threads; None leaves it to the machine.
-        **options: what else `ModelRunner` takes.
+        progress: show on stderr how far loading is.
 
     Attributes:
         tokenizer: the checkpoint's.
@@ -74,9 +74,9 @@ class LLM:
         attention: str = "auto",
         page_size: int = 16,
         num_pages: int | None = None,
-        kv_cache_bytes: int | None = None,
+        kv_memory: str | int | None = None,
         num_threads: int | None = None,
-        **options: Any,
+        progress: bool = False,
     ) -> None:
         # Whoever calls a library holds all prompts anyway: the queue needs no bound.
         config = replace(scheduler or SchedulerConfig(), max_queue_size=sys.maxsize)
@@ -91,14 +91,14 @@ class LLM:
             attention=attention,
             page_size=page_size,
             num_pages=num_pages,
-            kv_cache_bytes=kv_cache_bytes,
+            kv_memory=kv_memory,
             max_num_tokens=config.max_step_tokens,
             max_num_rows=config.max_batch_size,
             max_context_tokens=config.max_context_tokens,
             num_slots=config.num_slots,
             num_threads=num_threads,
             overlap=config.overlap,
-            **options,
+            progress=progress,
         )
         eos_token_ids = runner.checkpoint.eos_token_ids
         grammars = None

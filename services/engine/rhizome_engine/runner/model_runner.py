@@ -55,7 +55,6 @@ class ModelRunner:
         num_pages: size of the KV pool; or
         kv_memory: the same in bytes, as "4GiB", or as "60%" of what is left beside weights and workspace;
             where neither is given, what is free decides.
-        kv_cache_bytes: older spelling of `kv_memory`.
         max_num_tokens: tokens of the largest step.
         max_num_rows: requests of the largest step.
         max_context_tokens: longest context that will be served; None for the checkpoint's.
@@ -90,7 +89,6 @@ class ModelRunner:
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
-        kv_cache_bytes: int | None = None,
         max_num_tokens: int = 512,
         max_num_rows: int = 32,
         max_context_tokens: int | None = None,
@@ -144,7 +142,6 @@ class ModelRunner:
             in_place=attention != "sdpa" and isinstance(self.numerics.kernels, NativeKernels),
         )
         pages_per_context = math.ceil(self.config.max_position_embeddings / page_size)
-        kv_memory = kv_cache_bytes if kv_memory is None else kv_memory
         self.num_pages = plan_num_pages(
             needs,
             available_bytes(self.device),
