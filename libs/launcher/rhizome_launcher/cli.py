@@ -45,6 +45,14 @@ QuantizationOption = Annotated[str, typer.Option(help="none, int8 or int4: round
 KVMemoryOption = Annotated[
     str, typer.Option(help="Memory for keys and values of each engine: 4GiB, or 60% of what is free.")
 ]
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- ENGINE OPTIONS]",
+        help="After --, options of each engine, such as --max-step-tokens 1024; see rhizome-engine --help.",
+        show_default=False,
+    ),
+]
 NameOption = Annotated[
     str, typer.Option("--served-model-name", help="Name in the API; default: the directory's.")
 ]
@@ -61,6 +69,7 @@ def serve(
     quantization: QuantizationOption = "none",
     kv_memory: KVMemoryOption = "",
     served_model_name: NameOption = "",
+    engine_arguments: EngineArguments = None,
 ) -> None:
     """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
     arguments = ["--device", device, "--dtype", dtype, "--quantization", quantization]
@@ -68,6 +77,7 @@ def serve(
         arguments += ["--kv-memory", kv_memory]
     if served_model_name:
         arguments += ["--served-model-name", served_model_name]
+    arguments += engine_arguments or []
     settings = StackSettings(
         model=model, engines=engines, host=host, port=port, engine_arguments=tuple(arguments)
     )

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from rhizome_launcher.stack import ENGINE_PORT, PROXY_PORT, port_is_free
 
-HARDWARE_TIMEOUT_S = 120
+HARDWARE_TIMEOUT_S = 300
 OPEN_FILES_WANTED = 4096
 REQUIRED = {
     "rhizome_gateway": "make setup, or pip install -e services/gateway, in Rhizome's repository",
@@ -71,7 +71,9 @@ def examine() -> Report:
     optional = [f"{module}: {remedy}" for module, remedy in OPTIONAL.items() if not _installed(module)]
     hardware: dict[str, Any] = {}
     if _installed("rhizome_engine"):
-        hardware, problem = _engine_hardware()
+        # On a terminal only; elsewhere it prints nothing.
+        with Console(stderr=True).status("asking the engine; the first time it compiles its CPU kernels"):
+            hardware, problem = _engine_hardware()
         if problem:
             missing.append(problem)
     soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -15,6 +15,7 @@ from rhizome_engine.checkpoint.loader import load_checkpoint
 from rhizome_engine.kernels.torch_kernels import TorchKernels
 from rhizome_engine.models.decoder import Decoder
 from rhizome_engine.models.registry import family_of
+from rhizome_engine.runner import ModelRunner
 from rhizome_engine.weights.choose import Quantization, format_chooser
 from rhizome_engine.weights.format import Dense
 from rhizome_engine.weights.targets import ModelTargets
@@ -261,3 +262,35 @@ def test_an_index_that_lies_or_points_elsewhere_is_refused(tmp_path):
     index.write_text("{}")
     with pytest.raises(CheckpointError, match="weight_map must be an object"):
         load_targets(tmp_path)
+
+
+def test_an_index_beside_a_single_file_is_a_left_over(tmp_path):
+    write_llama_checkpoint(tmp_path, SHAPE, seed=1, num_shards=2)
+    write_weights(tmp_path, random_llama_weights(SHAPE, 2))
+    targets = load_targets(tmp_path)
+    assert torch.equal(tensor(targets, K_PROJ), random_llama_weights(SHAPE, 2)[K_PROJ])
+
+
+def test_the_stored_type_is_what_the_files_hold_whatever_the_config_says(tmp_path):
+    write_llama_checkpoint(tmp_path, SHAPE, dtype=torch.bfloat16)
+    weights = random_llama_weights(SHAPE)
+    for dtype, expected in ((torch.float32, "float32"), (torch.float16, "float16")):
+        write_weights(tmp_path, {name: value.to(dtype) for name, value in weights.items()})
+        assert load_checkpoint(tmp_path).open_weights().stored_dtype == expected
+    mixed = {
+        name: value.to(torch.float16 if "mlp" in name else torch.bfloat16) for name, value in weights.items()
+    }
+    write_weights(tmp_path, mixed)
+    assert load_checkpoint(tmp_path).open_weights().stored_dtype == "float32"
+
+
+def test_a_stored_head_that_is_not_the_embedding_is_used_as_in_transformers(tmp_path):
+    tied = LlamaShape(tie_word_embeddings=True)
+    write_llama_checkpoint(tmp_path, tied)
+    weights = random_llama_weights(tied)
+    embedding = weights["model.embed_tokens.weight"]
+    for head, own in ((embedding.clone(), False), (embedding.flip(0).contiguous(), True)):
+        write_weights(tmp_path, {**weights, "lm_head.weight": head})
+        runner = ModelRunner(tmp_path, device="cpu", num_pages=4)
+        assert runner.config.tie_word_embeddings is not own
+        assert torch.equal(runner.model.head.weight.to_dense(), head)

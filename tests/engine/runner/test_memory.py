@@ -108,12 +108,12 @@ def test_without_a_size_a_cpu_gives_a_quarter_and_a_gpu_nearly_all():
 
 
 def test_weights_that_do_not_fit_are_refused_with_what_would_need_less():
-    remedies = ("quantization int8 makes the weights 30.00 MiB", "that")
+    remedies = ("--quantization int8 makes the weights 30.00 MiB", "that")
     with pytest.raises(KVBudgetError) as refused:
         plan(needs(120 * MIB, remedies=remedies), 100 * MIB)
     assert str(refused.value) == (
         "the model does not fit on cpu: 100.00 MiB available - 120.00 MiB weights (float32) - 10.00 MiB "
-        "workspace = -30.00 MiB left. Free memory, or: quantization int8 makes the weights 30.00 MiB; that"
+        "workspace = -30.00 MiB left. Free memory, or: --quantization int8 makes the weights 30.00 MiB; that"
     )
 
 
@@ -193,3 +193,8 @@ def test_the_largest_step_stays_within_the_workspace(tmp_path, quantization):
     ).workspace(16384)
     # Not a guess that is large enough for anything: most of it is used.
     assert bound / 10 < peak <= bound
+
+
+def test_less_than_a_page_is_refused_with_the_size_of_one():
+    with pytest.raises(KVBudgetError, match=r"^1.00 KiB of KV memory is less than one page of 16 tokens, 64"):
+        plan(needs(10 * MIB), 100 * MIB, kv_memory=MemorySize.parse("1KiB"))

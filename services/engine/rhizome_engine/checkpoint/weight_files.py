@@ -49,15 +49,18 @@ class WeightFiles:
                 raise CheckpointError(f"{path}: tensor {name} is missing, but {INDEX_FILE} places it here")
 
     def _read_index(self) -> dict[str, Path]:
-        """Return tensor name → shard; empty where the checkpoint is one file."""
+        """Return tensor name → shard; empty where the checkpoint is one file.
+
+        One file comes first, as in transformers: an index beside it is left over from an earlier save.
+        """
         index = self.directory / INDEX_FILE
-        if not index.exists():
-            if not (self.directory / SINGLE_FILE).exists():
-                raise CheckpointError(
-                    f"{self.directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
-                    "other weight formats must be converted to safetensors first"
-                )
+        if (self.directory / SINGLE_FILE).exists():
             return {}
+        if not index.exists():
+            raise CheckpointError(
+                f"{self.directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
+                "other weight formats must be converted to safetensors first"
+            )
         fields = JsonFields.read(index)
         section = fields.section("weight_map")
         if section is None or not all(isinstance(name, str) for name in section.values.values()):

@@ -59,6 +59,35 @@ class CheckpointWeights:
         """
         return None if self.quantised is None else self.quantised.format_of(module, in_features)
 
+    @property
+    def stored_dtype(self) -> str:
+        """In which format all matrices can be kept without rounding: "bfloat16", "float16" or "float32".
+
+        The headers count, not `config.json`, which often says what the model was trained in.
+        """
+        entries = (self.files.entry(name) for name in self.files if name.endswith(".weight"))
+        kinds = {entry.dtype for entry in entries if len(entry.shape) > 1 and entry.dtype in FLOATS}
+        only = kinds.pop() if len(kinds) == 1 else ""
+        return {"BF16": "bfloat16", "F16": "float16"}.get(only, "float32")
+
+    def has_own_head(self, embedding: str, head: str) -> bool:
+        """Whether an output layer is stored that is not a copy of the embedding.
+
+        transformers does not tie the two then, whatever `tie_word_embeddings` says.
+
+        Args:
+            embedding: module of the embedding.
+            head: module of the output layer.
+        """
+        names = [f"{module}.weight" for module in (embedding, head)]
+        if not all(name in self.files for name in names):
+            return False
+        first, second = (self.files.entry(name) for name in names)
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return True
+        blocks = (self.files.row_blocks(name, first.shape, FLOATS) for name in names)
+        return any(not torch.equal(rows, others) for (_, rows), (_, others) in zip(*blocks, strict=True))
+
     def fill(self, targets: ModelTargets, *, progress: bool = False) -> None:
         """Fill a model, quantising what is kept as integers.
 

@@ -113,6 +113,6 @@ class CoreSupervisor:
             if record is not None and record.serving:
                 with contextlib.suppress(EngineError):
                     info = await link.client.model_info()
-                    _log.info("core serves %s (%s on %s)", info.model, info.dtype, info.device)
+                    _log.info("core serves %s (%s on %s)", info.model, info.weight_format, info.device)
                     return
             await asyncio.sleep(_READY_POLL_S)

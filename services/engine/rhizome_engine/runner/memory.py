@@ -78,6 +78,12 @@ def plan_num_pages(
         pages = num_pages
     elif kv_memory is not None and kv_memory.num_bytes is not None:
         pages = kv_memory.num_bytes // needs.page
+        if not pages:
+            raise KVBudgetError(
+                f"{format_bytes(kv_memory.num_bytes)} of KV memory is less than one page of "
+                f"{needs.page_size} tokens, {format_bytes(needs.page)}; give at least that, "
+                "or a smaller --page-size"
+            )
     else:
         share = _CUDA_SHARE if device.type == "cuda" else _CPU_SHARE
         size = kv_memory or MemorySize(share=share)

@@ -112,6 +112,10 @@ class ModelRunner:
             longest = min(max_context_tokens, self.config.max_position_embeddings)
             self.config = replace(self.config, max_position_embeddings=longest)
         weights = self.checkpoint.open_weights()
+        names = family_of(self.config.architecture).names
+        if self.config.tie_word_embeddings and weights.has_own_head(names.embedding, names.head):
+            logger.info("%s: %s is stored and is not the embedding; it is used", model_path, names.head)
+            self.config = replace(self.config, tie_word_embeddings=False)
         stored = "none" if weights.quantised is None else weights.quantised.quantization
         self.quantization = "" if weights.quantised is None else weights.quantised.name
         if quantization != "none":
@@ -123,13 +127,12 @@ class ModelRunner:
             kv_dtype=kv_cache_dtype,
             kernels=kernels,
             quantization=stored if quantization == "none" else quantization,
-            stored=self.config.dtype,
+            stored=weights.stored_dtype,
             num_threads=num_threads,
         )
         self.page_size = page_size
         self.max_num_tokens = max_num_tokens
         self.max_num_rows = max_num_rows
-        names = family_of(self.config.architecture).names
         format_of = format_chooser(quantization, self.numerics.weight_dtype, names, weights.format_of)
         needs = memory_needs(
             self.config,

@@ -63,10 +63,10 @@ def memory_needs(
             chooser = format_chooser(quantization, numerics.weight_dtype, names)
             size = model_targets(config, names, numerics.weight_dtype, chooser).num_bytes
             if size < 0.9 * targets.num_bytes:
-                found.append(f"quantization {quantization} makes the weights {format_bytes(size)}")
+                found.append(f"--quantization {quantization} makes the weights {format_bytes(size)}")
         if kv_element > 2:
-            found.append("kv-cache-dtype bfloat16 halves the memory of each token")
-        return [*found, "fewer step tokens and a smaller batch make the workspace smaller"]
+            found.append("--kv-cache-dtype bfloat16 halves the memory of each token")
+        return [*found, "a lower --max-step-tokens or --max-batch-size makes the workspace smaller"]
 
     return MemoryNeeds(
         weights=targets.num_bytes,
