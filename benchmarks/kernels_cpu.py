@@ -34,10 +34,13 @@ from rhizome_engine.weights.format import Dense, Grouped, Int8, WeightFormat
 
 LAYERS = 30
 HIDDEN = 576
+ROUNDING = "bfloat16-rounding"
+"""Activations are rounded to bfloat16 as well, for processors that multiply it."""
 FORMATS: dict[str, WeightFormat] = {
     "int8": Int8(),
     "float32": Dense(torch.float32),
     "bfloat16": Dense(torch.bfloat16),
+    ROUNDING: Dense(torch.bfloat16),
     "float16": Dense(torch.float16),
     "int4": Grouped(4, 64),
     "int8-grouped": Grouped(8, 64),
@@ -160,12 +163,12 @@ def report(
         gb_per_s = shape.elements * bytes_per_element / each_s / 1e9
         gop_per_s = 2 * shape.rows(rows) * shape.elements / each_s / 1e9
         print(
-            f"{name:>12} {rows:4} rows  {shape.name:8} {each_s * 1e6:9.1f} us {gb_per_s:6.1f} GB/s"
+            f"{name:>17} {rows:4} rows  {shape.name:8} {each_s * 1e6:9.1f} us {gb_per_s:6.1f} GB/s"
             f" {gop_per_s:6.0f} GOP/s  torch float32 takes {theirs[shape.name] / mine[shape.name]:5.2f} x"
         )
     mine_s, theirs_s = sum(mine.values()), sum(theirs.values())
     print(
-        f"{name:>12} {rows:4} rows  forward  {mine_s * 1e3:9.2f} ms {rows / mine_s:6.0f} tok/s"
+        f"{name:>17} {rows:4} rows  forward  {mine_s * 1e3:9.2f} ms {rows / mine_s:6.0f} tok/s"
         f"               torch float32 takes {theirs_s / mine_s:5.2f} x\n"
     )
 
@@ -198,7 +201,7 @@ def main() -> None:
         **{f"torch_float32_{n}_rows_ms": round(sum(theirs[n].values()) * 1e3, 2) for n in all_rows},
     }
     for name in options.formats.split(","):
-        model = NativeModel(NativeKernels(library), FORMATS[name])
+        model = NativeModel(NativeKernels(library, rounding=name == ROUNDING), FORMATS[name])
         for n in all_rows:
             mine = forward_s(model, n, options.seconds)
             report(name, n, mine, theirs[n], model.bytes_per_element)

@@ -20,6 +20,10 @@ COMPILER_THAT_COUNTS = """#!/bin/sh
 case "$*" in *--version*) ;; *" -c "*) echo compiled >> "{log}"; sleep 0.3 ;; esac
 exec "{compiler}" "$@"
 """
+OLD_COMPILER = """#!/bin/sh
+case "$*" in *-mavx512bf16*) echo unrecognized >&2; exit 1 ;; esac
+exec "{compiler}" "$@"
+"""
 BUILD_ONE = """
 import sys
 from pathlib import Path
@@ -65,7 +69,7 @@ def test_other_sources_flags_or_compilers_are_other_libraries(sources: Path, com
     names = {build.library_name(variant, each) for variant in VARIANTS for each in ("", compiler)}
     (sources / "answer.cpp").write_text(SLOW_SOURCE.replace("42", "43"))
     names |= {build.library_name(variant, each) for variant in VARIANTS for each in ("", compiler)}
-    assert len(names) == 8
+    assert len(names) == 4 * len(VARIANTS)
 
 
 def test_processes_that_start_together_compile_once(
@@ -134,11 +138,52 @@ def test_other_processors_have_no_kernels(
     assert library.cpu_flags() == frozenset()
 
 
-def test_chooses_the_fastest_variant_that_the_processor_has() -> None:
-    avx512, avx2 = VARIANTS
-    assert library.choose_variant(ALL_FLAGS) is avx512
-    assert library.choose_variant(ALL_FLAGS - {"avx512_vnni"}) is avx2
-    assert library.choose_variant(ALL_FLAGS - {"avx2"}) is None
+def test_the_fastest_variant_that_the_processor_has_comes_first() -> None:
+    bf16, vnni, avx2 = VARIANTS
+    assert library.fitting_variants(ALL_FLAGS) == [bf16, vnni, avx2]
+    assert library.fitting_variants(ALL_FLAGS - {"avx512_bf16"}) == [vnni, avx2]
+    assert library.fitting_variants(ALL_FLAGS - {"avx512_vnni"}) == [avx2]
+    assert library.fitting_variants(ALL_FLAGS - {"avx2"}) == []
+
+
+@pytest.fixture
+def old_compiler(tmp_path: Path, compiler: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that has not heard of bfloat16."""
+    path = tmp_path / "old-c++"
+    path.write_text(OLD_COMPILER.format(compiler=compiler))
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    return path
+
+
+def test_with_an_old_compiler_the_next_variant_serves(
+    cache: Path,
+    sources: Path,
+    old_compiler: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(library, "cpu_flags", lambda: ALL_FLAGS)
+    monkeypatch.setattr(library, "SIGNATURES", {"answer": (ctypes.c_int, ())})
+    with caplog.at_level(logging.INFO):
+        found = library.load_library()
+    assert found is not None
+    assert found.variant == "avx512vnni"
+    assert f"{old_compiler} cannot compile for avx512bf16" in caplog.text
+
+
+def test_building_ahead_with_an_old_compiler_leaves_out_what_it_cannot(
+    tmp_path: Path,
+    sources: Path,
+    old_compiler: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["build", "--into", str(tmp_path / "made")])
+    assert build.main() == 0
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert made == {build.library_name(variant) for variant in VARIANTS[1:]}
+    assert "avx512bf16; left out" in capsys.readouterr().err
 
 
 def test_a_shipped_library_needs_no_compiler_until_its_sources_change(

@@ -15,8 +15,8 @@ class PagedKV:
     A *slot* holds one token: slot = page * page_size + offset. Who owns which page is the page pool's
     business, not this one's.
 
-    The pool starts as zeros: attention reads whole pages and masks what lies beyond a sequence, and a mask
-    turns any finite number into nothing, but not NaN. On a CPU they take no memory until a page is written.
+    The pool starts as zeros, which on a CPU take no memory until a page is written. Later a page holds what
+    its last owner left in it: a back end lets nothing beyond a sequence into a result, not even NaN.
 
     Attributes:
         data: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim], keys before values.

@@ -40,11 +40,13 @@ class DecodeGroup:
         pages: [rows, pages] int64, padded with the row's first page.
         distance: [rows, pages * page_size] int64, how far each key lies behind the query; negative where
             there is no key.
+        unwritten: [m] int64, slots of the gathered block that lie beyond the rows' contexts.
     """
 
     tokens: Tensor | None
     pages: Tensor
     distance: Tensor
+    unwritten: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,14 @@ class PrefillRow:
         end: one past its last.
         pages: [1, pages] int64; None when nothing was computed before, so that the new keys are all keys.
         distance: [end - start, keys] int64, as in `DecodeGroup`; keys are those of the pages or the new ones.
+        unwritten: as in `DecodeGroup`; None without pages.
     """
 
     start: int
     end: int
     pages: Tensor | None
     distance: Tensor
+    unwritten: Tensor | None
 
 
 @dataclass(slots=True)
@@ -107,14 +111,15 @@ class SdpaPlan:
 
     def _decode(self, layer: AttentionLayer, group: DecodeGroup, q: Tensor) -> Tensor:
         """Attend [rows, kv_heads, group, head_dim]; the query heads of a group stand where queries stand."""
-        keys, values = self.kv.gather(layer.index, group.pages)
+        keys, values = self._gather(layer, group.pages, group.unwritten)
         mask = self._mask(layer, group.distance)[:, None, None, :]
         return _attend(layer, q, keys.transpose(1, 2), values.transpose(1, 2), mask)
 
     def _prefill(self, layer: AttentionLayer, row: PrefillRow, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend [tokens, kv_heads, group, head_dim]; key-value heads stand where the batch stands."""
         if row.pages is not None:
-            gathered_k, gathered_v = self.kv.gather(layer.index, row.pages)
+            assert row.unwritten is not None, "comes with pages"
+            gathered_k, gathered_v = self._gather(layer, row.pages, row.unwritten)
             k, v = gathered_k[0], gathered_v[0]
         group = q.shape[2]
         keys = k.transpose(0, 1)[:, None].expand(-1, group, -1, -1)
@@ -126,6 +131,17 @@ class SdpaPlan:
         else:
             out = _attend(layer, q, keys, values, self._mask(layer, row.distance))
         return out.permute(2, 0, 1, 3).to(q.dtype)
+
+    def _gather(self, layer: AttentionLayer, pages: Tensor, unwritten: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values as `PagedKV.gather` does, zero where the row has written nothing.
+
+        A page keeps what its last owner left in it, and a mask does not turn NaN into nothing.
+        """
+        keys, values = self.kv.gather(layer.index, pages)
+        if len(unwritten):
+            keys.flatten(0, 1).index_fill_(0, unwritten, 0.0)
+            values.flatten(0, 1).index_fill_(0, unwritten, 0.0)
+        return keys, values
 
     def _mask(self, layer: AttentionLayer, distance: Tensor) -> Tensor:
         """Turn distances into what is added to scores, 0 or -inf; made once per window and step."""
@@ -187,6 +203,7 @@ class SdpaBackend:
             tokens=None if whole_step else self._to_device(inputs.query_start[rows].astype(np.int64)),
             pages=self._to_device(pages),
             distance=self._to_device(distance),
+            unwritten=self._to_device(np.flatnonzero(distance < 0)),
         )
 
     def _prefill_row(self, inputs: AttentionInputs, row: int) -> PrefillRow:
@@ -194,11 +211,12 @@ class SdpaBackend:
         context_len = int(inputs.context_len[row])
         positions = np.arange(context_len - (end - start), context_len)
         if context_len == end - start:
-            return PrefillRow(start, end, None, self._to_device(positions[:, None] - positions))
+            return PrefillRow(start, end, None, self._to_device(positions[:, None] - positions), None)
         num_pages = -(-context_len // self.kv.page_size)
         distance = positions[:, None] - np.arange(num_pages * self.kv.page_size)
         pages = inputs.page_table[row : row + 1, :num_pages].astype(np.int64)
-        return PrefillRow(start, end, self._to_device(pages), self._to_device(distance))
+        unwritten = self._to_device(np.arange(context_len, num_pages * self.kv.page_size))
+        return PrefillRow(start, end, self._to_device(pages), self._to_device(distance), unwritten)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -6,7 +6,12 @@ from rhizome_engine.checkpoint.json_fields import JsonFields
 from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
 
-_DEFAULTS = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+_DEFAULTS = {
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 16,
+    "tie_word_embeddings": True,
+}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -7,7 +7,7 @@ from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
 from rhizome_engine.models.layer_types import same_windows
 
-DEFAULTS = {"max_position_embeddings": 131072, "sliding_window": 4096}
+DEFAULTS = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -8,7 +8,12 @@ from rhizome_engine.models.family import Family, TensorNames, decoder_config, wi
 from rhizome_engine.models.layer_types import same_windows
 from rhizome_engine.models.stored_layout import SplitExperts
 
-_DEFAULTS = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+_DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -7,7 +7,7 @@ from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
 from rhizome_engine.models.layer_types import layer_windows
 
-_DEFAULTS = {"max_position_embeddings": 32768}
+_DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 32}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -7,7 +7,7 @@ from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
 from rhizome_engine.models.qwen2 import qwen_layers
 
-_DEFAULTS = {"max_position_embeddings": 32768, "head_dim": 128}
+_DEFAULTS = {"max_position_embeddings": 32768, "head_dim": 128, "num_key_value_heads": 32}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -8,7 +8,7 @@ from rhizome_engine.models.family import Family, decoder_config, with_defaults
 from rhizome_engine.models.layer_types import layer_numbers, same_windows
 from rhizome_engine.models.stored_layout import SplitExperts
 
-_DEFAULTS = {"max_position_embeddings": 32768}
+_DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 4}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

@@ -7,7 +7,12 @@ from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.models.family import Family, decoder_config, with_defaults
 from rhizome_engine.models.layer_types import layer_numbers, layer_windows
 
-_DEFAULTS = {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True}
+_DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 4,
+    "rope_theta": 2e6,
+    "tie_word_embeddings": True,
+}
 
 
 def _read_config(given: JsonFields) -> ModelConfig:

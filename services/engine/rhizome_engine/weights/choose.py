@@ -43,7 +43,7 @@ def format_chooser(
 
     def choose(name: str, in_features: int) -> WeightFormat:
         if name.endswith(names.router):
-            return Dense(dense)
+            return Dense(dense, exact=True)
         if quantization == "none":
             # One product computes several modules, in one format: floating point holds them all exactly.
             formats = {stored(part, in_features) for part in _computed_with(name, names)}

@@ -13,9 +13,11 @@ class Dense:
 
     Attributes:
         dtype: float32, bfloat16 or float16.
+        exact: activations are not rounded for its products, even by kernels that round those of others.
     """
 
     dtype: torch.dtype
+    exact: bool = False
 
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("torch.")

@@ -43,6 +43,10 @@ class BuildError(Exception):
     """The kernels cannot be compiled here; says why."""
 
 
+class UnknownInstructionsError(BuildError):
+    """The compiler is older than the instructions that it should compile for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One instruction set that the kernels are compiled for.
@@ -59,12 +63,11 @@ class Variant:
 
 
 _AVX2_CPU = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
+_AVX512_FLAGS = ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512")
+_AVX512_CPU = _AVX2_CPU | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 VARIANTS = (
-    Variant(
-        "avx512vnni",
-        ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),
-        _AVX2_CPU | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},
-    ),
+    Variant("avx512bf16", (*_AVX512_FLAGS, "-mavx512bf16"), _AVX512_CPU | {"avx512_bf16"}),
+    Variant("avx512vnni", _AVX512_FLAGS, _AVX512_CPU),
     Variant("avx2", ("-march=x86-64-v3",), _AVX2_CPU),
 )
 """Fastest first."""
@@ -122,12 +125,22 @@ def library_name(variant: Variant, compiler: str = "") -> str:
     return f"rhizome-kernels-{variant.name}-{source_digest(variant, compiler)}.so"
 
 
+@functools.cache
+def knows(compiler: str, variant: Variant) -> bool:
+    """Return whether a compiler has heard of the instructions."""
+    command = [compiler, *variant.flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return _attempt(command).returncode == 0
+
+
 def compile_library(variant: Variant, target: Path, compiler: str) -> None:
     """Compile one library to `target`, which appears when it is complete.
 
     Raises:
+        UnknownInstructionsError: the compiler is too old.
         BuildError: with the compiler's own words.
     """
+    if not knows(compiler, variant):
+        raise UnknownInstructionsError(f"{compiler} cannot compile for {variant.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         sources = sorted(SOURCES.glob("*.cpp"))
@@ -145,12 +158,16 @@ def compile_library(variant: Variant, target: Path, compiler: str) -> None:
 
 
 def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]}: {error}") from error
+    done = _attempt(command)
     if done.returncode != 0:
         raise BuildError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
+
+
+def _attempt(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]}: {error}") from error
 
 
 def compile_cached(variant: Variant, compiler: str) -> Path:
@@ -196,8 +213,12 @@ def main() -> int:
         compiler = find_compiler()
         for variant in VARIANTS:
             target = into / library_name(variant)
-            compile_library(variant, target, compiler)
-            sys.stdout.write(f"{target}\n")
+            try:
+                compile_library(variant, target, compiler)
+            except UnknownInstructionsError as error:
+                sys.stderr.write(f"{error}; left out\n")
+            else:
+                sys.stdout.write(f"{target}\n")
     except (BuildError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rhizome_engine.kernels.native import build
-from rhizome_engine.kernels.native.build import BuildError, Variant
+from rhizome_engine.kernels.native.build import BuildError, UnknownInstructionsError, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ SIGNATURES: dict[str, tuple[type[Any] | None, tuple[type[Any], ...]]] = {
     "rhizome_pack": (None, (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER)),
     # matrix, ids, count, multiplier, out
     "rhizome_embed": (_INT, (_POINTER, _POINTER, _INT64, _FLOAT, _POINTER)),
+    "rhizome_has_bfloat16": (_INT, ()),
     # plan, x, rows, out
     "rhizome_linear": (None, (_POINTER, _POINTER, _INT64, _POINTER)),
     # residual, x, gain, eps, multiplier, rows, size
@@ -58,6 +59,10 @@ class Library:
         """Let so many threads take part in each operation, the calling one included."""
         self.functions["rhizome_set_num_threads"](count)
 
+    def has_bfloat16(self) -> bool:
+        """Return whether there are products in bfloat16, activations included."""
+        return bool(self.functions["rhizome_has_bfloat16"]())
+
     def num_threads(self) -> int:
         """Return how many threads take part, the calling one included."""
         return int(self.functions["rhizome_num_threads"]())
@@ -75,9 +80,9 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def choose_variant(flags: frozenset[str]) -> Variant | None:
-    """Return the fastest instruction set that a processor with these flags has."""
-    return next((variant for variant in build.VARIANTS if variant.cpu_flags <= flags), None)
+def fitting_variants(flags: frozenset[str]) -> list[Variant]:
+    """Return the instruction sets that a processor with these flags has, fastest first."""
+    return [variant for variant in build.VARIANTS if variant.cpu_flags <= flags]
 
 
 def open_library(path: Path, variant: Variant) -> Library:
@@ -100,6 +105,7 @@ def find_library(variant: Variant) -> Path:
     """Return the shipped library, else the cached one, else compile it.
 
     Raises:
+        UnknownInstructionsError: neither is there and the compiler is too old to make it.
         BuildError: neither is there and it cannot be compiled.
     """
     shipped = build.SHIPPED / build.library_name(variant)
@@ -118,14 +124,19 @@ def find_library(variant: Variant) -> Path:
 
 def load_library() -> Library | None:
     """Return the kernels for this processor; None where there are none, with the reason in the log."""
-    variant = choose_variant(cpu_flags())
-    if variant is None:
+    variants = fitting_variants(cpu_flags())
+    if not variants:
         logger.warning(
             "no CPU kernels of our own: this processor has neither AVX2 nor AVX-512 VNNI, or is not x86"
         )
         return None
-    try:
-        return open_library(find_library(variant), variant)
-    except (BuildError, OSError, AttributeError) as error:
-        logger.warning("no CPU kernels of our own: %s", error)
-        return None
+    for variant in variants:
+        try:
+            return open_library(find_library(variant), variant)
+        except UnknownInstructionsError as error:
+            logger.info("%s; trying kernels for fewer instructions", error)
+        except (BuildError, OSError, AttributeError) as error:
+            logger.warning("no CPU kernels of our own: %s", error)
+            return None
+    logger.warning("no CPU kernels of our own: the compiler is too old for all of them")
+    return None

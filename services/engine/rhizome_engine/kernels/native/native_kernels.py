@@ -64,14 +64,22 @@ class NativeKernels:
 
     Args:
         library: compiled for this processor.
+        rounding: products with bfloat16 matrices round activations to bfloat16 as well, which is faster and
+            less exact; sums are float32.
+
+    Raises:
+        ValueError: the processor cannot round so.
     """
 
     activation_dtype = torch.float32
 
-    def __init__(self, library: Library) -> None:
-        self.name = f"native-{library.variant}"
+    def __init__(self, library: Library, *, rounding: bool = False) -> None:
+        if rounding and not library.has_bfloat16():
+            raise ValueError(f"{library.variant} has no products in bfloat16")
+        self.name = f"native-{library.variant}" + ("-rounding" if rounding else "")
         self.device = torch.device("cpu")
         self._library = library
+        self._rounding = rounding
         self._memory = WeightMemory()
         self._run = library["rhizome_linear"]
         self._run_add_norm = library["rhizome_add_norm"]
@@ -86,7 +94,9 @@ class NativeKernels:
         Raises:
             ValueError: no kernel computes with such a matrix.
         """
-        return NativeWeight(self._library, self._memory, weight_format, out_features, in_features)
+        return NativeWeight(
+            self._library, self._memory, weight_format, out_features, in_features, rounding=self._rounding
+        )
 
     def embed(self, weight: Weight, token_ids: Tensor, multiplier: float) -> Tensor:
         """See `Kernels.embed`.

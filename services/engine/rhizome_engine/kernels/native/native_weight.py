@@ -19,6 +19,7 @@ INT8_MAX_IN_FEATURES = 65536
 _DENSE_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _INT8_FORMAT = 3
 _GROUPED_FORMATS = {4: 4, 8: 5}
+_BFLOAT16_PAIRS_FORMAT = 6
 
 
 class MatrixStruct(ctypes.Structure):
@@ -44,6 +45,7 @@ class NativeWeight:
         weight_format: how the weight is kept.
         out_features: rows.
         in_features: columns.
+        rounding: bfloat16 is multiplied by activations rounded to bfloat16, where the format permits.
 
     Attributes:
         struct: what C++ sees of it; valid while this object lives.
@@ -59,6 +61,8 @@ class NativeWeight:
         weight_format: WeightFormat,
         out_features: int,
         in_features: int,
+        *,
+        rounding: bool = False,
     ) -> None:
         self._library = library
         self.format = weight_format
@@ -73,6 +77,8 @@ class NativeWeight:
             code = _DENSE_FORMATS[weight_format.dtype]
             input_bytes = PANEL * weight_format.dtype.itemsize
             inputs = in_features
+            if rounding and weight_format == Dense(torch.bfloat16):
+                code, inputs = _BFLOAT16_PAIRS_FORMAT, -(-in_features // 2) * 2
         elif isinstance(weight_format, Int8):
             if in_features > INT8_MAX_IN_FEATURES:
                 raise ValueError(f"int8 with {in_features} inputs; at most {INT8_MAX_IN_FEATURES} are summed")

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "bfloat16_tile.h"
 #include "epilogue.h"
 #include "float_tile.h"
 #include "int8_tile.h"
@@ -122,6 +123,67 @@ class Int8Product {
     int32_t* starts_;
     QuantisedActivation* quantised_;
 };
+
+#if RHIZOME_BFLOAT16
+
+template <int R>
+struct Bfloat16Tile {
+    static void run(const uint8_t* panel, Ahead ahead, const bfloat16* a, int64_t stride, int64_t pairs, bool more,
+                    float* tile) {
+        bfloat16_tile<R>(panel, ahead, a, stride, pairs, more, tile);
+    }
+};
+
+constexpr auto kBfloat16Tiles = tile_table<Bfloat16Tile>(std::make_integer_sequence<int, kBfloat16Rows>());
+
+// Activations rounded to bfloat16 times pairs of bfloat16 weights; sums are float32.
+class Bfloat16Product {
+   public:
+    using Element = float;
+
+    Bfloat16Product(const LinearPlan& plan, const float* x, int64_t rows) : weight_(*plan.weight) {
+        const int64_t size = weight_.in_features;
+        stride_ = (size + 31) / 32 * 32;
+        rounded_ = static_cast<bfloat16*>(thread_scratch(kActivations, rows * stride_ * kActivationBytes));
+        for_each_row(rows, size, [&](int64_t row) {
+            bfloat16* target = rounded_ + row * stride_;
+            if (plan.gain == nullptr) {
+                round_row(x + row * size, size, target);
+            } else {
+                normalise_row(x + row * size, size, plan.gain, plan.eps, target);
+            }
+            if (size % 2 == 1) target[size] = {0};  // what was there may be NaN, which the weight 0 does not undo
+        });
+    }
+
+    void multiply(int64_t panel, int64_t next, int64_t first, int64_t rows, Element* tile) const {
+        const int64_t pairs = weight_.padded_k() / 2;
+        for (int64_t begin = 0; begin < pairs; begin += kInputsPerBlock) {  // a pair takes as much as one float32
+            const int64_t count = std::min(kInputsPerBlock, pairs - begin);
+            const int64_t fetches = (count + kPairsPerFetch - 1) / kPairsPerFetch;
+            const uint8_t* weights = weight_.panel(panel) + begin * kPairBytes;
+            const uint8_t* following = weight_.panel(next) + begin * kPairBytes;
+            for_each_block(rows, kBfloat16Rows, [&](int64_t row, int64_t each, int64_t block, int64_t blocks) {
+                const Ahead ahead = share_of_next(following, count * kPairBytes, fetches, block, blocks);
+                const bfloat16* a = rounded_ + (first + row) * stride_ + begin * 2;
+                kBfloat16Tiles[each - 1](weights, ahead, a, stride_, count, begin > 0, tile + row * kPanel);
+            });
+        }
+    }
+
+    auto values(int64_t, int64_t, const Element* tile) const {
+        return [=](int64_t row, int half) { return load(tile + row * kPanel + half * kLanes); };
+    }
+
+    static constexpr int64_t kActivationBytes = sizeof(bfloat16);
+
+   private:
+    const Matrix& weight_;
+    int64_t stride_;
+    bfloat16* rounded_;
+};
+
+#endif
 
 // float32 activations times weights of any floating format, grouped integers included.
 template <class Panel>
@@ -265,6 +327,9 @@ void run_rows(const LinearPlan& plan, const float* x, int64_t rows, float* out) 
         case kInt8: return run_product<Int8Product>(plan, x, rows, out);
         case kGrouped4: return run_product<FloatProduct<Grouped4Panel>>(plan, x, rows, out);
         case kGrouped8: return run_product<FloatProduct<Grouped8Panel>>(plan, x, rows, out);
+#if RHIZOME_BFLOAT16
+        case kBfloat16Pairs: return run_product<Bfloat16Product>(plan, x, rows, out);
+#endif
     }
 }
 
@@ -288,6 +353,9 @@ void run_unaligned_gated(const LinearPlan& plan, const float* x, int64_t rows, f
 
 }  // namespace
 }  // namespace rhizome
+
+// Whether products with bfloat16 pairs were compiled in.
+RHIZOME_API int rhizome_has_bfloat16() { return RHIZOME_BFLOAT16; }
 
 // out[rows, out_features] = epilogue(norm(x) @ weight.T + bias); half as wide where the epilogue is gated.
 RHIZOME_API void rhizome_linear(const rhizome::LinearPlan* plan, const float* x, int64_t rows, float* out) {

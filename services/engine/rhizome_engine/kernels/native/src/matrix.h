@@ -1,6 +1,7 @@
 // How matrices lie in memory: panels of 32 output features, each contiguous from the first input to the last.
 //
 //   float32, bfloat16, float16   panel[k][column]
+//   bfloat16 pairs               panel[k / 2][column][k % 2]; k padded to a multiple of 2
 //   int8                         panel[k / 4][column][k % 4], q + 128 as uint8; k padded to a multiple of 4
 //   grouped, 8 bits              panel[k][column], uint8
 //   grouped, 4 bits              panel[k][column % 16], columns 0..15 in the low halves, 16..31 in the high ones
@@ -18,7 +19,7 @@ namespace rhizome {
 constexpr int kPanel = 32;
 constexpr int kHalves = kPanel / kLanes;
 
-enum Format : int32_t { kFloat32, kBfloat16, kFloat16, kInt8, kGrouped4, kGrouped8 };
+enum Format : int32_t { kFloat32, kBfloat16, kFloat16, kInt8, kGrouped4, kGrouped8, kBfloat16Pairs };
 
 // Mirrored field by field in native_weight.py.
 struct Matrix {
@@ -32,12 +33,19 @@ struct Matrix {
 
     int64_t panels() const { return (out_features + kPanel - 1) / kPanel; }
     int64_t groups() const { return in_features / group_size; }
-    int64_t padded_k() const { return format == kInt8 ? (in_features + 3) / 4 * 4 : in_features; }
+    int64_t padded_k() const {
+        switch (format) {
+            case kInt8: return (in_features + 3) / 4 * 4;
+            case kBfloat16Pairs: return (in_features + 1) / 2 * 2;
+            default: return in_features;
+        }
+    }
     // of one panel and one input
     int64_t input_bytes() const {
         switch (format) {
             case kFloat32: return kPanel * 4;
             case kBfloat16:
+            case kBfloat16Pairs:
             case kFloat16: return kPanel * 2;
             case kGrouped4: return kPanel / 2;
             default: return kPanel;

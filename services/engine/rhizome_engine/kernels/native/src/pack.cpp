@@ -9,8 +9,9 @@
 namespace rhizome {
 namespace {
 
-// Where an element of integers lies within its panel.
+// Where an element lies within its panel, in elements.
 int64_t int8_offset(int64_t k, int64_t column) { return (k / 4 * kPanel + column) * 4 + k % 4; }
+int64_t pair_offset(int64_t k, int64_t column) { return (k / 2 * kPanel + column) * 2 + k % 2; }
 
 template <class T>
 void pack_dense(uint8_t* panel, int64_t column, const T* row, int64_t size) {
@@ -27,6 +28,12 @@ void pack_row(const Matrix& matrix, int64_t index, const void* source, int64_t r
         case kFloat32: return pack_dense(panel, column, static_cast<const float*>(source) + row * size, size);
         case kBfloat16:
         case kFloat16: return pack_dense(panel, column, static_cast<const uint16_t*>(source) + row * size, size);
+        case kBfloat16Pairs: {
+            uint16_t* target = reinterpret_cast<uint16_t*>(panel);
+            const uint16_t* elements = static_cast<const uint16_t*>(source) + row * size;
+            for (int64_t k = 0; k < size; ++k) target[pair_offset(k, column)] = elements[k];
+            return;
+        }
         case kInt8:
             for (int64_t k = 0; k < size; ++k) panel[int8_offset(k, column)] = bytes[k] ^ 0x80;
             return;
@@ -78,6 +85,10 @@ void unpack_row(const Matrix& matrix, int64_t index, float multiplier, float* ou
         case kBfloat16:
             return fill([&](int64_t k) {
                 return from_bfloat16(reinterpret_cast<const uint16_t*>(panel)[k * kPanel + column]);
+            });
+        case kBfloat16Pairs:
+            return fill([&](int64_t k) {
+                return from_bfloat16(reinterpret_cast<const uint16_t*>(panel)[pair_offset(k, column)]);
             });
         case kFloat16:
             return fill([&](int64_t k) {

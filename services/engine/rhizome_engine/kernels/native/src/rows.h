@@ -31,14 +31,24 @@ inline float inverse_rms(const float* x, int64_t size, float eps) {
     return 1.0f / std::sqrt(reduce_add(sum) / static_cast<float>(size) + eps);
 }
 
-// out = x / rms(x) * gain
-inline void normalise_row(const float* x, int64_t size, const float* gain, float eps, float* out) {
+// out = x / rms(x) * gain, in float32 or rounded to bfloat16
+template <class T>
+inline void normalise_row(const float* x, int64_t size, const float* gain, float eps, T* out) {
     const Floats factor = broadcast(inverse_rms(x, size, eps));
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) store(out + i, load(x + i) * factor * load(gain + i));
     if (i < size) {
         const int rest = static_cast<int>(size - i);
         store_first(out + i, load_first(x + i, rest) * factor * load_first(gain + i, rest), rest);
+    }
+}
+
+inline void round_row(const float* x, int64_t size, bfloat16* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(out + i, load(x + i));
+    if (i < size) {
+        const int rest = static_cast<int>(size - i);
+        store_first(out + i, load_first(x + i, rest), rest);
     }
 }
 
