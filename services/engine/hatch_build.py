@@ -31,6 +31,8 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         try:
             compiler = build.find_compiler()
             for variant in build.VARIANTS:
+                if not build.knows(compiler, variant):
+                    continue
                 name = build.library_name(variant)
                 build.compile_library(variant, self._made / name, compiler)
                 build_data["force_include"][str(self._made / name)] = f"{NATIVE}/lib/{name}"

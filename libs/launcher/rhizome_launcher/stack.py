@@ -156,7 +156,11 @@ class Stack:
                 f"engine-{index}" if len(ports) > 1 else "engine",
                 "rhizome_engine",
                 ["--model", str(settings.model), "--port", str(port), *settings.engine_arguments],
-                {"RHIZOME_ENGINE_NUM_THREADS": str(threads)},
+                {
+                    "RHIZOME_ENGINE_NUM_THREADS": str(threads),
+                    # Each measures what is free before the others have taken theirs.
+                    "RHIZOME_ENGINE_MEMORY_SHARE": str(round(1 / settings.engines, 4)),
+                },
             )
         target = self.engine_addresses[0]
         if settings.proxy or len(ports) > 1:

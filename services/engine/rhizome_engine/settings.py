@@ -66,6 +66,12 @@ class CoreSettings(BaseSettings):
     kv_cache_dtype: FloatType = Field(
         "auto", description="Type of the KV pool; auto: float32 on a CPU, bfloat16 beside quantised weights."
     )
+    memory_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Part of the free memory that this engine may count on, where several share a machine.",
+    )
     max_batch_size: PositiveInt = Field(32, description="Requests computed in one step.")
     max_queue_size: PositiveInt = Field(256, description="Requests that may wait; more are refused.")
     max_concurrent_requests: PositiveInt | None = Field(

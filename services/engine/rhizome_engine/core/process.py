@@ -146,6 +146,7 @@ def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
         page_size=settings.page_size,
         num_pages=num_pages,
         kv_memory=settings.kv_memory,
+        memory_share=settings.memory_share,
         max_num_tokens=config.max_step_tokens,
         max_num_rows=config.max_batch_size,
         max_context_tokens=config.max_context_tokens,

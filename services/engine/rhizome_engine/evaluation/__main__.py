@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.evaluation.llm_options import make_llm, parse_options
 from rhizome_engine.evaluation.perplexity import PerplexityRun
 from rhizome_engine.evaluation.skills import read_questions, score_skills
@@ -34,7 +35,7 @@ def main() -> int:
     try:
         for partial in measure(arguments, parse_options(arguments.engine_option)):
             report = partial
-    except (ValueError, OSError, EngineError) as error:
+    except (ValueError, OSError, EngineError, CheckpointError) as error:
         _progress("")
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -55,6 +55,7 @@ class ModelRunner:
         num_pages: size of the KV pool; or
         kv_memory: the same in bytes, as "4GiB", or as "60%" of what is left beside weights and workspace;
             where neither is given, what is free decides.
+        memory_share: part of the free memory to count on, where several engines share a machine.
         max_num_tokens: tokens of the largest step.
         max_num_rows: requests of the largest step.
         max_context_tokens: longest context that will be served; None for the checkpoint's.
@@ -89,6 +90,7 @@ class ModelRunner:
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
+        memory_share: float = 1.0,
         max_num_tokens: int = 512,
         max_num_rows: int = 32,
         max_context_tokens: int | None = None,
@@ -147,7 +149,7 @@ class ModelRunner:
         pages_per_context = math.ceil(self.config.max_position_embeddings / page_size)
         self.num_pages = plan_num_pages(
             needs,
-            available_bytes(self.device),
+            int(available_bytes(self.device) * memory_share),
             self.device,
             num_pages=num_pages,
             kv_memory=None if kv_memory is None else MemorySize.parse(kv_memory),

@@ -74,9 +74,16 @@ VARIANTS = (
 
 
 def cache_directory() -> Path:
-    """Return where libraries compiled on demand are kept."""
+    """Return where libraries compiled on demand are kept.
+
+    Raises:
+        BuildError: this user has no home directory.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rhizome" / "kernels"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "rhizome" / "kernels"
+    except RuntimeError as error:
+        raise BuildError(f"there is no directory to compile into ({error}); set XDG_CACHE_HOME") from error
 
 
 def find_compiler() -> str:
