@@ -8,7 +8,7 @@ and they take turns, round after round; of each figure the best round counts, si
     prefill tok/s   prompt tokens of 8 requests / time until all of them have their first token
     decode tok/s    tokens after the first ones / time after the last first token
 
-    python benchmarks/engine_cpu.py [--engines transformers,auto,float32,int8,int4] [--rounds 3] [--threads 2]
+    python benchmarks/engine_cpu.py [--engines transformers,auto,bfloat16,int8,int4] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ENGINES = {
     "transformers": {},
     "auto": {},
     "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
     "torch": {"kernels": "torch"},
     "int8": {"quantization": "int8"},
     "int4": {"quantization": "int4"},
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engines", default="transformers,auto,float32,int8,int4")
+    parser.add_argument("--engines", default="transformers,auto,bfloat16,int8,int4")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model", type=Path, help="a checkpoint to use instead of a random one")

@@ -67,6 +67,7 @@ def _openvino(model: str, ours: str, properties: str) -> Engine:
 
 ENGINES = {
     "rhizome": Engine("", "rhizome_peer.py", options=(*RHIZOME, "{}")),
+    "rhizome-bfloat16": Engine("", "rhizome_peer.py", options=(*RHIZOME, '{"dtype": "bfloat16"}')),
     "rhizome-int8": Engine("", "rhizome_peer.py", options=(*RHIZOME, '{"quantization": "int8"}')),
     "rhizome-int4": Engine("", "rhizome_peer.py", options=(*RHIZOME, '{"quantization": "int4"}')),
     # Int8 activations in groups of 192 are its fastest for this model at many streams; float activations
@@ -77,7 +78,7 @@ ENGINES = {
     ),
     "openvino-int4": _openvino("openvino-int4", "rhizome-int4", '{"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}'),
     # Left to itself it computes in bfloat16 where the CPU can.
-    "openvino-fp16": _openvino("openvino-fp16", "rhizome", "{}"),
+    "openvino-fp16": _openvino("openvino-fp16", "rhizome-bfloat16", "{}"),
     "openvino-fp16-f32": _openvino("openvino-fp16", "rhizome", '{"INFERENCE_PRECISION_HINT": "f32"}'),
     "llama.cpp-q8_0": Engine(
         "llama_cpp", "llama_cpp_peer.py", "q8_0.gguf", ("--flash-attention",), "rhizome-int8"
@@ -89,6 +90,9 @@ ENGINES = {
     "ctranslate2-int8": Engine("transformers", "ctranslate2_peer.py", "ctranslate2-int8", (), "rhizome-int8"),
     "transformers": Engine("transformers", "transformers_peer.py", options=("--static",), ours="rhizome"),
     "transformers-bfloat16": Engine(
-        "transformers", "transformers_peer.py", options=("--dtype", "bfloat16", "--static"), ours="rhizome"
+        "transformers",
+        "transformers_peer.py",
+        options=("--dtype", "bfloat16", "--static"),
+        ours="rhizome-bfloat16",
     ),
 }

@@ -45,7 +45,7 @@ def format_chooser(
         if name.endswith(names.router):
             return Dense(dense, exact=True)
         if quantization == "none":
-            # One product computes several modules, in one format: floating point holds them all exactly.
+            # One product computes several modules, in one format: floating point holds them all.
             formats = {stored(part, in_features) for part in _computed_with(name, names)}
             kept = formats.pop() if len(formats) == 1 else None
             return kept or Dense(dense)

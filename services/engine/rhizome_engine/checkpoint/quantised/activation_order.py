@@ -2,7 +2,7 @@
 
 Columns are quantised in the order of their importance there, and every `group_size` of them in that order
 share a scale. The kernels know groups of neighbours only, and to reorder columns is to reorder the input of
-the matrix at every step; so such a matrix is kept in floating point, which holds it exactly.
+the matrix at every step; so such a matrix is kept in floating point, exact where that is float32.
 """
 
 from __future__ import annotations
