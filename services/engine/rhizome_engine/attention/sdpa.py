@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rhizome_engine.attention.base import AttentionInputs, AttentionLayer
 from rhizome_engine.attention.paged_kv import PagedKV
+from rhizome_engine.layers.rms_norm import normalise
 from rhizome_engine.layers.rotary import Rope, rotate
 
 MAX_GATHERED_TOKENS = 32768
@@ -102,9 +103,9 @@ class SdpaPlan:
         first_v = layer.num_heads + layer.num_kv_heads
         q, k, v = heads[:, : layer.num_heads], heads[:, layer.num_heads : first_v], heads[:, first_v:]
         if layer.q_norm is not None:
-            q = _normalise(q, layer.q_norm, layer.norm_eps)
+            q = normalise(q, layer.q_norm, layer.norm_eps)
         if layer.k_norm is not None:
-            k = _normalise(k, layer.k_norm, layer.norm_eps)
+            k = normalise(k, layer.k_norm, layer.norm_eps)
         if layer.rope is not None:
             q, k = rotate(q, *self.tables[layer.rope]), rotate(k, *self.tables[layer.rope])
         return q, k, v
@@ -220,10 +221,6 @@ class SdpaBackend:
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-
-def _normalise(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
 
 
 def _attend(layer: AttentionLayer, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

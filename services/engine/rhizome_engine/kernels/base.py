@@ -11,18 +11,17 @@ implementation can afford it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from rhizome_engine.checkpoint.model_config import Activation
     from rhizome_engine.layers.linear import Linear
     from rhizome_engine.layers.rms_norm import RMSNorm
     from rhizome_engine.weights.base import Weight
     from rhizome_engine.weights.format import WeightFormat
-
-Activation = Literal["silu", "gelu_tanh"]
 
 
 class Kernels(Protocol):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rhizome_engine.kernels.base import Activation
+from rhizome_engine.checkpoint.model_config import Activation
 from rhizome_engine.layers.linear import Linear
-from rhizome_engine.layers.rms_norm import RMSNorm
+from rhizome_engine.layers.rms_norm import RMSNorm, normalise
 from rhizome_engine.weights.base import Weight
 from rhizome_engine.weights.format import Dense, Grouped, WeightFormat
 from rhizome_engine.weights.torch_weights import TorchDense, TorchGrouped, TorchInt8, TorchWeight
@@ -49,7 +49,9 @@ class TorchKernels:
 
     def linear(self, x: Tensor, linear: Linear, norm: RMSNorm | None = None) -> Tensor:
         """See `Kernels.linear`."""
-        product = _torch_weight(linear.weight).product(x if norm is None else normalise(x, norm))
+        product = _torch_weight(linear.weight).product(
+            x if norm is None else normalise(x, norm.gain, norm.eps)
+        )
         return product if linear.bias is None else product + linear.bias
 
     def gated_linear(self, x: Tensor, linear: Linear, activation: Activation, norm: RMSNorm | None) -> Tensor:
@@ -64,12 +66,7 @@ class TorchKernels:
 
     def add_norm(self, residual: Tensor, x: Tensor, norm: RMSNorm, multiplier: float = 1.0) -> None:
         """See `Kernels.add_norm`."""
-        residual.add_(normalise(x, norm), alpha=multiplier)
-
-
-def normalise(x: Tensor, norm: RMSNorm) -> Tensor:
-    """Normalise over the last dimension, in float32, and return the dtype of x."""
-    return F.rms_norm(x.float(), norm.gain.shape, norm.gain, norm.eps).to(x.dtype)
+        residual.add_(normalise(x, norm.gain, norm.eps), alpha=multiplier)
 
 
 def _torch_weight(weight: Weight) -> TorchWeight:

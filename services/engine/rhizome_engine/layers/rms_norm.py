@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 class RMSNorm:
@@ -20,3 +22,8 @@ class RMSNorm:
     def __init__(self, size: int, eps: float, *, device: torch.device) -> None:
         self.gain = torch.empty(size, device=device, dtype=torch.float32)
         self.eps = eps
+
+
+def normalise(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Normalise over the last dimension in float32, and return the dtype of x; the reference in PyTorch."""
+    return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)

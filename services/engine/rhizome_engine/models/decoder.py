@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rhizome_engine.attention.base import AttentionLayer, AttentionPlan
 from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.kernels.base import Kernels
-from rhizome_engine.layers.rms_norm import RMSNorm
+from rhizome_engine.layers.rms_norm import RMSNorm, normalise
 from rhizome_engine.layers.rotary import Rope
 from rhizome_engine.models.experts import Experts
 from rhizome_engine.models.family import TensorNames
@@ -162,7 +161,7 @@ class Decoder:
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Return what transformers calls `last_hidden_state`, [n, hidden_size] float32, newly allocated."""
-        return F.rms_norm(hidden.float(), self.norm.gain.shape, self.norm.gain, self.norm.eps)
+        return normalise(hidden.float(), self.norm.gain, self.norm.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project [n, hidden_size] to float32 [n, vocab_size], valid until the next call."""

@@ -85,9 +85,7 @@ def choose_numerics(
         weight_dtype = DTYPES[dtype]
     torch.set_num_threads(num_threads or _USUAL_THREADS)
     torch_kernels = TorchKernels(device, weight_dtype)
-    return Numerics(
-        torch_kernels, weight_dtype, DTYPES.get(kv_dtype, weight_dtype), quantization, f"torch: {reason}"
-    )
+    return Numerics(torch_kernels, weight_dtype, DTYPES.get(kv_dtype, weight_dtype), quantization, reason)
 
 
 def _native(device: torch.device, num_threads: int, dtype: str) -> tuple[Kernels | None, str]:

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from rhizome_engine.kernels.base import Activation
+from rhizome_engine.checkpoint.model_config import Activation
 from rhizome_engine.kernels.native.library import Library
 from rhizome_engine.kernels.native.native_weight import MatrixStruct, NativeWeight, address
 from rhizome_engine.kernels.native.weight_memory import WeightMemory
