@@ -76,7 +76,6 @@ class _Functions:
     def __init__(self, library: Library) -> None:
         loaded = ctypes.CDLL(str(library.path))
         pointer, int64 = ctypes.c_void_p, ctypes.c_int64
-        self.advise = _declare(loaded.rhizome_attention_advise, None, pointer, int64)
         self.new_step = _declare(loaded.rhizome_attention_step_new, pointer)
         self.free_step = _declare(loaded.rhizome_attention_step_free, None, pointer)
         self.plan = _declare(loaded.rhizome_attention_plan, int64, pointer, pointer)
@@ -231,7 +230,6 @@ class NativeBackend:
         self._kv = kv
         self._ropes = list(ropes)
         self._out = torch.empty(0)
-        self.functions.advise(kv.data.data_ptr(), kv.data.nbytes)
 
     def plan(self, inputs: AttentionInputs) -> NativePlan:
         """See `AttentionBackend`.

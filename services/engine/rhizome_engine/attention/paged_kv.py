@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import mmap
 
 import torch
 from torch import Tensor
+
+from rhizome_engine.mapped_memory import map_zeros
 
 
 class PagedKV:
@@ -90,8 +91,8 @@ class PagedKV:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU straight from the system, because `torch.zeros` would write them all."""
+    """Return zeros; on a CPU they take memory when they are written."""
     num_bytes = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not num_bytes:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
+    return map_zeros(num_bytes).view(dtype).view(shape)

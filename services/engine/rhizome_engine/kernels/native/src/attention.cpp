@@ -1,7 +1,5 @@
 #include "attention.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 
 #include "attention_decode.h"
@@ -85,14 +83,6 @@ void attend(const Step& step, const AttentionLayer& layer, Work& work, const flo
 }  // namespace rhizome
 
 #define RHIZOME_API extern "C" __attribute__((visibility("default")))
-
-// Ask the system to back the pool with large pages: its own are scattered, and a step reads all of them.
-RHIZOME_API void rhizome_attention_advise(void* pool, int64_t bytes) {
-    constexpr uintptr_t kLargePage = 2 << 20;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(pool) + kLargePage - 1) / kLargePage * kLargePage;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(pool) + bytes) / kLargePage * kLargePage;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
 
 RHIZOME_API void* rhizome_attention_step_new() { return new rhizome::Step(); }
 

@@ -1,0 +1,22 @@
+"""Memory straight from the system: zeros that take none until written, in large pages where it can."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+from torch import Tensor
+
+
+def map_zeros(num_bytes: int) -> Tensor:
+    """Return [num_bytes] uint8; `torch.zeros` would write them, so that all are there.
+
+    A step reads all weights, and pages of the KV pool that are scattered. With pages of 4 KiB each of them is
+    looked up anew, and what the hardware fetches ahead ends at every page; pages of 2 MiB save 10 to 20 %.
+    """
+    memory = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
