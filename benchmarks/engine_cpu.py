@@ -5,8 +5,8 @@ real checkpoints are; speed does not depend on their values. Prompts of 128 toke
 the whole engine core (scheduler, cache, sampling), without transport. Every engine is a process of its own,
 and they take turns, round after round; of each figure the best round counts, since noise only ever slows.
 
-    prefill tok/s   prompt tokens of 8 requests / time until all of them have their first token
-    decode tok/s    tokens after the first ones / time after the last first token
+    prefill tok/s   prompt tokens / time until all requests have their first token
+    decode tok/s    tokens after the last first token / time after it (`Wave`, as in `rhizome bench engine`)
 
     python benchmarks/engine_cpu.py [--engines transformers,auto,bfloat16,int8,int4] [--rounds 3]
 """
@@ -21,7 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from rhizome_engine.evaluation.speed import Wave
 
 STREAMS = (1, 8, 32)
 PROMPT_TOKENS = 128
@@ -87,29 +90,20 @@ def measure_rhizome(model: Path, options: dict[str, str], threads: int) -> dict[
     core = EngineCore(runner, config, runner.checkpoint.eos_token_ids)
     figures = {"load_s": time.perf_counter() - started}
 
-    def generate(streams: int, run: int) -> tuple[float, float]:
-        """Return seconds until the last first token, and after it."""
+    def generate(streams: int, run: int) -> Wave:
+        tokens_s: dict[str, list[float]] = {}
         for row, prompt in enumerate(prompts(streams, run)):
-            core.add(
-                Request(
-                    f"{streams}.{run}.{row}",
-                    prompt,
-                    SamplingParams(temperature=0.0),
-                    max_tokens=OUTPUT_TOKENS,
-                    ignore_eos=True,
-                )
-            )
-        waiting, start = streams, time.perf_counter()
-        first = start
-        seen: set[str] = set()
+            name = f"{streams}.{run}.{row}"
+            tokens_s[name] = []
+            sampling = SamplingParams(temperature=0.0)
+            core.add(Request(name, prompt, sampling, max_tokens=OUTPUT_TOKENS, ignore_eos=True))
+        start = time.perf_counter()
         while core.has_work:
             for event in core.step():
-                if isinstance(event, TokensEvent) and event.request.request_id not in seen:
-                    seen.add(event.request.request_id)
-                    waiting -= 1
-                    if not waiting:
-                        first = time.perf_counter()
-        return first - start, time.perf_counter() - first
+                if isinstance(event, TokensEvent):
+                    times = [time.perf_counter() - start] * len(event.token_ids)
+                    tokens_s[event.request.request_id] += times
+        return Wave(streams * PROMPT_TOKENS, list(tokens_s.values()))
 
     return figures | _figures(generate)
 
@@ -124,30 +118,30 @@ def measure_transformers(model: Path, threads: int) -> dict[str, float]:
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     figures = {"load_s": time.perf_counter() - started}
 
-    def generate(streams: int, run: int) -> tuple[float, float]:
+    def generate(streams: int, run: int) -> Wave:
         ids = torch.tensor(prompts(streams, run))
+        times: list[float] = []
+        cache = None
         with torch.inference_mode():
             start = time.perf_counter()
-            output = network(ids, use_cache=True, logits_to_keep=1)
-            token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            first = time.perf_counter()
-            for _ in range(OUTPUT_TOKENS - 1):
-                output = network(token, past_key_values=output.past_key_values, use_cache=True)
-                token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            return first - start, time.perf_counter() - first
+            for _ in range(OUTPUT_TOKENS):
+                output = network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache, ids = output.past_key_values, output.logits[:, -1].argmax(dim=-1, keepdim=True)
+                times.append(time.perf_counter() - start)
+        return Wave(streams * PROMPT_TOKENS, [times] * streams)
 
     return figures | _figures(generate)
 
 
-def _figures(generate) -> dict[str, float]:
+def _figures(generate: Callable[[int, int], Wave]) -> dict[str, float]:
+    """Run every number of streams a few times; of each figure the best run counts."""
     figures = {}
     generate(2, 99)
     for streams in STREAMS:
-        runs = [generate(streams, run) for run in range(3 if streams < 32 else 2)]
-        prefill_s, decode_s = (min(times) for times in zip(*runs, strict=True))
-        figures[f"decode_tok_s_{streams}"] = streams * (OUTPUT_TOKENS - 1) / decode_s
-        figures[f"prefill_tok_s_{streams}"] = streams * PROMPT_TOKENS / prefill_s
-        figures[f"total_tok_s_{streams}"] = streams * OUTPUT_TOKENS / (prefill_s + decode_s)
+        waves = [generate(streams, run) for run in range(3 if streams < 32 else 2)]
+        figures[f"decode_tok_s_{streams}"] = max(wave.decode_tok_s or 0.0 for wave in waves)
+        figures[f"prefill_tok_s_{streams}"] = max(wave.prefill_tok_s for wave in waves)
+        figures[f"total_tok_s_{streams}"] = max(wave.output_tok_s for wave in waves)
     return figures
 
 
