@@ -14,6 +14,7 @@ from rhizome_engine.kernels.native.native_kernels import NativeKernels
 from rhizome_engine.layers.linear import Linear
 from rhizome_engine.layers.rms_norm import RMSNorm
 from rhizome_engine.weights.format import Dense, Int8
+from rhizome_testing.random_layers import make_linear, make_norm
 
 pytestmark = pytest.mark.timeout(600)  # the first one may compile, beside others on few cores
 
@@ -26,22 +27,6 @@ NORM_ERROR = 1e-4  # an element that lies between two numbers may go to the othe
 def rounding(bfloat16_library: Library) -> NativeKernels:
     torch.manual_seed(0)
     return NativeKernels(bfloat16_library, rounding=True)
-
-
-def make_linear(
-    kernels: NativeKernels, n: int, k: int, weight_format: Dense = BFLOAT16, *, bias: bool = False
-) -> Linear:
-    linear = Linear(kernels, weight_format, k, {"part": n}, bias=bias)
-    linear.weight.fill(0, torch.randn(n, k) / k**0.5)
-    if linear.bias is not None:
-        linear.bias.normal_()
-    return linear
-
-
-def make_norm(size: int) -> RMSNorm:
-    norm = RMSNorm(size, 1e-5, device=torch.device("cpu"))
-    norm.gain.normal_()
-    return norm
 
 
 def emulated(x: Tensor, linear: Linear, norm: RMSNorm | None = None) -> Tensor:
@@ -62,13 +47,13 @@ class TestParity:
     def test_linear_rounds_the_activations_and_nothing_else(
         self, rounding: NativeKernels, rows: int, k: int
     ) -> None:
-        linear = make_linear(rounding, 70, k, bias=True)
+        linear = make_linear(rounding, BFLOAT16, 70, k, bias=True)
         x = torch.randn(rows, k) * 3
         found = rounding.linear(x, linear)
         assert relative_error(found, emulated(x, linear)) < ORDER_ERROR
 
     def test_the_norm_is_rounded_once(self, rounding: NativeKernels, rows: int, k: int) -> None:
-        linear, norm = make_linear(rounding, 70, k), make_norm(k)
+        linear, norm = make_linear(rounding, BFLOAT16, 70, k), make_norm(k)
         x = torch.randn(rows, k) * 3
         found = rounding.linear(x, linear, norm)
         assert relative_error(found, emulated(x, linear, norm)) < NORM_ERROR
@@ -77,14 +62,14 @@ class TestParity:
     def test_gated_linear_activates_in_float32(
         self, rounding: NativeKernels, rows: int, k: int, half: int
     ) -> None:
-        linear = make_linear(rounding, 2 * half, k, bias=True)
+        linear = make_linear(rounding, BFLOAT16, 2 * half, k, bias=True)
         x = torch.randn(rows, k)
         gate, up = emulated(x, linear).chunk(2, dim=1)
         found = rounding.gated_linear(x, linear, "silu", None)
         assert relative_error(found, F.silu(gate) * up) < 2 * ORDER_ERROR
 
     def test_add_linear_adds_a_multiple_in_float32(self, rounding: NativeKernels, rows: int, k: int) -> None:
-        linear = make_linear(rounding, 70, k, bias=True)
+        linear = make_linear(rounding, BFLOAT16, 70, k, bias=True)
         x, residual = torch.randn(rows, k), torch.randn(rows, 70)
         expected = residual.double() + 0.25 * emulated(x, linear)
         rounding.add_linear(residual, x, linear, 0.25)
@@ -94,7 +79,7 @@ class TestParity:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(1, 100), k=st.integers(1, 300), rows=st.integers(1, 40))
 def test_shapes_of_any_size(rounding: NativeKernels, n: int, k: int, rows: int) -> None:
-    linear = make_linear(rounding, n, k)
+    linear = make_linear(rounding, BFLOAT16, n, k)
     x = torch.randn(rows, k)
     found = rounding.linear(x, linear)
     scale = x.double().norm(dim=1, keepdim=True) * linear.weight.to_dense().double().norm(dim=1) + 1e-9
@@ -111,7 +96,7 @@ def test_ties_go_to_the_even_number(rounding: NativeKernels) -> None:
 
 @pytest.mark.parametrize("k", [385, 4096, 5001], ids=["one block of inputs", "a whole block", "two blocks"])
 def test_a_row_does_not_depend_on_the_others(rounding: NativeKernels, k: int) -> None:
-    linear, gated = (make_linear(rounding, 128, k, bias=True) for _ in range(2))
+    linear, gated = (make_linear(rounding, BFLOAT16, 128, k, bias=True) for _ in range(2))
     norm = make_norm(k)
     x = torch.randn(600, k)
     whole = rounding.linear(x, linear, norm).clone()
@@ -127,7 +112,7 @@ def test_a_row_does_not_depend_on_the_others(rounding: NativeKernels, k: int) ->
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("k", [64, 65], ids=["even", "odd"])
 def test_a_row_that_is_not_finite_spoils_itself_only(rounding: NativeKernels, poison: float, k: int) -> None:
-    linear = make_linear(rounding, 33, k)
+    linear = make_linear(rounding, BFLOAT16, 33, k)
     x = torch.randn(15, k)
     clean = rounding.linear(x, linear).clone()
     # Twice, as a row that was padded once may leave its elements to a later one.
@@ -141,7 +126,7 @@ def test_a_row_that_is_not_finite_spoils_itself_only(rounding: NativeKernels, po
 
 
 def test_pads_of_a_row_forget_what_was_there(rounding: NativeKernels) -> None:
-    wide, odd = make_linear(rounding, 33, 64), make_linear(rounding, 33, 33)
+    wide, odd = make_linear(rounding, BFLOAT16, 33, 64), make_linear(rounding, BFLOAT16, 33, 33)
     rounding.linear(torch.full((5, 64), float("nan")), wide)  # stays in the scratch memory of the threads
     assert rounding.linear(torch.randn(5, 33), odd).isfinite().all()
 
@@ -170,7 +155,7 @@ def test_other_formats_and_exact_matrices_are_computed_as_without_rounding(
             results.append(kernels.linear(x, linear))
         assert torch.equal(*results)
     # What is held equal above does differ where activations are rounded.
-    one, other = make_linear(rounding, 40, 65), make_linear(exactly, 40, 65)
+    one, other = make_linear(rounding, BFLOAT16, 40, 65), make_linear(exactly, BFLOAT16, 40, 65)
     other.weight.fill(0, one.weight.to_dense())
     assert not torch.equal(rounding.linear(x, one), exactly.linear(x, other))
 

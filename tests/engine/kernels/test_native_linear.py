@@ -14,6 +14,7 @@ from rhizome_engine.layers.linear import Linear
 from rhizome_engine.layers.rms_norm import RMSNorm
 from rhizome_engine.weights.format import Dense, Grouped, Int8, WeightFormat
 from rhizome_engine.weights.rounding import quantise_rows_int8, round_to_int8
+from rhizome_testing.random_layers import make_linear, make_norm
 
 pytestmark = pytest.mark.timeout(600)  # the first one may compile, beside others on few cores
 
@@ -29,22 +30,6 @@ EXACT_FORMATS: list[WeightFormat] = [
 FORMATS: list[WeightFormat] = [*EXACT_FORMATS, Int8()]
 IN_FEATURES = 384  # a multiple of all group sizes
 INT8_ERROR = 0.02  # relative, of rounding activations
-
-
-def make_linear(
-    kernels: NativeKernels, weight_format: WeightFormat, n: int, k: int, *, bias: bool = False
-) -> Linear:
-    linear = Linear(kernels, weight_format, k, {"part": n}, bias=bias)
-    linear.weight.fill(0, torch.randn(n, k) / k**0.5)
-    if linear.bias is not None:
-        linear.bias.normal_()
-    return linear
-
-
-def make_norm(size: int) -> RMSNorm:
-    norm = RMSNorm(size, 1e-5, device=torch.device("cpu"))
-    norm.gain.normal_()
-    return norm
 
 
 def reference(x: Tensor, linear: Linear, norm: RMSNorm | None = None) -> Tensor:
