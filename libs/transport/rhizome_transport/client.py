@@ -6,7 +6,7 @@ frames of `rhizome/engine/v1/frames.proto`, so that all requests of a peer share
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import EmbedRequest, EmbedResponse, GetModelInfoResponse
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.request_stream import RequestStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,22 @@ class EngineClient(Protocol):
 
     Every method raises `rhizome_transport.errors.EngineError` when the engine cannot or will not answer.
     """
+
+    async def open(
+        self,
+        request: GenerateRequest,
+        on_arrival: Callable[[], None],
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> RequestStream:
+        """Start one request, whose events wait in the stream that is returned.
+
+        This is the fast way: nothing is awaited for an event. `on_arrival` is called whenever there is one to
+        take, at the earliest once this has returned. Deltas that were not taken yet are one delta. The caller
+        closes the stream.
+        """
+        ...
 
     def generate(
         self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from contextvars import Context
 
@@ -20,8 +20,9 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import CallInbox, RequestInbox
+from rhizome_transport.inbox import CallInbox
 from rhizome_transport.link import OpenLink
+from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.session import Session
 
 _log = logging.getLogger(__name__)
@@ -96,16 +97,18 @@ class FrameMultiplexer:
         """Whether a request could be sent right now."""
         return self._session is not None
 
-    async def generate(
+    async def open(
         self,
         request: GenerateRequest,
+        on_arrival: Callable[[], None],
         *,
         timeout_s: float | None = None,
         trace: TraceContext | None = None,
-    ) -> AsyncGenerator[GenerateResponse, None]:
-        """Run one request; see `client.EngineClient.generate`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        session = await self.connection(timeout_s)
+    ) -> RequestStream:
+        """Start one request; see `client.EngineClient.open`."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        session = self._session or await self.connection(timeout_s)
         if not request.request_id:
             request.request_id = uuid.uuid4().hex
         request_id = request.request_id
@@ -116,25 +119,35 @@ class FrameMultiplexer:
                 param="request_id",
             )
         submit = Submit(request=request, trace=trace)
+        too_late = None
         if deadline is not None:
-            submit.timeout.CopyFrom(_duration(deadline - time.monotonic()))
+            submit.timeout.CopyFrom(_duration(deadline - loop.time()))
+            too_late = deadline + _DEADLINE_SLACK_S, _too_late(timeout_s)
         frame = _within_limit(ClientFrame(submit=submit))
-        inbox = session.requests[request_id] = RequestInbox()
+        stream = RequestStream(session, request_id, on_arrival, too_late)
         session.send(frame)
+        return stream
+
+    async def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """Run one request; see `client.EngineClient.generate`."""
+        arrived = asyncio.Event()
+        stream = await self.open(request, arrived.set, timeout_s=timeout_s, trace=trace)
         try:
             while True:
-                try:
-                    async with asyncio.timeout(_left(deadline, _DEADLINE_SLACK_S)):
-                        event = await inbox.read()
-                except TimeoutError:
-                    raise _too_late(timeout_s) from None
-                if event is None:
+                arrived.clear()
+                while (response := stream.take()) is not None:
+                    yield response
+                if stream.ended:
                     return
-                yield event
+                await arrived.wait()
         finally:
-            if not inbox.ended:
-                inbox.abandon()
-                session.cancel(request_id)
+            stream.close()
 
     async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """End a request but keep reading it; see `client.EngineClient.cancel`."""

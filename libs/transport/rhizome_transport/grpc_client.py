@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import grpc
 import grpc.aio
@@ -27,6 +27,7 @@ from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_link import GrpcLink
+from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.tokenizer_chunks import join_chunks
 
 _UNARY_TIMEOUT_S = 10.0
@@ -60,6 +61,17 @@ class GrpcEngineClient:
             initial_credit=initial_credit,
             connect_timeout_s=connect_timeout_s,
         )
+
+    async def open(
+        self,
+        request: GenerateRequest,
+        on_arrival: Callable[[], None],
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> RequestStream:
+        """See `client.EngineClient`."""
+        return await self.frames.open(request, on_arrival, timeout_s=timeout_s, trace=trace)
 
     def generate(
         self,

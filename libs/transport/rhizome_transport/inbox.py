@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from rhizome.engine.v1.frames_pb2 import CallResult, RequestEvent
@@ -12,6 +14,8 @@ from rhizome_transport.deltas import merge_delta
 from rhizome_transport.errors import EngineError
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger(__name__)
 
 
 class _Inbox(Generic[Item]):
@@ -51,21 +55,43 @@ class _Inbox(Generic[Item]):
         return self._items.popleft()
 
 
-class RequestInbox(_Inbox[GenerateResponse]):
-    """The events of one request. Deltas that nobody read yet are one delta."""
+class RequestInbox:
+    """The events of one request, for a reader that is called. Deltas that were not taken yet are one delta.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._abandoned = False
+    Args:
+        on_arrival: called whenever there is something new to take, in the middle of reading a frame: it may
+            take, cancel and close, but must not wait.
+    """
 
-    def abandon(self) -> None:
-        """Keep nothing more; only the end is waited for, so that the id is not used again before it."""
-        self._abandoned = True
-        self._items.clear()
+    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "used")
+
+    def __init__(self, on_arrival: Callable[[], None]) -> None:
+        self._on_arrival: Callable[[], None] | None = on_arrival
+        self._items: deque[GenerateResponse] = deque()
+        self._error: EngineError | None = None
+        self._last_came = False
+        self.used = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._last_came or self._error is not None
+
+    def take(self) -> GenerateResponse | None:
+        """The next event; `None` when there is none yet, or none any more.
+
+        Raises:
+            EngineError: how it ended, where it did not end well, once all events before that were taken.
+        """
+        if self._items:
+            return self._items.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
 
     def put(self, event: RequestEvent) -> None:
         """Take one event; events after the last are ignored."""
-        if self.ended:
+        if self._last_came or self._error is not None:
             return
         outcome = event.WhichOneof("outcome")
         if outcome == "status":
@@ -73,11 +99,30 @@ class RequestInbox(_Inbox[GenerateResponse]):
             return
         if outcome == "response":
             self.used = True
-            response = event.response
-            if not self._abandoned and not (self._items and merge_delta(self._items[-1], response)):
-                self._items.append(response)
+            if self._on_arrival is not None:
+                response = event.response
+                if not (self._items and merge_delta(self._items[-1], response)):
+                    self._items.append(response)
         self._last_came = event.final or event.response.HasField("finished")
-        self._arrived.set()
+        self._tell()
+
+    def fail(self, error: EngineError) -> None:
+        """End with an error."""
+        if not self.ended:
+            self._error = error
+            self._tell()
+
+    def abandon(self) -> None:
+        """Keep nothing more; only the end is waited for, so that the id is not used again before it."""
+        self._on_arrival = None
+        self._items.clear()
+
+    def _tell(self) -> None:
+        if self._on_arrival is not None:
+            try:
+                self._on_arrival()
+            except Exception:  # one reader's bug must not end the stream that all requests share
+                _log.exception("a reader of engine events failed")
 
 
 class CallInbox(_Inbox[bytes]):

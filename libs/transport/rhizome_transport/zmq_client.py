@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import zmq.asyncio
 
@@ -22,6 +22,7 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.ipc import check_endpoint
+from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.tokenizer_chunks import join_chunks
 from rhizome_transport.zmq_link import ZmqLink
 
@@ -56,6 +57,17 @@ class ZmqEngineClient:
             initial_credit=initial_credit,
             connect_timeout_s=connect_timeout_s,
         )
+
+    async def open(
+        self,
+        request: GenerateRequest,
+        on_arrival: Callable[[], None],
+        *,
+        timeout_s: float | None = None,
+        trace: TraceContext | None = None,
+    ) -> RequestStream:
+        """See `client.EngineClient`."""
+        return await self.frames.open(request, on_arrival, timeout_s=timeout_s, trace=trace)
 
     def generate(
         self,

@@ -1,0 +1,76 @@
+"""One open request, seen from whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
+from rhizome_transport.errors import EngineError
+from rhizome_transport.inbox import RequestInbox
+from rhizome_transport.session import Session
+
+
+class RequestStream:
+    """The events of one request; its reader is called when there is something to take.
+
+    A task switch for each token would cost more than all that a gateway does with it. So nothing is awaited
+    here: `on_arrival` runs while the engine's frame is read, takes what there is and writes it out.
+
+    Args:
+        session: carries the request.
+        request_id: names it in the session; free.
+        on_arrival: see `inbox.RequestInbox`.
+        too_late: fails the request by itself at this time of the loop's clock; `None` is never.
+    """
+
+    __slots__ = ("_expired", "_inbox", "_on_arrival", "_request_id", "_session", "_timer")
+
+    def __init__(
+        self,
+        session: Session,
+        request_id: str,
+        on_arrival: Callable[[], None],
+        too_late: tuple[float, EngineError] | None = None,
+    ) -> None:
+        self._session = session
+        self._request_id = request_id
+        self._on_arrival = on_arrival
+        self._inbox = session.requests[request_id] = RequestInbox(on_arrival)
+        self._expired: EngineError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if too_late is not None:
+            self._timer = asyncio.get_running_loop().call_at(too_late[0], self._expire, too_late[1])
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will arrive; something may still be there to take."""
+        return self._inbox.ended or self._expired is not None
+
+    def take(self) -> GenerateResponse | None:
+        """The next event; `None` when there is none yet, or none any more.
+
+        Raises:
+            EngineError: how the request ended, where it did not end well.
+        """
+        if self._expired is not None:
+            raise self._expired
+        return self._inbox.take()
+
+    def cancel(self, *, satisfied: bool = False) -> None:
+        """End the request but go on reading: `finished` follows; see `client.EngineClient.cancel`."""
+        if not self._inbox.ended:
+            self._session.cancel(self._request_id, satisfied=satisfied)
+
+    def close(self) -> None:
+        """Stop reading; what still runs is cancelled in the engine. May be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._inbox.ended:
+            self._session.cancel(self._request_id)
+        self._inbox.abandon()
+
+    def _expire(self, error: EngineError) -> None:
+        if not self._inbox.ended:
+            self._expired = error
+            self._on_arrival()
