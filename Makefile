@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BUF := node_modules/.bin/buf
 # Without npm the tests that need buf are skipped, and say so.
 BUF_IF_NPM := $(if $(shell command -v npm),$(BUF))
-DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/launcher libs/testing \
+DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/launcher libs/testing \
          services/engine services/proxy services/gateway
 RUNTIME_DISTS := $(filter-out libs/testing,$(DISTS))
 EDITABLES = $(addprefix -e ,$(1))

@@ -17,10 +17,10 @@ from functools import partial
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
 from rhizome_engine.grammar.masks import fill_masks, mask_buffer
-from rhizome_engine.grammar.matcher import GrammarMatcher
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.compiler import GrammarCompiler, GrammarError
+from rhizome_grammar.matcher import GrammarMatcher
+from rhizome_grammar.spec import Grammar
 
 VOCABULARIES = {"49k": 49_152, "128k": 128_256}
 ROWS = (1, 8, 32, 256)

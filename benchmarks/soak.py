@@ -27,12 +27,12 @@ import torch
 
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
-from rhizome_engine.grammar.compiler import GrammarCompiler
-from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
+from rhizome_grammar.compiler import GrammarCompiler
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_text.tokenizer_files import read_tokenizer_files
 

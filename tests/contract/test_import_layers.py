@@ -1,4 +1,4 @@
-"""Arrows point one way: protocol <- telemetry <- transport <- services, text <- gateway and engine."""
+"""Arrows point one way: protocol <- telemetry <- transport <- services; text, grammar <- gateway, engine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = {
     "rhizome_telemetry": ROOT / "libs/telemetry/rhizome_telemetry",
     "rhizome_transport": ROOT / "libs/transport/rhizome_transport",
     "rhizome_text": ROOT / "libs/text/rhizome_text",
+    "rhizome_grammar": ROOT / "libs/grammar/rhizome_grammar",
     "rhizome_launcher": ROOT / "libs/launcher/rhizome_launcher",
     "rhizome_testing": ROOT / "libs/testing/rhizome_testing",
     "rhizome_engine": ROOT / "services/engine/rhizome_engine",
@@ -24,14 +25,28 @@ ALLOWED: dict[str, set[str]] = {
     "rhizome_telemetry": {"rhizome"},
     "rhizome_transport": {"rhizome", "rhizome_telemetry"},
     "rhizome_text": set(),
-    "rhizome_engine": {"rhizome", "rhizome_telemetry", "rhizome_transport", "rhizome_text"},
+    "rhizome_grammar": set(),
+    "rhizome_engine": {
+        "rhizome",
+        "rhizome_telemetry",
+        "rhizome_transport",
+        "rhizome_text",
+        "rhizome_grammar",
+    },
     "rhizome_proxy": {"rhizome", "rhizome_telemetry", "rhizome_transport"},
-    "rhizome_gateway": {"rhizome", "rhizome_telemetry", "rhizome_transport", "rhizome_text"},
+    "rhizome_gateway": {
+        "rhizome",
+        "rhizome_telemetry",
+        "rhizome_transport",
+        "rhizome_text",
+        "rhizome_grammar",
+    },
 }
 TORCH_FREE = [
     "rhizome_telemetry",
     "rhizome_transport",
     "rhizome_text",
+    "rhizome_grammar",
     "rhizome_launcher",
     "rhizome_proxy",
     "rhizome_gateway",
@@ -68,7 +83,9 @@ def test_the_test_kit_is_never_a_runtime_dependency(package: str) -> None:
     assert not [path for path, roots in importers_of(package).items() if "rhizome_testing" in roots]
 
 
-@pytest.mark.parametrize("package", sorted({"rhizome_gateway", "rhizome_proxy", "rhizome_text"}))
+@pytest.mark.parametrize(
+    "package", sorted({"rhizome_gateway", "rhizome_proxy", "rhizome_text", "rhizome_grammar"})
+)
 def test_only_the_engine_names_torch(package: str) -> None:
     heavy = {"torch", "transformers", "safetensors"}
     assert not {path: roots & heavy for path, roots in importers_of(package).items() if roots & heavy}

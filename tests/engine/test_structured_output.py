@@ -8,9 +8,9 @@ import torch
 
 from rhizome_engine import LLM, SamplingParams
 from rhizome_engine.core.events import FailedEvent, FinishedEvent, TokensEvent
-from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_transport.errors import EngineError
 

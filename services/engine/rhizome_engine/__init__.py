@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rhizome_engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from rhizome_engine.grammar.spec import Grammar
     from rhizome_engine.llm import LLM, AsyncLLM, Completion, Delta, Embedding
     from rhizome_engine.scheduler.config import SchedulerConfig
+    from rhizome_grammar.spec import Grammar
 
 __all__ = [
     "LLM",
@@ -29,11 +29,11 @@ __all__ = [
     "SchedulerConfig",
 ]
 
-_ELSEWHERE = {"Grammar": "grammar.spec", "SchedulerConfig": "scheduler.config"}
+_ELSEWHERE = {"Grammar": "rhizome_grammar.spec", "SchedulerConfig": f"{__name__}.scheduler.config"}
 
 
 def __getattr__(name: str) -> Any:
     """Import the library on first use: the front process imports this package, but never torch."""
     if name in __all__:
-        return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'llm')}"), name)
+        return getattr(import_module(_ELSEWHERE.get(name, f"{__name__}.llm")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 
 from rhizome_engine.memory_size import MemorySize
 from rhizome_engine.scheduler.config import PolicyName
+from rhizome_transport.tls import ServerTls
 
 MAX_IPC_PATH_BYTES = 100
 """Unix socket paths hold 107 bytes; ZeroMQ and the lock file beside the socket need a few of them."""
@@ -221,6 +222,22 @@ class EngineSettings(CoreSettings):
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
     load_timeout_s: float = Field(1800.0, gt=0, description="Seconds the core may take to load the model.")
+    tls_cert: Path | None = Field(
+        None, description="PEM certificate of the gRPC listener, which speaks TLS then; not the admin one."
+    )
+    tls_key: Path | None = Field(None, description="Its private key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM authority that clients must have a certificate from (mutual TLS)."
+    )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        self.tls()
+        return self
+
+    def tls(self) -> ServerTls | None:
+        """How the gRPC listener speaks TLS; None for plaintext."""
+        return ServerTls.from_files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
 
 def parse_settings(kind: type[SettingsT], arguments: Sequence[str] | None, *, program: str) -> SettingsT:

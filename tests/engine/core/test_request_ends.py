@@ -9,9 +9,9 @@ import pytest
 
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import FailedEvent, FinishedEvent
-from rhizome_engine.grammar.errors import GrammarError
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import FinishReason
+from rhizome_grammar.errors import GrammarError
 from rhizome_testing.hash_runner import expected_tokens
 from rhizome_transport.errors import EngineError
 

@@ -18,9 +18,9 @@ from rhizome_engine.checkpoint.generation import GenerationDefaults
 from rhizome_engine.core.events import FinishedEvent, PromptLogprobsEvent, StartedEvent, TokensEvent
 from rhizome_engine.core.served_model import default_sampling
 from rhizome_engine.core.translate import to_grammar, to_request, to_request_event, to_sampling_params
-from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
+from rhizome_grammar.spec import Grammar
 from rhizome_transport.errors import EngineError
 
 RECOMMENDED = SamplingParams(temperature=0.6, top_p=0.9, top_k=50)
@@ -147,10 +147,21 @@ def test_absent_fields_ask_for_nothing() -> None:
         (GrammarMessage(regex="a+"), Grammar("regex", "a+")),
         (GrammarMessage(lark='start: "x"'), Grammar("lark", 'start: "x"')),
         (GrammarMessage(choice=Choices(texts=["b", "a"])), Grammar("choice", choices=("b", "a"))),
+        (
+            GrammarMessage(
+                lark="start: @a @b", parts={"b": GrammarMessage(regex="b"), "a": GrammarMessage(regex="a")}
+            ),
+            Grammar(
+                "lark", "start: @a @b", parts=(("a", Grammar("regex", "a")), ("b", Grammar("regex", "b")))
+            ),
+        ),
     ],
 )
 def test_each_kind_of_grammar_is_taken_as_it_is_written(message: GrammarMessage, grammar: Grammar) -> None:
     assert to_grammar(message) == grammar
+
+
+NESTED = GrammarMessage(lark="start: @a", parts={"a": GrammarMessage(regex="a")})
 
 
 @pytest.mark.parametrize(
@@ -160,6 +171,11 @@ def test_each_kind_of_grammar_is_taken_as_it_is_written(message: GrammarMessage,
         (GrammarMessage(json_schema="[1]"), "grammar.json_schema"),
         (GrammarMessage(json_schema="{"), "grammar.json_schema"),
         (GrammarMessage(regex=""), "grammar.regex"),
+        (GrammarMessage(lark="start: @a", parts={"a": GrammarMessage()}), "grammar.parts"),
+        (GrammarMessage(lark="start: @a", parts={"a": GrammarMessage(regex="")}), "grammar.parts.regex"),
+        (GrammarMessage(regex="a", parts={"a": GrammarMessage(regex="a")}), "grammar.regex"),
+        (GrammarMessage(lark="start: @a", parts={"a": NESTED}), "grammar.parts"),
+        (GrammarMessage(lark="a", parts={f"a{i}": NESTED.parts["a"] for i in range(1025)}), "grammar.parts"),
         (GrammarMessage(choice=Choices()), "grammar.choice"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rhizome_engine.grammar.masks import fill_masks, mask_buffer
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.spec import Grammar
 
 
 def bits_of(masks, row):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rhizome_engine import LLM, AsyncLLM, SamplingParams
-from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.scheduler.config import SchedulerConfig
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_transport.errors import EngineError
 

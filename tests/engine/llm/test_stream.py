@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rhizome_engine import LLM, SamplingParams
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_transport.errors import EngineError
 

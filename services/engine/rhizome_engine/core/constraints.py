@@ -14,12 +14,12 @@ from concurrent.futures import Future
 import numpy as np
 
 from rhizome_engine.batch import TokenMasks
-from rhizome_engine.grammar.compiler import CompiledGrammar, GrammarCompiler, GrammarError
 from rhizome_engine.grammar.masks import fill_masks
-from rhizome_engine.grammar.matcher import GrammarMatcher
 from rhizome_engine.scheduler.admission import InvalidRequestError
 from rhizome_engine.scheduler.request import Request, RequestState
 from rhizome_engine.scheduler.step_plan import StepPlan
+from rhizome_grammar.compiler import CompiledGrammar, GrammarCompiler, GrammarError
+from rhizome_grammar.matcher import GrammarMatcher
 
 
 class Constraints:

@@ -31,7 +31,6 @@ from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
-from rhizome_engine.grammar.compiler import GrammarCompiler
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.kvcache.namespace_stats import NamespaceStats
 from rhizome_engine.kvcache.page_pool import PagePool
@@ -46,6 +45,7 @@ from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
 from rhizome_engine.scheduler.scheduler import Scheduler
 from rhizome_engine.scheduler.slots import SlotTable
 from rhizome_engine.scheduler.step_plan import StepPlan
+from rhizome_grammar.compiler import GrammarCompiler
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 3

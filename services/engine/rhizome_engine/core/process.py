@@ -17,12 +17,12 @@ from rhizome_engine.core.served_model import describe_model
 from rhizome_engine.core.server import CoreServer
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core_record import CoreRecord, read_core_record, remove_core_record
-from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.runner import KVBudgetError, ModelRunner
 from rhizome_engine.runner.device import choose_device
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.settings import EXIT_CANNOT_SERVE, CoreSettings
+from rhizome_grammar.compiler import GrammarCompiler, GrammarError
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
 from rhizome_transport.frame_server import FrameServer
 

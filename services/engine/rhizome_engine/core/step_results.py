@@ -11,11 +11,11 @@ from rhizome_engine.batch import NO_TOKEN, StepOutput, TokenLogprobs
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import EmbeddingEvent, Event, FailedEvent, PromptLogprobsEvent, TokensEvent
 from rhizome_engine.core.open_requests import OpenRequests
-from rhizome_engine.grammar.compiler import GrammarError
 from rhizome_engine.scheduler.load import LoadMeter
 from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
 from rhizome_engine.scheduler.scheduler import Scheduler
 from rhizome_engine.scheduler.step_plan import StepPlan
+from rhizome_grammar.compiler import GrammarError
 
 
 class StepResults:

@@ -25,9 +25,9 @@ from rhizome_engine.core.events import (
     StartedEvent,
     TokensEvent,
 )
-from rhizome_engine.grammar.spec import Grammar
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usage
+from rhizome_grammar.spec import MAX_PARTS, Grammar
 from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
 
@@ -173,7 +173,7 @@ def to_sampling_params(message: generate_pb2.SamplingParams, defaults: SamplingP
         raise _invalid(problem, f"sampling.{problem.split(' ', 1)[0]}") from error
 
 
-def to_grammar(message: generate_pb2.Grammar) -> Grammar:
+def to_grammar(message: generate_pb2.Grammar, param: str = "grammar") -> Grammar:
     """What the output must conform to; whether it compiles shows later.
 
     Raises:
@@ -182,16 +182,21 @@ def to_grammar(message: generate_pb2.Grammar) -> Grammar:
     kind = message.WhichOneof("kind")
     if kind is None:
         kinds = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name["kind"].fields)
-        raise _invalid(f"the grammar is empty; set one of {kinds}", "grammar")
+        raise _invalid(f"the grammar is empty; set one of {kinds}", param)
+    if len(message.parts) > MAX_PARTS or any(part.parts for part in message.parts.values()):
+        raise _invalid(f"a grammar has at most {MAX_PARTS} parts, which have none", f"{param}.parts")
+    parts = {name: to_grammar(part, f"{param}.parts") for name, part in message.parts.items()}
     try:
         return Grammar(
             kind,
             text=getattr(message, kind) if kind in ("json_schema", "regex", "lark") else "",
             choices=tuple(message.choice.texts),
             flexible_whitespace=message.flexible_whitespace,
+            # A map has no order of its own, and equal grammars are compiled once.
+            parts=tuple(sorted(parts.items())),
         )
     except ValueError as error:
-        raise _invalid(str(error), f"grammar.{kind}") from error
+        raise _invalid(str(error), f"{param}.{kind}") from error
 
 
 def check_model(asked: str, served: str) -> None:

@@ -51,6 +51,7 @@ class Front:
             f"{settings.host}:{settings.port}",
             service_names=(ENGINE_SERVICE,),
             open_requests=lambda: int(self._draining is not None and not self._draining.done()),
+            tls=settings.tls(),
         )
         self._service = EngineService(self._supervisor.link, tokenizer, settings.served_model_name)
         self._server.add_handlers(ENGINE_SERVICE, self._service.raw_handlers())

@@ -1,1 +1,1 @@
-"""Structured output: grammars compiled aside, and the token masks that hold a model to them."""
+"""Structured output: the token masks that hold a model to its grammars."""

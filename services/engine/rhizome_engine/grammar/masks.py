@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rhizome_engine.batch import Int32, TokenMasks
-from rhizome_engine.grammar.matcher import GrammarMatcher
+from rhizome_grammar.matcher import GrammarMatcher
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor

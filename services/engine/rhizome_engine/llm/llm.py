@@ -13,7 +13,6 @@ from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.served_model import default_sampling
 from rhizome_engine.embedding.pooling import Pooling
 from rhizome_engine.embedding.recommendation import read_recommendation
-from rhizome_engine.grammar.compiler import GrammarCompiler
 from rhizome_engine.llm.answer import Answer
 from rhizome_engine.llm.job import Job
 from rhizome_engine.llm.jobs import JobMaker, completions, embeddings
@@ -30,6 +29,7 @@ from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.weights.choose import Quantization
+from rhizome_grammar.compiler import GrammarCompiler
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_text.tokenizer_files import read_tokenizer_files
 

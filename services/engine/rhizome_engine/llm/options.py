@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.spec import Grammar
 
 
 class AnswerOptions(TypedDict, total=False):

@@ -17,8 +17,8 @@ from rhizome_engine.kvcache.sequence_pages import SequencePages
 from rhizome_engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from rhizome_engine.grammar.matcher import GrammarMatcher
-    from rhizome_engine.grammar.spec import Grammar
+    from rhizome_grammar.matcher import GrammarMatcher
+    from rhizome_grammar.spec import Grammar
 
 
 class RequestState(Enum):

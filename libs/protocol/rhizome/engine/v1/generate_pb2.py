@@ -25,49 +25,53 @@ _sym_db = _symbol_database.Default()
 from rhizome.common.v1 import common_pb2 as rhizome_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rhizome/engine/v1/generate.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\"\xe4\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x33\n\x08sampling\x18\x06 \x01(\x0b\x32!.rhizome.engine.v1.SamplingParams\x12/\n\x04stop\x18\x07 \x01(\x0b\x32!.rhizome.engine.v1.StopConditions\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12+\n\x07grammar\x18\n \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar\x12\x1c\n\x0fprompt_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x16\n\x0eresumed_tokens\x18\r \x01(\r\x12\x11\n\x04\x65\x63ho\x18\x0e \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05inputB\x12\n\x10_prompt_logprobsB\x07\n\x05_echo\"\xca\x01\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x34\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x1a.rhizome.engine.v1.ChoicesH\x00\x12\x1b\n\x13\x66lexible_whitespace\x18\x06 \x01(\x08\x42\x06\n\x04kind\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"8\n\x08Messages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.rhizome.engine.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xfb\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x44\n\nlogit_bias\x18\t \x03(\x0b\x32\x30.rhizome.engine.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x12\x36\n\x11\x61llowed_token_ids\x18\x0b \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x38\n\x13\x62\x61\x64_token_sequences\x18\x0c \x03(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x11\n\tbad_words\x18\r \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobs\"\xac\x01\n\x0eStopConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"\xe9\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.rhizome.engine.v1.StartedH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.TokenDeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.FinishedH\x00\x12<\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32!.rhizome.engine.v1.PromptLogprobsH\x00\x42\x07\n\x05\x65vent\"E\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"C\n\x0ePromptLogprobs\x12\x31\n\x08logprobs\x18\x01 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"`\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"L\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12+\n\x03top\x18\x02 \x03(\x0b\x32\x1e.rhizome.engine.v1.RankedToken\"0\n\x0bRankedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xd1\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.rhizome.engine.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.rhizome.common.v1.Usage\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.rhizome.common.v1.TimingsB\x0e\n\x0cmatched_stop*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rhizome/engine/v1/generate.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\"\xe4\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x33\n\x08sampling\x18\x06 \x01(\x0b\x32!.rhizome.engine.v1.SamplingParams\x12/\n\x04stop\x18\x07 \x01(\x0b\x32!.rhizome.engine.v1.StopConditions\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12+\n\x07grammar\x18\n \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar\x12\x1c\n\x0fprompt_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x16\n\x0eresumed_tokens\x18\r \x01(\r\x12\x11\n\x04\x65\x63ho\x18\x0e \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05inputB\x12\n\x10_prompt_logprobsB\x07\n\x05_echo\"\xca\x02\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x34\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x1a.rhizome.engine.v1.ChoicesH\x00\x12\x1b\n\x13\x66lexible_whitespace\x18\x06 \x01(\x08\x12\x34\n\x05parts\x18\x07 \x03(\x0b\x32%.rhizome.engine.v1.Grammar.PartsEntry\x1aH\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar:\x02\x38\x01\x42\x06\n\x04kind\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"8\n\x08Messages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.rhizome.engine.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xfb\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x44\n\nlogit_bias\x18\t \x03(\x0b\x32\x30.rhizome.engine.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x12\x36\n\x11\x61llowed_token_ids\x18\x0b \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x38\n\x13\x62\x61\x64_token_sequences\x18\x0c \x03(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x11\n\tbad_words\x18\r \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobs\"\xac\x01\n\x0eStopConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"\xe9\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.rhizome.engine.v1.StartedH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.TokenDeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.FinishedH\x00\x12<\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32!.rhizome.engine.v1.PromptLogprobsH\x00\x42\x07\n\x05\x65vent\"E\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"C\n\x0ePromptLogprobs\x12\x31\n\x08logprobs\x18\x01 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"`\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"L\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12+\n\x03top\x18\x02 \x03(\x0b\x32\x1e.rhizome.engine.v1.RankedToken\"0\n\x0bRankedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xd1\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.rhizome.engine.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.rhizome.common.v1.Usage\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.rhizome.common.v1.TimingsB\x0e\n\x0cmatched_stop*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rhizome.engine.v1.generate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GRAMMAR_PARTSENTRY']._loaded_options = None
+  _globals['_GRAMMAR_PARTSENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2571
-  _globals['_FINISHREASON']._serialized_end=2695
+  _globals['_FINISHREASON']._serialized_start=2699
+  _globals['_FINISHREASON']._serialized_end=2823
   _globals['_GENERATEREQUEST']._serialized_start=88
   _globals['_GENERATEREQUEST']._serialized_end=572
   _globals['_GRAMMAR']._serialized_start=575
-  _globals['_GRAMMAR']._serialized_end=777
-  _globals['_JSONOBJECT']._serialized_start=779
-  _globals['_JSONOBJECT']._serialized_end=791
-  _globals['_CHOICES']._serialized_start=793
-  _globals['_CHOICES']._serialized_end=817
-  _globals['_TOKENIDS']._serialized_start=819
-  _globals['_TOKENIDS']._serialized_end=842
-  _globals['_MESSAGES']._serialized_start=844
-  _globals['_MESSAGES']._serialized_end=900
-  _globals['_MESSAGE']._serialized_start=902
-  _globals['_MESSAGE']._serialized_end=942
-  _globals['_SAMPLINGPARAMS']._serialized_start=945
-  _globals['_SAMPLINGPARAMS']._serialized_end=1580
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1394
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1442
-  _globals['_STOPCONDITIONS']._serialized_start=1583
-  _globals['_STOPCONDITIONS']._serialized_end=1755
-  _globals['_GENERATERESPONSE']._serialized_start=1758
-  _globals['_GENERATERESPONSE']._serialized_end=1991
-  _globals['_STARTED']._serialized_start=1993
-  _globals['_STARTED']._serialized_end=2062
-  _globals['_PROMPTLOGPROBS']._serialized_start=2064
-  _globals['_PROMPTLOGPROBS']._serialized_end=2131
-  _globals['_TOKENDELTA']._serialized_start=2133
-  _globals['_TOKENDELTA']._serialized_end=2229
-  _globals['_TOKENLOGPROB']._serialized_start=2231
-  _globals['_TOKENLOGPROB']._serialized_end=2307
-  _globals['_RANKEDTOKEN']._serialized_start=2309
-  _globals['_RANKEDTOKEN']._serialized_end=2357
-  _globals['_FINISHED']._serialized_start=2360
-  _globals['_FINISHED']._serialized_end=2569
+  _globals['_GRAMMAR']._serialized_end=905
+  _globals['_GRAMMAR_PARTSENTRY']._serialized_start=825
+  _globals['_GRAMMAR_PARTSENTRY']._serialized_end=897
+  _globals['_JSONOBJECT']._serialized_start=907
+  _globals['_JSONOBJECT']._serialized_end=919
+  _globals['_CHOICES']._serialized_start=921
+  _globals['_CHOICES']._serialized_end=945
+  _globals['_TOKENIDS']._serialized_start=947
+  _globals['_TOKENIDS']._serialized_end=970
+  _globals['_MESSAGES']._serialized_start=972
+  _globals['_MESSAGES']._serialized_end=1028
+  _globals['_MESSAGE']._serialized_start=1030
+  _globals['_MESSAGE']._serialized_end=1070
+  _globals['_SAMPLINGPARAMS']._serialized_start=1073
+  _globals['_SAMPLINGPARAMS']._serialized_end=1708
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1522
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1570
+  _globals['_STOPCONDITIONS']._serialized_start=1711
+  _globals['_STOPCONDITIONS']._serialized_end=1883
+  _globals['_GENERATERESPONSE']._serialized_start=1886
+  _globals['_GENERATERESPONSE']._serialized_end=2119
+  _globals['_STARTED']._serialized_start=2121
+  _globals['_STARTED']._serialized_end=2190
+  _globals['_PROMPTLOGPROBS']._serialized_start=2192
+  _globals['_PROMPTLOGPROBS']._serialized_end=2259
+  _globals['_TOKENDELTA']._serialized_start=2261
+  _globals['_TOKENDELTA']._serialized_end=2357
+  _globals['_TOKENLOGPROB']._serialized_start=2359
+  _globals['_TOKENLOGPROB']._serialized_end=2435
+  _globals['_RANKEDTOKEN']._serialized_start=2437
+  _globals['_RANKEDTOKEN']._serialized_end=2485
+  _globals['_FINISHED']._serialized_start=2488
+  _globals['_FINISHED']._serialized_end=2697
 # @@protoc_insertion_point(module_scope)

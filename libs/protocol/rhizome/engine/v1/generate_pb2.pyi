@@ -152,12 +152,34 @@ class Grammar(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class PartsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @builtins.property
+        def value(self) -> Grammar: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Grammar | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JSON_SCHEMA_FIELD_NUMBER: builtins.int
     JSON_OBJECT_FIELD_NUMBER: builtins.int
     REGEX_FIELD_NUMBER: builtins.int
     LARK_FIELD_NUMBER: builtins.int
     CHOICE_FIELD_NUMBER: builtins.int
     FLEXIBLE_WHITESPACE_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
     json_schema: builtins.str
     """A JSON schema as text, because the order of its properties is the order of the output, and a parsed
     message would lose it.
@@ -165,7 +187,7 @@ class Grammar(message.Message):
     regex: builtins.str
     """A regular expression that the whole output matches."""
     lark: builtins.str
-    """A grammar in Lark's notation."""
+    """A grammar in Lark's notation. Special tokens go by name, `<|eot_id|>`, or by id, `<[128009]>`."""
     flexible_whitespace: builtins.bool
     """JSON may be laid out freely, with spaces and line breaks. Without it `, ` and `: ` separate its parts, and far
     more tokens are forced.
@@ -178,6 +200,10 @@ class Grammar(message.Message):
     def choice(self) -> Choices:
         """One of some texts."""
 
+    @builtins.property
+    def parts(self) -> containers.MessageMap[builtins.str, Grammar]:
+        """What a Lark grammar refers to as `@name`: each is a grammar of its own, without parts of its own. At most 1024."""
+
     def __init__(
         self,
         *,
@@ -187,10 +213,11 @@ class Grammar(message.Message):
         lark: builtins.str = ...,
         choice: Choices | None = ...,
         flexible_whitespace: builtins.bool = ...,
+        parts: abc.Mapping[builtins.str, Grammar] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["choice", b"choice", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["choice", b"choice", "flexible_whitespace", b"flexible_whitespace", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["choice", b"choice", "flexible_whitespace", b"flexible_whitespace", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "parts", b"parts", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["json_schema", "json_object", "regex", "lark", "choice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from rhizome_engine.grammar.errors import CompilerBusyError, GrammarError
-from rhizome_engine.grammar.timed_pool import TimedPool
+from rhizome_grammar.errors import CompilerBusyError, GrammarError
+from rhizome_grammar.timed_pool import TimedPool
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_its_watch_ends_with_the_last_job_and_starts_again(gate):
 
 
 def test_no_thread_outlives_its_job():
-    pool = TimedPool(2, 10)
+    pool, others = TimedPool(2, 10), set(threading.enumerate())
     for _ in range(20):
         pool.submit(lambda: None).result(10)
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - others:
         if thread.name.startswith("grammar-"):
             thread.join(10)
             assert not thread.is_alive()

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from rhizome_engine.grammar import compiler as compiler_module
-from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
-from rhizome_engine.grammar.spec import Grammar
-from rhizome_engine.grammar.timed_pool import TimedPool
+from rhizome_grammar import compiler as compiler_module
+from rhizome_grammar.compiler import GrammarCompiler, GrammarError
+from rhizome_grammar.spec import Grammar
+from rhizome_grammar.timed_pool import TimedPool
 from rhizome_testing.byte_tokenizer import byte_tokenizer_json
 
 BYTES = json.dumps(byte_tokenizer_json(320))
@@ -54,6 +54,12 @@ ALL_OF_ANY_OF = {
         (Grammar("lark", "start: foo"), 'unknown name: "foo"'),
         (Grammar("lark", 'begin: "a"'), "no start rule"),
         (Grammar("lark", "start: <|nope|>"), r'unknown special token: "<\|nope\|>"\Z'),
+        (Grammar("lark", "start: <[97]>"), r"<\[97\]> is no special token"),
+        (Grammar("lark", "start: <[330]>"), r"<\[330\]> is no special token"),  # a padding row of the model
+        (Grammar("lark", "start: <[99999]>"), r"<\[99999\]> is no special token"),
+        (Grammar("lark", "start: @a", parts=(("a", Grammar("lark", "start: <[97]>")),)), "no special token"),
+        (Grammar("lark", "start: @b", parts=(("a", Grammar("regex", "a")),)), "unknown grammar @b"),
+        (Grammar("lark", "start: @a", parts=(("a", schema({"not": {}})),)), "Unimplemented keys"),
         (Grammar("lark", "start: " + "(" * 500 + '"a"' + ")" * 500), "too deeply nested"),
         (Grammar("lark", "start: " + " | ".join(f'"x{i}"' for i in range(2200))), "too many alternatives"),
     ],
@@ -66,8 +72,8 @@ def test_what_cannot_be_compiled_fails_with_a_reason(byte_speaker, grammar, mess
 
 CHAINS = """
 import json
-from rhizome_engine.grammar.compiler import GrammarCompiler
-from rhizome_engine.grammar.spec import MAX_BYTES, Grammar
+from rhizome_grammar.compiler import GrammarCompiler
+from rhizome_grammar.spec import MAX_BYTES, Grammar
 from rhizome_testing.byte_tokenizer import byte_tokenizer_json
 
 def longest(kind, head, link, tail):
@@ -183,7 +189,7 @@ def test_being_busy_is_not_remembered(compiler, monkeypatch):
 
 def test_a_start_without_grammars_does_not_import_the_library():
     code = (
-        "import sys, rhizome_engine.grammar.compiler as c, rhizome_engine.grammar.masks\n"
+        "import sys, rhizome_grammar.compiler as c, rhizome_engine.grammar.masks\n"
         "c.GrammarCompiler('{}', 8, [1])\n"
         "sys.exit('llguidance' in sys.modules)"
     )

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rhizome_engine.grammar import compiler as compiler_module
-from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
 from rhizome_engine.grammar.masks import fill_masks
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar import compiler as compiler_module
+from rhizome_grammar.compiler import GrammarCompiler, GrammarError
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.byte_tokenizer import byte_tokenizer_json
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhizome_engine.grammar.errors import CompilerBusyError, GrammarError, refusal
-from rhizome_engine.grammar.matcher import CompiledGrammar
-from rhizome_engine.grammar.spec import Grammar
-from rhizome_engine.grammar.timed_pool import TimedPool
-from rhizome_engine.grammar.vocabulary import build_vocabulary
+from rhizome_grammar.errors import CompilerBusyError, GrammarError, refusal
+from rhizome_grammar.matcher import CompiledGrammar
+from rhizome_grammar.spec import Grammar, lark_string
+from rhizome_grammar.timed_pool import TimedPool
+from rhizome_grammar.vocabulary import build_vocabulary, check_special
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -91,6 +91,21 @@ class GrammarCompiler:
 
         return self._pool.submit(build)
 
+    def element(self, text: str) -> str:
+        """A text as an element of a Lark rule: by id where it is a special token; blocks as `warm_up` does.
+
+        What the library does not spell is more than what a tokenizer calls special: `<think>`, too, is one
+        token to it, whatever its flag says.
+
+        Raises:
+            GrammarError: grammars cannot be used with this model.
+        """
+        vocabulary = self._get_vocabulary()
+        token_ids = vocabulary.tokenize_str(text, parse_special=True)
+        if len(token_ids) == 1 and vocabulary.is_special_token(token_ids[0]):
+            return f"<[{token_ids[0]}]>"
+        return lark_string(text)
+
     def compile(self, grammar: Grammar) -> Future[CompiledGrammar]:
         """Have a grammar compiled; never blocks.
 
@@ -128,6 +143,8 @@ class GrammarCompiler:
             text = grammar.to_llguidance()
         except ValueError as error:
             raise refusal(grammar.kind, str(error)) from None
+        for one in (grammar, *(part for _, part in grammar.parts)):
+            check_special(vocabulary, one.token_ids)
         build = partial(LLMatcher, vocabulary, text, log_level=0, limits=_limits())
         start = time.perf_counter()
         template = build()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.spec import Grammar
 
 PERSON = {
     "type": "object",
@@ -114,6 +114,30 @@ def test_lark(speaker, force):
             assert re.fullmatch(r"[0-9+*()-]+", text)
             assert isinstance(eval(text), int)
     assert ended
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["sampled", "forced"])
+def test_a_grammar_of_parts_of_every_kind(speaker, force):
+    parts = (
+        ("person", Grammar("json_schema", json.dumps(PERSON))),
+        ("date", Grammar("regex", r"[0-9]{4}/[0-9]{2}")),
+        ("pet", Grammar("choice", choices=("cat", "dog"))),
+        ("sum", Grammar("lark", SUM)),
+    )
+    grammar = Grammar("lark", 'start: @pet " " @date " " @person', parts=parts)
+    for seed in range(5):
+        matcher = speaker.matcher(grammar)
+        text = speaker.text(speaker.say(matcher, seed, force=force, most=2000))
+        assert matcher.may_end
+        found = re.fullmatch(r"(cat|dog) [0-9]{4}/[0-9]{2} (.*)", text, re.DOTALL)
+        check_person(json.loads(found[2]))
+
+
+def test_a_special_token_is_named_by_its_id(demo_speaker):
+    matcher = demo_speaker.matcher(Grammar("lark", 'start: /[a-z]*/ <[6]> "!"'))
+    assert 6 in demo_speaker.allowed(matcher)
+    matcher.accept(6)
+    assert demo_speaker.text(demo_speaker.say(matcher, 0)) == "!"
 
 
 @pytest.mark.parametrize("force", [False, True], ids=["sampled", "forced"])

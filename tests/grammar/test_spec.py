@@ -2,7 +2,11 @@
 
 import pytest
 
-from rhizome_engine.grammar.spec import MAX_BYTES, Grammar
+from rhizome_grammar.spec import MAX_BYTES, Grammar
+
+REGEX = Grammar("regex", "a")
+LONG_REGEX = Grammar("regex", "a" * 10_000)
+PART = (("a", REGEX),)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,32 @@ from rhizome_engine.grammar.spec import MAX_BYTES, Grammar
         ({"kind": "regex", "text": ""}, "regex must not be empty"),
         ({"kind": "regex", "text": "a\ud800"}, "regex must not contain lone surrogates"),
         ({"kind": "lark", "text": ""}, "lark must not be empty"),
-        ({"kind": "lark", "text": "start: <[12-14]>"}, r"lark must not name tokens by id \(<\[12-14\]>\)"),
+        ({"kind": "lark", "text": "start: <[12-14]>"}, "single tokens by id, .* but no ranges"),
+        ({"kind": "lark", "text": "start: <[^5]>"}, "single tokens by id"),
+        ({"kind": "lark", "text": "start: <[*]>"}, "single tokens by id"),
+        ({"kind": "regex", "text": "a", "parts": PART}, "parts belong to kind lark"),
+        (
+            {"kind": "lark", "text": "start: @A", "parts": (("A", REGEX),)},
+            "parts must have names of lower-case",
+        ),
+        ({"kind": "lark", "text": "start: @b", "parts": (("start", REGEX),)}, "not be start"),
+        ({"kind": "lark", "text": "start: @a", "parts": PART * 2}, "parts must have different names"),
+        (
+            {
+                "kind": "lark",
+                "text": "start: @a",
+                "parts": (("a", Grammar("lark", "start: @a", parts=PART)),),
+            },
+            "parts must not have parts",
+        ),
+        (
+            {"kind": "lark", "text": "start: @a", "parts": tuple((f"a{i}", REGEX) for i in range(1025))},
+            "parts must be at most 1024",
+        ),
+        (
+            {"kind": "lark", "text": "start: @a", "parts": (("a", LONG_REGEX), ("b", LONG_REGEX))},
+            "regex must be at most 16384 bytes in all parts",
+        ),
         ({"kind": "choice"}, "choice must have at least one text"),
         ({"kind": "choice", "choices": ("a", "")}, "choice must not contain an empty text"),
         ({"kind": "choice", "choices": ("a" * (MAX_BYTES["choice"] + 1),)}, "choice must be at most"),

@@ -5,12 +5,11 @@ import json
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rhizome_engine.grammar.compiler import GrammarCompiler, GrammarError
-from rhizome_engine.grammar.spec import Grammar
+from rhizome_grammar.compiler import GrammarCompiler, GrammarError
+from rhizome_grammar.spec import Grammar
 from rhizome_testing.byte_tokenizer import byte_tokenizer_json
+from rhizome_testing.random_speaker import Speaker
 from rhizome_text.tokenizer import Tokenizer as RhizomeTokenizer
-
-from .conftest import Speaker
 
 TEXTS = ['{"name": "Ada Lovelace", "city": "Zürich"}', "the name of the city is Paris", "1815 and 1852"] * 4
 SPECIALS = ["<unk>", "<s>", "</s>"]

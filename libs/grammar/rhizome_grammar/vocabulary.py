@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rhizome_engine.grammar.errors import GrammarError
+from rhizome_grammar.errors import GrammarError
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -38,6 +38,21 @@ def build_vocabulary(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequen
             return LLTokenizer(plain, n_vocab=vocab_size, eos_token=list(eos_token_ids))
     except ValueError as error:
         raise GrammarError(f"grammars cannot be used with this model's tokenizer: {error}") from None
+
+
+def check_special(vocabulary: LLTokenizer, token_ids: Iterable[int]) -> None:
+    """Refuse tokens that a grammar must not name by id.
+
+    Text is spelled, and padding rows of the model stand for nothing. Special tokens need ids where their
+    names cannot be written in a grammar.
+
+    Raises:
+        GrammarError: one is not special.
+    """
+    for token_id in sorted(token_ids):
+        named = token_id < vocabulary.vocab_size and vocabulary.is_special_token(token_id)
+        if not named or vocabulary.decode_str([token_id]) in ("", f"<[{token_id}]>"):
+            raise GrammarError(f"lark: <[{token_id}]> is no special token; only those may be named by id")
 
 
 def _with_plain_decoder(tokenizer: dict[str, Any]) -> dict[str, Any]:

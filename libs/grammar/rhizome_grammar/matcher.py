@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rhizome_engine.grammar.errors import GrammarError, explained
+from rhizome_grammar.errors import GrammarError, explained
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

@@ -50,4 +50,8 @@ def explained(reason: str) -> str:
     # Behind these markers come the library's own state and a list of every special token.
     text = re.split(r"\n?<(?:non-verbose|state|grammar)|; following special tokens", reason, maxsplit=1)[0]
     text = text.strip()
-    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + " …"
+    if len(text) <= _MAX_LENGTH:
+        return text
+    # The report of a long expression shows all of it before it says what is wrong.
+    _, sign, wrong = text.rpartition("\nerror: ")
+    return f"{text[:_MAX_LENGTH]} …{sign}{wrong[:80] if sign else ''}"

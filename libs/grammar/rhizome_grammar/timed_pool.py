@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rhizome_engine.grammar.errors import CompilerBusyError, GrammarError
+from rhizome_grammar.errors import CompilerBusyError, GrammarError
 
 T = TypeVar("T")
 
