@@ -1,38 +1,48 @@
-"""Conversations to prompts: the checkpoint's Jinja template in a sandbox.
+"""Conversations to prompts: the checkpoint's Jinja template in a sandbox, within limits.
 
-The environment is the one that `transformers` documents for chat templates, so that templates written for
-it render alike: trimmed blocks, loop controls, `tojson` without HTML escaping, `raise_exception` and
-`strftime_now`. A checkpoint is somebody else's file, hence the immutable sandbox: no attribute of Python's
-internals, no mutation of what is passed in.
+A checkpoint is somebody else's file, hence the immutable sandbox: no attribute of Python's internals, no
+mutation of what is passed in. `render` is the only way through, so that its limits on time and size hold for
+every caller.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rhizome_text.template_budget import TemplateLimitError, TemplateLimits, spending
+from rhizome_text.template_sandbox import ChatTemplateEnvironment, TemplateRefusalError
+
+MAX_SOURCE_CHARS = 2**20
+"""Longest template; real ones have up to 50,000 characters."""
+
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which templates look for an assistant message's reasoning."""
+
+_END_OF_CONTENT = "\ufdef "
+"""Marks where the last message ends. The space tells whether the template trims: then it is gone, and so is
+what the message itself had there."""
 
 
 class ChatTemplateError(ValueError):
     """The template is broken or refuses the conversation; the message is fit for the one who asked."""
 
 
-class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it is only its content."""
+class PromptTooLongError(ChatTemplateError):
+    """The prompt has more characters than were allowed.
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
+    Attributes:
+        chars: how many it has.
+    """
 
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Parse to a block without effect."""
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+    def __init__(self, chars: int) -> None:
+        super().__init__(f"the rendered conversation has {chars} characters, which is too long")
+        self.chars = chars
 
 
 class ChatTemplate:
@@ -40,10 +50,16 @@ class ChatTemplate:
 
     Attributes:
         source: the template's text.
+        literals: the texts that the template itself can write.
+        limits: of each render.
     """
 
     def __init__(
-        self, source: str, bos_token: str | None = None, eos_token: str | None = None, **special_tokens: str
+        self,
+        source: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        **special_tokens: str,
     ) -> None:
         """Compile the template.
 
@@ -51,19 +67,33 @@ class ChatTemplate:
             ChatTemplateError: a syntax error.
         """
         self.source = source
-        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or "", **special_tokens}
+        self.limits = TemplateLimits()
+        tokens = {"bos_token": bos_token, "eos_token": eos_token, **special_tokens}
+        self._tokens = {name: token for name, token in tokens.items() if token is not None}
+        if len(source) > MAX_SOURCE_CHARS:
+            raise ChatTemplateError(
+                f"the model's chat template has {len(source)} characters, at most {MAX_SOURCE_CHARS} are read"
+            )
         try:
-            self._template = _environment().from_string(source)
+            with spending(self.limits):
+                self._template = _environment().from_string(source)
+                tree = _environment().parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(
                 f"the model's chat template is broken, line {error.lineno}: {error.message}"
             ) from error
+        except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError) as error:
+            raise ChatTemplateError(f"the model's chat template cannot be compiled: {error}") from error
+        texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+        texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+        self.literals = frozenset(texts)
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        max_chars: int | None = None,
         **kwargs: Any,
     ) -> str:
         """Write a conversation as one prompt, the begin-of-sequence token included where the template has it.
@@ -72,56 +102,90 @@ class ChatTemplate:
             messages: oldest first; `content` is text, `tool_calls[].function.arguments` an object.
             tools: as in the OpenAI API; None hides them.
             add_generation_prompt: end with the opening of the assistant's turn.
+            max_chars: longest prompt that the caller has a use for.
             **kwargs: variables that this template knows, such as `enable_thinking`.
 
         Raises:
-            ChatTemplateError: the template refused the conversation or failed.
+            PromptTooLongError: the prompt is longer than `max_chars`.
+            ChatTemplateError: the template refused the conversation, failed, or went beyond its limits.
         """
-        try:
-            return self._template.render(
-                **{
-                    **self._tokens,
-                    **kwargs,
-                    "messages": messages,
-                    "tools": tools,
-                    "add_generation_prompt": add_generation_prompt,
-                }
+        variables = {
+            **self._tokens,
+            **kwargs,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        template = self._template
+        with self._translated_errors(), spending(self.limits):
+            parts = list(template.root_render_func(template.new_context(variables)))
+            length = sum(map(len, parts))
+            if length > self.limits.output_chars:
+                raise TemplateLimitError("it makes too long a prompt")
+            if max_chars is not None and length > max_chars:
+                raise PromptTooLongError(length)
+            return "".join(parts)
+
+    def render_open(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        field: str = "content",
+        **kwargs: Any,
+    ) -> str:
+        """Write a conversation up to the end of its last message's text, for the model to go on with it.
+
+        Args:
+            messages: as in `render`; the last one has text in `field`.
+            tools: as in `render`.
+            field: `content`, or one of `REASONING_NAMES`.
+            **kwargs: as in `render`.
+
+        Raises:
+            ChatTemplateError: as in `render`; or the template leaves the last message out.
+        """
+        last = dict(messages[-1])
+        text = last[field]
+        copies = REASONING_NAMES if field in REASONING_NAMES else (field,)
+        last |= {name: text + _END_OF_CONTENT for name in copies if last.get(name) == text}
+        rendered = self.render([*messages[:-1], last], tools, add_generation_prompt=False, **kwargs)
+        end = rendered.rfind(_END_OF_CONTENT[0])
+        if end < 0:
+            raise ChatTemplateError(
+                "the model's chat template leaves out the message that is to be continued"
             )
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(f"the model's chat template refused the messages: {error}") from error
+        if rendered.startswith(_END_OF_CONTENT, end):
+            return rendered[:end]
+        return rendered[:end].rstrip()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Errors of templates may hold what the messages hold: only the template's own words go on."""
+        try:
+            yield
+        except ChatTemplateError:
+            raise
+        except TemplateLimitError as error:
+            raise ChatTemplateError(
+                f"the model's chat template cannot render the messages: {error}"
+            ) from error
+        except TemplateRefusalError as error:
+            raise ChatTemplateError(
+                f"the model's chat template refused the messages: {self._own_words(str(error))}"
+            ) from error
         except Exception as error:  # templates do arithmetic and subscripts on whatever they are given
             raise ChatTemplateError(
-                f"the model's chat template failed on the messages: {type(error).__name__}: {error}"
+                f"the model's chat template failed on the messages: {type(error).__name__}"
             ) from error
 
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+    def _own_words(self, message: str) -> str:
+        """How far the message is the template's own."""
+        begins = max((text for text in self.literals if message.startswith(text)), key=len, default="")
+        return begins if begins == message else f"{begins}…"
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+@cache
+def _environment() -> ChatTemplateEnvironment:
+    return ChatTemplateEnvironment()

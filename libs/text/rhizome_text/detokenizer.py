@@ -29,21 +29,29 @@ class IncrementalDetokenizer:
     Args:
         tokenizer: shared by all answers of a model.
         skip_special_tokens: leave tokens such as `<|eot_id|>` out of the text.
+        visible_ids: special tokens that are text all the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+    __slots__ = ("_decoder", "_hidden_ids")
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        visible_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        hidden = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._hidden_ids = hidden - visible_ids if visible_ids else hidden
         self._decoder: _Decoder
         if tokenizer.rule is None:
-            self._decoder = _WindowDecoder(tokenizer, skip_special_tokens)
+            self._decoder = _WindowDecoder(tokenizer)
         else:
             self._decoder = _ByteDecoder(tokenizer, tokenizer.rule)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Take new tokens, return the whole characters that they completed, possibly none."""
-        tokenizer, skip = self._tokenizer, self._skip_special_tokens
-        return self._decoder.push([i for i in token_ids if tokenizer.is_text(i, skip)])
+        hidden = self._hidden_ids
+        return self._decoder.push([i for i in token_ids if i not in hidden])
 
     def finish(self) -> str:
         """Return what was held back but is whole; an incomplete character is dropped."""
@@ -53,20 +61,32 @@ class IncrementalDetokenizer:
 class _ByteDecoder:
     """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all."""
 
+    __slots__ = ("_at_start", "_bytes", "_rule", "_strip_character", "_strip_left", "_tokenizer", "_utf8")
+
     def __init__(self, tokenizer: Tokenizer, rule: DecodingRule) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
+        self._bytes = tokenizer.bytes_by_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_character, self._strip_left = rule.strip_start
         self._at_start = True
 
     def push(self, token_ids: Sequence[int]) -> str:
-        if not token_ids:
+        if self._at_start or self._strip_left:
+            return self._push_first(token_ids)
+        known = self._bytes
+        return self._utf8.decode(b"".join([known[i] for i in token_ids]))
+
+    def _push_first(self, token_ids: Sequence[int]) -> str:
+        """Some decoders treat the start of a text in a way of its own."""
+        tokenizer = self._tokenizer
+        kept = [i for i in token_ids if tokenizer.is_text(i, False)]
+        if not kept:
             return ""
-        pieces = [self._tokenizer.token_bytes(i) for i in token_ids]
+        pieces = [self._bytes[i] for i in kept]
         if self._at_start:
             self._at_start = False
-            pieces[0] = self._rule.token_bytes(self._tokenizer.token_text(token_ids[0]), first=True)
+            pieces[0] = self._rule.token_bytes(tokenizer.token_text(kept[0]), first=True)
         text = self._utf8.decode(b"".join(pieces))
         while text and self._strip_left:
             if not text.startswith(self._strip_character):
@@ -92,16 +112,16 @@ class _WindowDecoder:
     _MOST_PENDING = 16
     """No character has more tokens than that; beyond it, a broken one will stay broken."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
         self._context: list[int] = []
         self._pending: list[int] = []
 
     def push(self, token_ids: Sequence[int]) -> str:
-        if not token_ids:
+        known = [i for i in token_ids if self._tokenizer.is_text(i, False)]
+        if not known:
             return ""
-        self._pending.extend(token_ids)
+        self._pending.extend(known)
         text = self._new_text()
         if not text or (text.endswith(_REPLACEMENT) and len(self._pending) <= self._MOST_PENDING):
             return ""
@@ -115,6 +135,6 @@ class _WindowDecoder:
         return text.rstrip(_REPLACEMENT)
 
     def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._context, self._skip_special_tokens)
-        after = self._tokenizer.decode(self._context + self._pending, self._skip_special_tokens)
+        before = self._tokenizer.decode(self._context, skip_special_tokens=False)
+        after = self._tokenizer.decode(self._context + self._pending, skip_special_tokens=False)
         return after[len(before) :]
