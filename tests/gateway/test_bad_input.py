@@ -81,9 +81,14 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "stream_options without stream": ({"stream_options": {}}, *INVALID, "stream_options"),
     "top_logprobs without logprobs": ({"top_logprobs": 2}, *INVALID, "top_logprobs"),
     "top_logprobs 21": ({"logprobs": True, "top_logprobs": 21}, *INVALID, "top_logprobs"),
-    "json_object": ({"response_format": {"type": "json_object"}}, *UNSUPPORTED, "response_format"),
-    "json_schema": ({"response_format": {"type": "json_schema"}}, *UNSUPPORTED, "response_format"),
-    "an unknown format": ({"response_format": {"type": "xml"}}, *INVALID, "response_format"),
+    "json_schema without one": ({"response_format": {"type": "json_schema"}}, *INVALID, "response_format"),
+    "an unknown format": ({"response_format": {"type": "xml"}}, *INVALID, "response_format.type"),
+    "a tool twice": ({"tools": [TOOL, TOOL]}, *INVALID, "tools"),
+    "a tool that is not there": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        *INVALID,
+        "tool_choice",
+    ),
     "no tools in tools": ({"tools": []}, *INVALID, "tools"),
     "a tool of a wrong type": ({"tools": [{"type": "retrieval"}]}, *INVALID, "tools[0].type"),
     "a bad tool name": ({"tools": [TWO_WORDS]}, *INVALID, "tools[0].function.name"),
@@ -207,7 +212,7 @@ async def test_a_body_that_never_ends_times_out(engine: TalkingEngine, start_gat
         host, port = gateway.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: 100\r\n\r\n{"
         )
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
@@ -256,9 +261,9 @@ async def test_wrong_methods_name_the_right_ones(gateway) -> None:
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
-        (b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-long: " + b"a" * 100_000 + b"\r\n\r\n", 431),
-        (b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 20_000 + b"\r\n", 431),
-        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 431),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x-long: " + b"a" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", 431),
         (b"NONSENSE\r\n\r\n", 400),
     ],
     ids=["a long header", "many headers", "a long URL", "not HTTP"],

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from rhizome_testing.talking_engine import Hang, Say, TalkingEngine
 
 BODY = json.dumps({"model": "talking-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 LENGTH = b"content-length: %d\r\n" % len(BODY)
 CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
-HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 class Connection:

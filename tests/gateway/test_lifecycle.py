@@ -111,7 +111,7 @@ async def test_a_bug_is_a_plain_500(gateway, engine: TalkingEngine, monkeypatch,
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("rhizome_gateway.routes.chat.engine_requests", broken)
+    monkeypatch.setattr("rhizome_gateway.openai.chat.plan.plan_choices", broken)
     answer = await gateway.chat()
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
@@ -120,7 +120,7 @@ async def test_a_bug_is_a_plain_500(gateway, engine: TalkingEngine, monkeypatch,
     assert "secret detail" in caplog.text
 
     monkeypatch.undo()
-    monkeypatch.setattr("rhizome_gateway.openai.chat_completion.message_object", broken)
+    monkeypatch.setattr("rhizome_gateway.openai.chat.rendering._message", broken)
     answer = await gateway.chat()
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     monkeypatch.undo()

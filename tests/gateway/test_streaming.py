@@ -70,6 +70,7 @@ async def test_usage_comes_only_where_asked_for(gateway) -> None:
         "completion_tokens": 6,
         "total_tokens": 31,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -154,7 +155,7 @@ async def test_a_silent_stream_is_kept_alive(engine: TalkingEngine, start_gatewa
     async with start_gateway(engine.target, keep_alive_s=0.1) as gateway:
         await gateway.becomes_ready()
         body = (await gateway.chat(stream=True)).text
-        assert 2 <= body.count(": keep-alive\n\n") <= 4
+        assert body.count(": keep-alive\n\n") >= 2
         assert body.index('"a"') < body.index(": keep-alive") < body.index('"b"')
         assert len(_events(body)) == 5
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rhizome_launcher.bench.engine_commands import bench_engine, eval_perplexity, eval_skills
 from rhizome_launcher.bench.errors import explained
 from rhizome_launcher.bench.serve_command import bench_serve
+from rhizome_launcher.keys import keys_app
 from rhizome_launcher.serve import EXIT_INTERRUPTED, run_until_interrupted
 from rhizome_launcher.stack import StackError, StackSettings
 
@@ -27,6 +28,7 @@ bench_app = typer.Typer(help="Measure how fast a server or an engine is.", no_ar
 eval_app = typer.Typer(help="Measure how good a model's answers are.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app, name="eval")
+app.add_typer(keys_app, name="keys")
 bench_app.command("serve")(explained(bench_serve))
 bench_app.command("engine")(explained(bench_engine))
 eval_app.command("perplexity")(explained(eval_perplexity))
@@ -53,6 +55,12 @@ EngineArguments = Annotated[
         show_default=False,
     ),
 ]
+DirectOption = Annotated[
+    bool,
+    typer.Option(
+        "--direct/--grpc", help="One engine: the gateway reaches it over ZeroMQ, or through its gRPC front."
+    ),
+]
 NameOption = Annotated[
     str, typer.Option("--served-model-name", help="Name in the API; default: the directory's.")
 ]
@@ -69,6 +77,7 @@ def serve(
     quantization: QuantizationOption = "none",
     kv_memory: KVMemoryOption = "",
     served_model_name: NameOption = "",
+    direct: DirectOption = True,
     engine_arguments: EngineArguments = None,
 ) -> None:
     """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
@@ -79,7 +88,12 @@ def serve(
         arguments += ["--served-model-name", served_model_name]
     arguments += engine_arguments or []
     settings = StackSettings(
-        model=model, engines=engines, host=host, port=port, engine_arguments=tuple(arguments)
+        model=model,
+        engines=engines,
+        host=host,
+        port=port,
+        direct=direct,
+        engine_arguments=tuple(arguments),
     )
     _run(run_until_interrupted(settings))
 

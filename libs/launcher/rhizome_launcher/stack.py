@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class StackSettings:
         host: address that the gateway listens on; everything else stays on loopback.
         port: the gateway's port.
         proxy: start a proxy even for one engine.
+        direct: without a proxy, let the gateway talk to the engine's core over ZeroMQ, past its gRPC front.
         strict_port: refuse when `port` is taken, instead of taking the next free one.
         engine_arguments: passed on to every engine.
         environment: added to the environment of every service.
@@ -53,6 +55,7 @@ class StackSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     proxy: bool = False
+    direct: bool = True
     strict_port: bool = True
     engine_arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Stack:
         self._gateway_port = settings.port
         self.engine_addresses: list[str] = []
         self.proxy_address = ""
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def url(self) -> str:
@@ -135,6 +139,8 @@ class Stack:
             for service in self.services:
                 service.kill()
             await asyncio.gather(*(service.stop(KILL_TIMEOUT_S) for service in self.services))
+            if self._sockets is not None:
+                self._sockets.cleanup()
 
     def _plan(self) -> None:
         settings = self.settings
@@ -151,18 +157,23 @@ class Stack:
         ports = [_choose_port("127.0.0.1", ENGINE_PORT + i, taken) for i in range(settings.engines)]
         self.engine_addresses = [f"127.0.0.1:{port}" for port in ports]
         threads = max(1, (os.cpu_count() or 1) // settings.engines)
+        core_endpoint = self._direct_endpoint()
         for index, port in enumerate(ports):
             self._add(
                 f"engine-{index}" if len(ports) > 1 else "engine",
                 "rhizome_engine",
-                ["--model", str(settings.model), "--port", str(port), *settings.engine_arguments],
+                [
+                    *("--model", str(settings.model), "--port", str(port)),
+                    *(("--core-endpoint", core_endpoint) if core_endpoint else ()),
+                    *settings.engine_arguments,
+                ],
                 {
                     "RHIZOME_ENGINE_NUM_THREADS": str(threads),
                     # Each measures what is free before the others have taken theirs.
                     "RHIZOME_ENGINE_MEMORY_SHARE": str(round(1 / settings.engines, 4)),
                 },
             )
-        target = self.engine_addresses[0]
+        target = core_endpoint or self.engine_addresses[0]
         if settings.proxy or len(ports) > 1:
             backends = ",".join(self.engine_addresses)
             proxy_port = _choose_port("127.0.0.1", PROXY_PORT, taken)
@@ -171,6 +182,15 @@ class Stack:
         gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]
         gateway += ["--graceful-shutdown-s", str(DRAIN_TIMEOUT_S)]
         self._add("gateway", "rhizome_gateway", gateway)
+
+    def _direct_endpoint(self) -> str:
+        """Where the only engine's core listens, if the gateway talks to it; empty where it goes by gRPC."""
+        settings = self.settings
+        named = any(argument.startswith("--core-endpoint") for argument in settings.engine_arguments)
+        if settings.proxy or settings.engines > 1 or not settings.direct or named:
+            return ""
+        self._sockets = tempfile.TemporaryDirectory(prefix="rhizome-")  # private to this user
+        return f"ipc://{self._sockets.name}/core.ipc"
 
     def _add(
         self, name: str, module: str, arguments: list[str], environment: dict[str, str] | None = None

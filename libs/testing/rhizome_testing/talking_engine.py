@@ -17,7 +17,13 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
+from rhizome.common.v1.common_pb2 import Usage
 from rhizome.engine.v1.engine_service_pb2 import (
+    Embedding,
+    EmbedRequest,
+    EmbedResponse,
+    GetLoadRequest,
+    GetLoadResponse,
     GetModelInfoRequest,
     GetModelInfoResponse,
     GetTokenizerRequest,
@@ -28,11 +34,13 @@ from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame, Pong, Request
 from rhizome.engine.v1.generate_pb2 import (
     FinishReason,
     GenerateResponse,
+    PromptLogprobs,
     RankedToken,
     Started,
     TokenDelta,
     TokenLogprob,
 )
+from rhizome.engine.v1.load_pb2 import Load
 from rhizome_testing.byte_tokenizer import SPECIAL_TOKENS, write_byte_tokenizer
 from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
@@ -42,15 +50,18 @@ from rhizome_transport.tokenizer_chunks import files_sha256, split_files
 Context = grpc.aio.ServicerContext[Any, Any]
 
 END_OF_TURN = SPECIAL_TOKENS["<|eot_id|>"]
+EMBEDDING_SIZE = 4
+_SCORES_AT_ONCE = 3
 _NAMES = {token_id: name for name, token_id in SPECIAL_TOKENS.items()}
 
 
 @dataclass(frozen=True)
 class Say:
-    """Generate a text, byte by byte, or all of it in one event."""
+    """Generate a text, byte by byte, or all of it in one event; each byte is as likely as `logprob` says."""
 
     text: str | bytes
     at_once: bool = False
+    logprob: float = -0.5
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,11 @@ class TalkingEngine(EngineServicerBase):
         model: the served name.
         max_context_tokens: announced limit.
         files: the tokenizer's files; change them before the start, or with a new model name.
+        announce_start: say `started` at once; otherwise requests seem to wait in a queue.
         submits: what was asked, oldest first.
+        embed_error: how Embed fails, where it is to.
+        embeds: what Embed was asked, oldest first.
+        load: what GetLoad answers; nothing is known of how busy it is unless a test says so.
         cancelled: ids of requests that were cancelled while they ran.
         target: address for clients.
     """
@@ -102,7 +117,11 @@ class TalkingEngine(EngineServicerBase):
     max_context_tokens: int = 512
     address: str = "127.0.0.1:0"
     files: dict[str, bytes] = field(default_factory=dict)
+    announce_start: bool = True
     submits: list[Submit] = field(default_factory=list)
+    embed_error: EngineError | None = None
+    embeds: list[EmbedRequest] = field(default_factory=list)
+    load: Load = field(default_factory=Load)
     cancelled: list[str] = field(default_factory=list)
     target: str = ""
 
@@ -189,6 +208,7 @@ class TalkingEngine(EngineServicerBase):
             device="cpu",
             tokenizer_sha256=files_sha256(self.files),
             version="0",
+            embedding_size=EMBEDDING_SIZE,
         )
         info.default_sampling.temperature = 0.5
         return info
@@ -199,6 +219,25 @@ class TalkingEngine(EngineServicerBase):
         """Hand out the files."""
         for chunk in split_files(self.files):
             yield chunk
+
+    async def GetLoad(  # noqa: N802 - named by the contract
+        self, request: GetLoadRequest, context: Context
+    ) -> GetLoadResponse:
+        """Say how busy it claims to be."""
+        return GetLoadResponse(load=self.load)
+
+    async def Embed(  # noqa: N802 - named by the contract
+        self, request: EmbedRequest, context: Context
+    ) -> EmbedResponse:
+        """Vectors that tell what they are of: the number of tokens, the first, the last; and a third."""
+        self.embeds.append(request)
+        if self.embed_error is not None:
+            raise self.embed_error
+        vectors = [(len(one.ids), one.ids[0], one.ids[-1], 1 / 3) for one in request.inputs]
+        return EmbedResponse(
+            embeddings=[Embedding(values=vector) for vector in vectors],
+            usage=Usage(prompt_tokens=sum(len(one.ids) for one in request.inputs), cached_tokens=1),
+        )
 
     async def _run(self, submit: Submit, outgoing: asyncio.Queue[EngineFrame | None]) -> None:
         request = submit.request
@@ -213,14 +252,16 @@ class TalkingEngine(EngineServicerBase):
 
         try:
             steps = list(self.script(self._text(submit)))
-            if not isinstance(steps[0], Refuse):
+            if self.announce_start and not isinstance(steps[0], Refuse):
                 emit(GenerateResponse(started=Started(prompt_tokens=prompt_tokens, cached_tokens=3)))
+                for scores in _scores(submit):
+                    emit(GenerateResponse(prompt_logprobs=scores))
             for step in steps:
                 match step:
                     case Say():
                         for ids in _groups(step):
                             said += len(ids)
-                            emit(GenerateResponse(delta=_delta(ids, submit)))
+                            emit(GenerateResponse(delta=_delta(ids, submit, step.logprob)))
                             await asyncio.sleep(0)
                     case Pause():
                         await asyncio.sleep(step.seconds)
@@ -261,12 +302,31 @@ def _groups(step: Say) -> list[list[int]]:
     return [ids] if step.at_once else [[token_id] for token_id in ids]
 
 
-def _delta(ids: list[int], submit: Submit) -> TokenDelta:
+def _scores(submit: Submit) -> list[PromptLogprobs]:
+    """Log probabilities of the prompt, in pieces: of token 65, -0.65; its rivals follow it."""
+    request = submit.request
+    if not request.HasField("prompt_logprobs"):
+        return []
+    scores = [
+        TokenLogprob(
+            logprob=-token_id / 100,
+            top=[
+                RankedToken(token_id=token_id + 1 + place, logprob=-place)
+                for place in range(request.prompt_logprobs)
+            ],
+        )
+        for token_id in request.token_ids.ids[1:]
+    ]
+    starts = range(0, len(scores), _SCORES_AT_ONCE)
+    return [PromptLogprobs(logprobs=scores[start : start + _SCORES_AT_ONCE]) for start in starts]
+
+
+def _delta(ids: list[int], submit: Submit, logprob: float) -> TokenDelta:
     delta = TokenDelta(token_ids=ids)
     sampling = submit.request.sampling
     if sampling.HasField("top_logprobs"):
         for token_id in ids:
-            rivals = [(token_id, -0.5), (token_id + 1, float("-inf"))][: sampling.top_logprobs]
+            rivals = [(token_id, logprob), (token_id + 1, float("-inf"))][: sampling.top_logprobs]
             top = [RankedToken(token_id=i, logprob=value) for i, value in rivals]
-            delta.logprobs.append(TokenLogprob(logprob=-0.5, top=top))
+            delta.logprobs.append(TokenLogprob(logprob=logprob, top=top))
     return delta

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc.aio
 
+from rhizome_transport.tls import ClientTls
+
 ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
 ENGINE_ADMIN_SERVICE = "rhizome.engine.v1.EngineAdminService"
 PROTOCOL_VERSION = 1
@@ -44,12 +46,17 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(target: str, *, own_connection: bool = False) -> grpc.aio.Channel:
-    """Open a plaintext channel; must run inside the loop that uses it.
+def open_channel(
+    target: str, *, own_connection: bool = False, tls: ClientTls | None = None
+) -> grpc.aio.Channel:
+    """Open a channel; must run inside the loop that uses it.
 
     Args:
         target: `host:port`, or `unix:/path`.
         own_connection: do not share the TCP connection with other channels to the same target.
+        tls: absent for plaintext.
     """
     options = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection)))
+    if tls is not None:
+        return grpc.aio.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))
     return grpc.aio.insecure_channel(target, options=options)

@@ -28,6 +28,7 @@ from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_link import GrpcLink
 from rhizome_transport.request_stream import RequestStream
+from rhizome_transport.tls import ClientTls
 from rhizome_transport.tokenizer_chunks import join_chunks
 
 _UNARY_TIMEOUT_S = 10.0
@@ -45,13 +46,20 @@ class GrpcEngineClient:
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events the engine may send ahead.
         connect_timeout_s: how long a request waits for a connection.
+        tls: absent for plaintext.
     """
 
     def __init__(
-        self, target: str, *, peer_name: str, initial_credit: int = 64, connect_timeout_s: float = 5.0
+        self,
+        target: str,
+        *,
+        peer_name: str,
+        initial_credit: int = 64,
+        connect_timeout_s: float = 5.0,
+        tls: ClientTls | None = None,
     ) -> None:
         self._target = target
-        self._channel = open_channel(target)
+        self._channel = open_channel(target, tls=tls)
         self._stub = EngineServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self.frames = FrameMultiplexer(

@@ -15,6 +15,7 @@ from rhizome_transport.health import HealthServicer
 from rhizome_transport.reflection import add_reflection
 from rhizome_transport.rpc_guard import RpcGuard
 from rhizome_transport.servicer import EngineServicerBase, abort_with
+from rhizome_transport.tls import ServerTls
 
 __all__ = ["ENDLESS_METHODS", "EngineServicerBase", "GrpcServer", "abort_with"]
 
@@ -35,6 +36,7 @@ class GrpcServer:
         open_requests: how many requests are open inside endless streams such as `Connect`; `drain_and_stop`
             waits for these too.
         endless_methods: RPCs that a drain does not wait for.
+        tls: absent for plaintext.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class GrpcServer:
         service_names: tuple[str, ...],
         open_requests: Callable[[], int] = lambda: 0,
         endless_methods: frozenset[str] = ENDLESS_METHODS,
+        tls: ServerTls | None = None,
     ) -> None:
         self._address = address
+        self._tls = tls
         self._open_requests = open_requests
         self._guard = RpcGuard(endless_methods)
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=(self._guard,))
@@ -96,7 +100,10 @@ class GrpcServer:
         for service, handlers in self._overrides.items():
             self._server.add_registered_method_handlers(service, handlers)
         try:
-            port = self._server.add_insecure_port(self._address)
+            if self._tls is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, self._tls.credentials())
         except RuntimeError as error:
             raise OSError(
                 f"cannot listen on {self._address}: the address is in use or not of this machine; "

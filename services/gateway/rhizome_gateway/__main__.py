@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -13,8 +14,11 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from rhizome_gateway.app import Gateway
+from rhizome_gateway.auth.exposure import ExposureError, check_exposure
+from rhizome_gateway.auth.keys_file import KeysFileError, read_keys
 from rhizome_gateway.http.protocol import capped_protocol
 from rhizome_gateway.settings import GatewaySettings
+from rhizome_gateway.workers import WorkerPool
 from rhizome_telemetry.logs import configure_logging
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
 
@@ -54,23 +58,48 @@ class GatewayServer(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        settings = CliApp.run(
-            GatewaySettings, cli_args=list(sys.argv[1:] if arguments is None else arguments)
-        )
+        settings = CliApp.run(GatewaySettings, cli_args=arguments)
         configure_logging("rhizome-gateway", settings.log_level)
     except (ValidationError, ValueError) as error:
         raise SystemExit(f"rhizome-gateway: {_problem(error)}") from None
+    try:
+        if settings.listen_fd is None:
+            check_exposure(
+                settings.host, has_keys=settings.keys_file is not None, allow_open=settings.allow_open
+            )
+        if settings.workers > 1 and settings.listen_fd is None:
+            _run_workers(settings, arguments)
+            return
+        gateway = Gateway(settings)
+    except (ExposureError, KeysFileError) as error:
+        raise SystemExit(f"rhizome-gateway: {error}") from None
     configure_tracing("rhizome-gateway")
     _log.info("listening on http://%s:%d, engine at %s", settings.host, settings.port, settings.engine)
     # uvicorn raises the signal again once everything is done; a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        GatewayServer(Gateway(settings), settings).run()
+        server = GatewayServer(gateway, settings)
+        if settings.listen_fd is None:
+            server.run()
+        else:
+            server.run(sockets=[socket.socket(fileno=settings.listen_fd)])
     except KeyboardInterrupt:
         pass
     finally:
         shutdown_tracing()
+
+
+def _run_workers(settings: GatewaySettings, arguments: Sequence[str]) -> None:
+    if settings.keys_file is not None:
+        read_keys(settings.keys_file)  # a broken file is told once, not by every worker
+    try:
+        WorkerPool(settings, arguments).run()
+    except OSError as error:
+        raise SystemExit(
+            f"rhizome-gateway: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from None
 
 
 def _problem(error: Exception) -> str:

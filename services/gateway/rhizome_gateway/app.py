@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,18 +14,41 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rhizome_gateway import __version__
+from rhizome_gateway.anthropic import errors as anthropic_errors
+from rhizome_gateway.anthropic.request import CountTokensRequest, MessagesRequest
+from rhizome_gateway.anthropic.route import CountTokens, Messages
+from rhizome_gateway.auth.exposure import protect
+from rhizome_gateway.auth.guard import Guard
+from rhizome_gateway.auth.key_ring import KeyRing
+from rhizome_gateway.auth.ledger import MemoryLedger
+from rhizome_gateway.auth.shared_ledger import SharedLedger
 from rhizome_gateway.engine_session import EngineSession
-from rhizome_gateway.errors import ApiError, internal_error
+from rhizome_gateway.errors import ApiError, internal_error, openai_error_body
 from rhizome_gateway.http.boundary import RequestBoundary, request_id_of
-from rhizome_gateway.openai.schema import ChatCompletionRequest
-from rhizome_gateway.routes import chat, health, models
+from rhizome_gateway.http.exchange import ErrorBody
+from rhizome_gateway.http.hot_routes import HotRoute, HotRoutes
+from rhizome_gateway.metrics.instruments import GatewayMetrics
+from rhizome_gateway.metrics.live import LiveFigures
+from rhizome_gateway.metrics.middleware import HttpMetrics
+from rhizome_gateway.model_aliases import ModelAliases
+from rhizome_gateway.openai.chat.request import ChatCompletionRequest
+from rhizome_gateway.openai.chat.route import ChatCompletions
+from rhizome_gateway.openai.completions.request import CompletionRequest
+from rhizome_gateway.openai.completions.route import Completions
+from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
+from rhizome_gateway.openai.embeddings.route import Embeddings
+from rhizome_gateway.routes import health, metrics, models
+from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.settings import GatewaySettings
+from rhizome_gateway.tokenization.request import DetokenizeRequest, TokenizeRequest
+from rhizome_gateway.tokenization.routes import Detokenize, Tokenize
 from rhizome_telemetry.asgi import TracingMiddleware
 from rhizome_transport.client import EngineClient
 from rhizome_transport.errors import EngineError
+from rhizome_transport.tls import ClientTls
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +64,16 @@ class Gateway:
     """
 
     def __init__(self, settings: GatewaySettings, connect: ConnectEngine | None = None) -> None:
-        self.api = _api(settings, connect or connect_engine)
-        self._app: ASGIApp = TracingMiddleware(RequestBoundary(self.api))
+        self._settings = settings
+        self._connect = connect or connect_engine
+        self._runtime: Runtime | None = None
+        self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
+        self._metrics = GatewayMetrics(self._is_ready)
+        self._error_bodies: dict[str, ErrorBody] = {}
+        self.api = _api(settings, self._run)
+        self._app = self._wrapped(self.api)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         await self._app(scope, receive, send)
 
@@ -51,29 +81,125 @@ class Gateway:
         """Say over /ready that no more requests should come."""
         self.api.state.draining = True
 
-
-def connect_engine(settings: GatewaySettings) -> EngineClient:
-    """Make the client for the configured engine: ZeroMQ for `ipc://`, gRPC for anything else."""
-    if settings.engine.startswith("ipc://"):
-        from rhizome_transport.zmq_client import ZmqEngineClient
-
-        return ZmqEngineClient(settings.engine, peer_name="rhizome-gateway")
-    from rhizome_transport.grpc_client import GrpcEngineClient
-
-    return GrpcEngineClient(settings.engine, peer_name="rhizome-gateway")
-
-
-def _api(settings: GatewaySettings, connect: ConnectEngine) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        session = EngineSession(connect(settings), refresh_s=settings.model_refresh_s)
+    async def _run(self, api: FastAPI) -> AsyncIterator[None]:
+        """Make what needs the loop, and let it go at the end."""
+        settings = self._settings
+        session = EngineSession(
+            self._connect(settings),
+            refresh_s=settings.model_refresh_s,
+            aliases=ModelAliases(settings.model_alias),
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
+        )
+        ledger = SharedLedger(Path(settings.shared_ledger)) if settings.shared_ledger else MemoryLedger()
+        guard = Guard(ledger, max_open_requests=settings.max_open_requests)
+        runtime = self._runtime = Runtime(settings, session, guard, self._metrics)
+        api.state.runtime = runtime
         api.state.session = session
+        live = api.state.live = LiveFigures(self._metrics, session)
+        routes = hot_routes(runtime)
+        self._error_bodies = {route.path: route.error_body for route in routes}
+        self._app = self._wrapped(HotRoutes(routes, runtime, self.api))
         session.start()
+        live.start()
         try:
             yield
         finally:
+            await live.close()
             await session.close()
+            if isinstance(ledger, SharedLedger):
+                ledger.close()
 
+    def _wrapped(self, app: ASGIApp) -> ASGIApp:
+        settings = self._settings
+        protected = protect(
+            app,
+            host=settings.host,
+            keys=self._keys,
+            allowed_hosts=settings.allowed_hosts,
+            cors_origins=settings.cors_origins,
+            render=self._refusal,
+        )
+        return TracingMiddleware(RequestBoundary(HttpMetrics(protected, self._metrics)))
+
+    def _refusal(self, scope: Scope, error: ApiError) -> ASGIApp:
+        """Who may not come in reads why in the envelope of the API that was asked."""
+        self._metrics.auth_failed(error.code or "")
+        route = self._error_bodies.get(scope["path"], openai_error_body)
+        body = route(error, request_id_of(scope))
+        return Response(body, error.status, error.headers, media_type="application/json")
+
+    def _is_ready(self) -> bool:
+        return self._runtime is not None and self._runtime.session.ready
+
+
+def hot_routes(runtime: Runtime) -> Sequence[HotRoute]:
+    """The routes that generate."""
+    return [
+        HotRoute(
+            "/v1/chat/completions",
+            ChatCompletions(runtime),
+            "Continue a conversation",
+            "chat",
+            ChatCompletionRequest,
+        ),
+        HotRoute(
+            "/v1/completions",
+            Completions(runtime),
+            "Go on with a text",
+            "completions",
+            CompletionRequest,
+        ),
+        HotRoute(
+            "/v1/embeddings",
+            Embeddings(runtime),
+            "Turn texts into vectors",
+            "embeddings",
+            EmbeddingRequest,
+        ),
+        HotRoute("/tokenize", Tokenize(runtime), "Text to tokens", "tokens", TokenizeRequest),
+        HotRoute("/detokenize", Detokenize(runtime), "Tokens to text", "tokens", DetokenizeRequest),
+        HotRoute(
+            "/v1/messages",
+            Messages(runtime),
+            "Continue a conversation, in Anthropic's form",
+            "anthropic",
+            MessagesRequest,
+            anthropic_errors.error_body,
+        ),
+        HotRoute(
+            "/v1/messages/count_tokens",
+            CountTokens(runtime),
+            "Count the tokens of a conversation",
+            "anthropic",
+            CountTokensRequest,
+            anthropic_errors.error_body,
+        ),
+    ]
+
+
+def connect_engine(settings: GatewaySettings) -> EngineClient:
+    """Make the client for the configured engine: ZeroMQ for `ipc://`, gRPC for anything else.
+
+    Raises:
+        ValueError: the settings for TLS are wrong.
+    """
+    tls = ClientTls.from_files(
+        settings.engine_tls_ca, settings.engine_tls_cert, settings.engine_tls_key, settings.engine_tls_name
+    )
+    if settings.engine.startswith("ipc://"):
+        from rhizome_transport.zmq_client import ZmqEngineClient
+
+        if tls is not None:
+            raise ValueError("ipc:// takes no TLS; leave --engine-tls-ca out")
+        return ZmqEngineClient(settings.engine, peer_name="rhizome-gateway")
+    from rhizome_transport.grpc_client import GrpcEngineClient
+
+    return GrpcEngineClient(settings.engine, peer_name="rhizome-gateway", tls=tls)
+
+
+def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:
     api = FastAPIOffline(  # /docs without scripts from other hosts
         title="Rhizome",
         version=__version__,
@@ -84,7 +210,7 @@ def _api(settings: GatewaySettings, connect: ConnectEngine) -> FastAPI:
     )
     api.state.settings = settings
     api.state.draining = False
-    for module in (chat, models, health):
+    for module in (models, health, metrics):
         api.include_router(module.router)
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(EngineError, _engine_error)
@@ -129,12 +255,11 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the schema of the body that the hot route reads by itself."""
+    """FastAPI's document, and the routes that it does not serve."""
     if not api.openapi_schema:
         document = get_openapi(title=api.title, version=api.version, summary=api.summary, routes=api.routes)
-        schema = ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(schema.pop("$defs", {}))
-        schemas["ChatCompletionRequest"] = schema
+        for route in hot_routes(api.state.runtime):
+            document["paths"][route.path] = {"post": route.operation(schemas)}
         api.openapi_schema = document
     return api.openapi_schema

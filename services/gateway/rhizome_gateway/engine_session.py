@@ -7,18 +7,18 @@ slowly afterwards, so that a restarted engine with another model is noticed too.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
-from rhizome_gateway import __version__
 from rhizome_gateway.errors import INVALID, ApiError
-from rhizome_text.tokenizer import Tokenizer
+from rhizome_gateway.model_aliases import ModelAliases
+from rhizome_gateway.parsing.detect import AUTO
+from rhizome_gateway.served_model import ServedModel, TextModel
 from rhizome_transport.client import EngineClient
 from rhizome_transport.errors import EngineError
 
@@ -26,37 +26,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 0.25
 _ANSWER_TIMEOUT_S = 5.0
-_TOKENIZERS_KEPT = 2
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model that can be asked.
-
-    Attributes:
-        info: what the engine said.
-        tokenizer: the engine's tokenizer.
-        fingerprint: changes with whatever may change the text of a seeded answer.
-    """
-
-    info: GetModelInfoResponse
-    tokenizer: Tokenizer
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Derive the fingerprint."""
-        info = self.info
-        parts = (
-            __version__,
-            info.version,
-            info.model,
-            info.architecture,
-            info.dtype,
-            info.attention_backend,
-            info.tokenizer_sha256,
-        )
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        object.__setattr__(self, "fingerprint", f"fp_{digest[:10]}")
+_TEXTS_KEPT = 2
 
 
 class EngineSession:
@@ -65,19 +35,34 @@ class EngineSession:
     Args:
         client: an engine or a proxy; closed with the session.
         refresh_s: how often to ask while all is well.
+        aliases: other names of what is served.
+        tool_parser: how tool calls are written; `auto` asks the checkpoint.
+        reasoning_parser: the same for thinking.
 
     Attributes:
         model_since: when the model was first seen, in seconds since the epoch.
     """
 
-    def __init__(self, client: EngineClient, *, refresh_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        *,
+        refresh_s: float = 5.0,
+        aliases: ModelAliases | None = None,
+        tool_parser: str = AUTO,
+        reasoning_parser: str = AUTO,
+    ) -> None:
         self.client = client
         self._refresh_s = refresh_s
+        self._aliases = aliases or ModelAliases()
         self._model: ServedModel | None = None
         self.model_since = 0
         self._answered = False
         self._problem: EngineError | None = None
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._read_text = partial(
+            TextModel.from_files, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+        )
+        self._texts: dict[str, TextModel] = {}
         self._refreshing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -104,7 +89,7 @@ class EngineSession:
         await self.client.close()
 
     def model(self, name: str) -> ServedModel:
-        """The model a client asked for.
+        """The model a client asked for, by its name or an alias.
 
         Raises:
             ApiError: 404 when another model is served, 503 while none is.
@@ -112,7 +97,7 @@ class EngineSession:
         served = self._model
         if served is None:
             raise self.unavailable()
-        if name != served.info.model:
+        if not self._aliases.means(name, served.info.model):
             raise ApiError(
                 404,
                 f"This model does not exist here; the model served is '{served.info.model}'. "
@@ -122,6 +107,16 @@ class EngineSession:
                 param="model",
             )
         return served
+
+    def model_names(self) -> list[str]:
+        """What clients may ask for: the served name, then its aliases.
+
+        Raises:
+            ApiError: 503 while none is served.
+        """
+        if self._model is None:
+            raise self.unavailable()
+        return self._aliases.names(self._model.info.model)
 
     def unavailable(self) -> ApiError:
         """The error while no engine answers."""
@@ -141,7 +136,7 @@ class EngineSession:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     info = await self.client.model_info()
-                tokenizer = await self._tokenizer(info)
+                text = await self._text(info)
             except Exception as error:  # a checkpoint's files may be broken in any way
                 self._note_problem(error)
                 return False
@@ -151,27 +146,27 @@ class EngineSession:
             if self._model is None or info != self._model.info:
                 if self._model is None or info.model != self._model.info.model:
                     _log.info("serving %s (%s)", info.model, info.architecture)
-                self._model = ServedModel(info, tokenizer)
+                self._model = ServedModel(info, text)
                 self.model_since = int(time.time())
             elif not self._answered:
                 _log.info("the engine answers again")
             self._answered, self._problem = True, None
             return True
 
-    async def _tokenizer(self, info: GetModelInfoResponse) -> Tokenizer:
-        known = self._tokenizers.get(info.tokenizer_sha256)
+    async def _text(self, info: GetModelInfoResponse) -> TextModel:
+        known = self._texts.get(info.tokenizer_sha256)
         if known is not None:
             return known
         started = time.monotonic()
         files = await self.client.tokenizer_files(info.model)
         if files.sha256 != info.tokenizer_sha256:
             raise ValueError("the engine handed out another tokenizer than it announced; asking again")
-        tokenizer = await asyncio.to_thread(Tokenizer.from_files, files.files)
+        text = await asyncio.to_thread(self._read_text, files.files)
         _log.info("tokenizer %s fetched in %.2f s", files.sha256[:12], time.monotonic() - started)
-        while len(self._tokenizers) >= _TOKENIZERS_KEPT:
-            del self._tokenizers[next(iter(self._tokenizers))]
-        self._tokenizers[files.sha256] = tokenizer
-        return tokenizer
+        while len(self._texts) >= _TEXTS_KEPT:
+            del self._texts[next(iter(self._texts))]
+        self._texts[files.sha256] = text
+        return text
 
     def _note_problem(self, error: Exception) -> None:
         if isinstance(error, TimeoutError):

@@ -73,6 +73,11 @@ class ApiError(Exception):
             headers=retry,
         )
 
+    @classmethod
+    def broken_answer(cls) -> ApiError:
+        """The engine stopped talking without saying how it ended."""
+        return cls(500, _INSIDE["internal_error"], kind="server_error", code="internal_error")
+
     def envelope(self) -> dict[str, Any]:
         """The body, as an object."""
         return {
@@ -91,6 +96,11 @@ class ApiError(Exception):
     def response(self) -> Response:
         """The whole response."""
         return Response(self.body(), self.status, self.headers, media_type="application/json")
+
+
+def openai_error_body(error: ApiError, request_id: str) -> bytes:
+    """OpenAI's envelope, which does not name the request."""
+    return error.body()
 
 
 def internal_error(request_id: str) -> ApiError:

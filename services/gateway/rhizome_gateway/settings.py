@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rhizome_gateway.model_aliases import ModelAliases
+from rhizome_gateway.parsing.detect import AUTO, NONE
+from rhizome_gateway.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
+
+
+def _comma_separated(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _aliases(entries: tuple[str, ...]) -> tuple[str, ...]:
+    ModelAliases(entries)
+    return entries
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+"""A list that is given as one text, or as an option several times."""
 
 
 class GatewaySettings(BaseSettings):
@@ -28,6 +46,9 @@ class GatewaySettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(1, ge=1, le=64, description="processes that serve the port together")
+    listen_fd: int | None = Field(None, ge=0, description="an open listening socket; workers get one")
+    shared_ledger: str = Field("", description="file with what keys have used; workers get one")
     engine: str = Field(
         "127.0.0.1:50050",
         description="proxy or engine: host:port for gRPC, ipc://PATH for an engine core on this host",
@@ -35,13 +56,46 @@ class GatewaySettings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="largest request body")
     max_header_bytes: int = Field(32 * 1024, ge=1024, description="request line and headers together")
+    max_json_depth: int = Field(128, ge=1, le=512, description="how deep a request body may be nested")
+    strict_params: bool = Field(False, description="refuse unknown parameters instead of ignoring them")
     body_timeout_s: float = Field(30.0, gt=0, description="time a client has to send its body")
     request_timeout_s: float | None = Field(
         None, gt=0, description="time a request may take in the engine, queueing included; none by default"
     )
     max_choices: int = Field(8, ge=1, le=128, description="largest n of a request")
+    max_open_requests: int = Field(
+        16_384, ge=1, description="requests that may be open in one process; more are refused with 503"
+    )
     keep_alive_s: float = Field(15.0, gt=0, description="silence in a stream before a keep-alive comment")
     model_refresh_s: float = Field(5.0, gt=0, description="how often the engine is asked what it serves")
+    keys_file: Path | None = Field(
+        None, description="TOML file with the keys that may come in, made by 'rhizome keys new'"
+    )
+    allow_open: bool = Field(False, description="without keys, listen on other addresses than loopback")
+    allowed_hosts: CommaSeparated = Field(
+        (), description="values of the Host header that are taken beside loopback's, where there are no keys"
+    )
+    cors_origins: CommaSeparated = Field((), description="web pages of these origins may use the API")
+    engine_tls_ca: Path | None = Field(None, description="PEM certificates that engines are believed by")
+    engine_tls_cert: Path | None = Field(None, description="the gateway's own certificate, for mutual TLS")
+    engine_tls_key: Path | None = Field(None, description="its key")
+    engine_tls_name: str = Field("", description="name in the engine's certificate; the target's if empty")
+    model_alias: Annotated[CommaSeparated, AfterValidator(_aliases)] = Field(
+        (),
+        description="NAME=TARGET, given for each: another name of a model; '*' takes any name",
+    )
+    tool_parser: str = Field(
+        AUTO,
+        description=f"how the model writes tool calls: {', '.join((AUTO, NONE, *TOOL_FORMATS))}",
+    )
+    reasoning_parser: str = Field(
+        AUTO,
+        description=f"how the model marks its thinking: {', '.join((AUTO, NONE, *REASONING_FORMATS))}",
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="second listener that has only /metrics, without a key; 0 for none"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that listener")
     graceful_shutdown_s: int = Field(30, ge=0, description="time open requests have after SIGTERM")
 
     @classmethod

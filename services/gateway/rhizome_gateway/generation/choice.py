@@ -1,181 +1,217 @@
-"""One answer while it is generated: engine events in, text, log probabilities and the end out."""
+"""One answer while it is generated: what the engine says in, events out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 
 import grpc
 
-from rhizome.common.v1.common_pb2 import Timings, TraceContext
+from rhizome.common.v1.common_pb2 import Timings
 from rhizome.engine.v1.generate_pb2 import (
     Finished,
     FinishReason,
-    GenerateRequest,
+    GenerateResponse,
     Started,
     TokenDelta,
-    TokenLogprob,
 )
-from rhizome_gateway.generation.tool_calls import ParsedCall, ToolCallParser
-from rhizome_text.text_stream import TextStream
+from rhizome_gateway.generation.events import (
+    Begun,
+    CallBegun,
+    Ended,
+    Event,
+    ParsedEvent,
+    PromptScored,
+    Reasoning,
+    Text,
+    TokenLogprobs,
+)
+from rhizome_gateway.parsing.base import OutputParser
+from rhizome_text.text_stream import TextChunk, TextStream
 from rhizome_text.tokenizer import Tokenizer
-from rhizome_transport.client import EngineClient
 from rhizome_transport.errors import EngineError
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The engine took the request."""
+class Choice:
+    """Turns the tokens of one answer into events; nothing here waits.
 
-    index: int
+    A stop string is the gateway's business: once one is complete, `satisfied` is true, the engine is to be
+    told, and only the request's usage and timings are waited for.
 
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Text that is safe to show, and the tokens that were generated since the last delta.
-
-    Attributes:
-        index: which choice.
-        text: whole characters; may be empty when there are only log probabilities.
-        logprobs: id and log probability of each new token, where they were asked for.
-    """
-
-    index: int
-    text: str
-    logprobs: list[tuple[int, TokenLogprob]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The answer is complete.
+    Args:
+        tokenizer: shared by all answers of a model.
+        stop_strings: end the answer.
+        include_stop: whether the stop string that ended it is shown.
+        skip_special_tokens: leave tokens such as `<|eot_id|>` out of the text.
+        visible_ids: special tokens that are text all the same, because the parser looks for them.
+        parser: finds thinking and tool calls; None where there is nothing to find.
 
     Attributes:
-        index: which choice.
-        reason: `stop`, `length` or `tool_calls`.
-        prompt_tokens: tokens of the prompt.
-        cached_tokens: those of them that came from the prefix cache.
-        completion_tokens: tokens of the answer, up to the stop string where one ended it.
-        timings: where the engine spent the time.
+        satisfied: a stop string was found.
+        ended: the last event was given out.
     """
 
-    index: int
-    reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """The model calls tools; comes right before the end."""
-
-    index: int
-    calls: list[ParsedCall]
-
-
-ChoiceEvent = Begun | Delta | Called | Ended
-
-
-async def generate_choice(
-    client: EngineClient,
-    request: GenerateRequest,
-    tokenizer: Tokenizer,
-    *,
-    index: int = 0,
-    stop_strings: list[str],
-    include_stop: bool = False,
-    skip_special_tokens: bool = True,
-    timeout_s: float | None = None,
-    trace: TraceContext | None = None,
-) -> AsyncGenerator[ChoiceEvent, None]:
-    """Run one request to its end. Closing the generator cancels it in the engine.
-
-    A stop string is the gateway's business: once one is complete the engine is told to stop, and only the
-    request's usage and timings are waited for.
-
-    Raises:
-        EngineError: the engine failed or refused.
-    """
-    text = TextStream(
-        tokenizer, stop_strings, skip_special_tokens=skip_special_tokens, include_stop=include_stop
-    )
-    begun, used, stopped = Started(), 0, False
-    try:
-        async with aclosing(client.generate(request, timeout_s=timeout_s, trace=trace)) as events:
-            async for event in events:
-                if event.HasField("started"):
-                    begun = event.started
-                    yield Begun(index)
-                elif event.HasField("finished"):
-                    if not stopped and (rest := text.finish().text):
-                        yield Delta(index, rest)
-                    yield _ended(index, event.finished, used if stopped else None)
-                    return
-                elif not stopped:
-                    delta = event.delta
-                    chunk = text.push(delta.token_ids)
-                    used += chunk.num_tokens
-                    stopped = chunk.matched_stop is not None
-                    if stopped:
-                        await client.cancel(request.request_id, satisfied=True)
-                    logprobs = _logprobs(delta, chunk.num_tokens, tokenizer, skip_special_tokens)
-                    if chunk.text or logprobs:
-                        yield Delta(index, chunk.text, logprobs)
-    except EngineError:
-        if not stopped:
-            raise
-        # The answer is complete; that the engine was lost afterwards costs only its timings.
-        yield Ended(index, "stop", begun.prompt_tokens, begun.cached_tokens, used, Timings())
-        return
-    raise EngineError(grpc.StatusCode.INTERNAL, "The engine's answer broke off.")
-
-
-async def with_tool_calls(
-    events: AsyncGenerator[ChoiceEvent, None], parser: ToolCallParser
-) -> AsyncGenerator[ChoiceEvent, None]:
-    """Take tool calls out of the text of a choice; closing it closes the choice."""
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Delta):
-                text = parser.push(event.text)
-                if text or event.logprobs:
-                    yield Delta(event.index, text, event.logprobs)
-            elif isinstance(event, Ended):
-                text, calls = parser.finish()
-                if text:
-                    yield Delta(event.index, text)
-                if calls:
-                    yield Called(event.index, calls)
-                    if event.reason == "stop":
-                        event = replace(event, reason="tool_calls")
-                yield event
-            else:
-                yield event
-
-
-def _ended(index: int, finished: Finished, used: int | None) -> Ended:
-    """The end of a choice; `used` tokens where a stop string ended it, else None."""
-    cancelled = finished.reason == FinishReason.FINISH_REASON_CANCELLED
-    if cancelled and used is None:
-        raise EngineError(grpc.StatusCode.ABORTED, "The engine ended the request before it was done.")
-    length = finished.reason == FinishReason.FINISH_REASON_LENGTH and used is None
-    return Ended(
-        index,
-        "length" if length else "stop",
-        finished.usage.prompt_tokens,
-        finished.usage.cached_tokens,
-        finished.usage.completion_tokens if used is None else used,
-        finished.timings,
+    __slots__ = (
+        "_begun",
+        "_called",
+        "_parser",
+        "_reasoning_tokens",
+        "_skip_special_tokens",
+        "_stop",
+        "_text",
+        "_thinking",
+        "_tokenizer",
+        "_used",
+        "ended",
+        "satisfied",
     )
 
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop_strings: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        visible_ids: frozenset[int] = frozenset(),
+        parser: OutputParser | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._text = TextStream(
+            tokenizer,
+            stop_strings,
+            skip_special_tokens=skip_special_tokens,
+            include_stop=include_stop,
+            visible_ids=visible_ids,
+        )
+        self._parser = parser
+        self._begun = Started()
+        self._used = 0
+        self._reasoning_tokens = 0
+        self._thinking = bool(getattr(parser, "inside", False))
+        self._called = False
+        self._stop: str | None = None
+        self.satisfied = False
+        self.ended = False
 
-def _logprobs(
-    delta: TokenDelta, used: int, tokenizer: Tokenizer, skip_special_tokens: bool
-) -> list[tuple[int, TokenLogprob]]:
-    """Pair tokens with their log probabilities; tokens without text, such as the last one, are left out."""
-    if not delta.logprobs:
-        return []
-    pairs = zip(delta.token_ids[:used], delta.logprobs[:used], strict=True)
-    return [(i, logprob) for i, logprob in pairs if tokenizer.is_text(i, skip_special_tokens)]
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 until the engine has begun."""
+        return self._begun.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return self._used
+
+    def feed(self, response: GenerateResponse) -> Sequence[Event]:
+        """Take what the engine said.
+
+        Raises:
+            EngineError: ABORTED, the engine ended the request before it was done.
+        """
+        kind = response.WhichOneof("event")
+        if kind == "delta":
+            return () if self.satisfied else self._delta(response.delta)
+        if kind == "started":
+            self._begun = response.started
+            return (Begun(self._begun.prompt_tokens, self._begun.cached_tokens),)
+        if kind == "prompt_logprobs":
+            return (PromptScored(response.prompt_logprobs.logprobs),)
+        if kind == "finished":
+            return self._finished(response.finished)
+        return ()
+
+    def lost(self) -> Sequence[Event]:
+        """The engine was lost after a stop string: the answer is complete, only its timings are not known."""
+        begun = self._begun
+        return self._end("stop", begun.prompt_tokens, begun.cached_tokens, Timings())
+
+    def _delta(self, delta: TokenDelta) -> Sequence[Event]:
+        if self._parser is not None:
+            return self._parsed_delta(delta, self._parser)
+        chunk = self._push(delta.token_ids)
+        logprobs = self._logprobs(delta, 0, chunk.num_tokens) if delta.logprobs else ()
+        return (Text(chunk.text, logprobs),) if chunk.text or logprobs else ()
+
+    def _parsed_delta(self, delta: TokenDelta, parser: OutputParser) -> Sequence[Event]:
+        """Token by token, so that counting thinking tokens does not depend on how they were grouped."""
+        events: list[Event] = []
+        for position, token_id in enumerate(delta.token_ids):
+            chunk = self._push((token_id,))
+            thinking = self._thinking
+            parsed = self._noted(parser.push(chunk.text)) if chunk.text else ()
+            # A token counts as thinking unless it begins or continues the answer.
+            self._reasoning_tokens += (thinking or self._thinking) and bool(chunk.num_tokens)
+            logprobs = self._logprobs(delta, position, chunk.num_tokens) if delta.logprobs else ()
+            if logprobs:
+                parsed = _with_logprobs(parsed, logprobs, self._thinking)
+            events += parsed
+            if self.satisfied:
+                break
+        return events
+
+    def _push(self, token_ids: Sequence[int]) -> TextChunk:
+        chunk = self._text.push(token_ids)
+        self._used += chunk.num_tokens
+        if chunk.matched_stop is not None:
+            self.satisfied, self._stop = True, chunk.matched_stop
+        return chunk
+
+    def _noted(self, events: Sequence[ParsedEvent]) -> Sequence[ParsedEvent]:
+        for event in events:
+            if isinstance(event, CallBegun):
+                self._called = True
+        self._thinking = bool(getattr(self._parser, "inside", False))
+        return events
+
+    def _finished(self, finished: Finished) -> Sequence[Event]:
+        if finished.reason == FinishReason.FINISH_REASON_CANCELLED and not self.satisfied:
+            raise EngineError(grpc.StatusCode.ABORTED, "The engine ended the request before it was done.")
+        length = finished.reason == FinishReason.FINISH_REASON_LENGTH and not self.satisfied
+        usage = finished.usage
+        if not self.satisfied:
+            self._used = usage.completion_tokens
+        return self._end(
+            "length" if length else "stop", usage.prompt_tokens, usage.cached_tokens, finished.timings
+        )
+
+    def _end(self, reason: str, prompt_tokens: int, cached_tokens: int, timings: Timings) -> Sequence[Event]:
+        events: list[Event] = []
+        rest = "" if self.satisfied else self._text.finish().text
+        if self._parser is not None:
+            events += self._noted(self._parser.push(rest)) if rest else ()
+            events += self._noted(self._parser.finish())
+        elif rest:
+            events.append(Text(rest))
+        if self._called and reason == "stop":
+            reason = "tool_calls"
+        self.ended = True
+        events.append(
+            Ended(
+                reason,
+                prompt_tokens,
+                cached_tokens,
+                self._used,
+                min(self._reasoning_tokens, self._used),
+                timings,
+                self._stop,
+            )
+        )
+        return events
+
+    def _logprobs(self, delta: TokenDelta, start: int, used: int) -> TokenLogprobs:
+        """Pair tokens with their log probabilities; tokens without text, such as the last, are left out."""
+        tokenizer, skip = self._tokenizer, self._skip_special_tokens
+        pairs = zip(delta.token_ids[start : start + used], delta.logprobs[start : start + used], strict=True)
+        return [(i, logprob) for i, logprob in pairs if tokenizer.is_text(i, skip)]
+
+
+def _with_logprobs(
+    events: Sequence[ParsedEvent], logprobs: TokenLogprobs, thinking: bool
+) -> Sequence[ParsedEvent]:
+    """Give log probabilities to the first text among the events, or to an empty one."""
+    for position, event in enumerate(events):
+        if isinstance(event, Text | Reasoning):
+            return [*events[:position], type(event)(event.text, logprobs), *events[position + 1 :]]
+    return [Reasoning("", logprobs) if thinking else Text("", logprobs), *events]

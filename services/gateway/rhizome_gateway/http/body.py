@@ -4,53 +4,82 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope
 
 from rhizome_gateway.errors import ApiError
 
 
-async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
     """Read the body of a JSON request.
 
     Raises:
         ApiError: 415 when it is not plain JSON, 413 when it is too large (as announced, or as it turns out),
             408 when it does not arrive in time.
+        ClientDisconnect: the client went away meanwhile.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    headers = _headers(scope)
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json" and not media_type.endswith(b"+json"):
         raise ApiError(
             415, "The body must be JSON; send it with 'Content-Type: application/json'.", code="not_json"
         )
-    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
         raise ApiError(
             415,
             "Compressed bodies are not read; send the JSON as it is, without 'Content-Encoding'.",
             code="unsupported_content_encoding",
         )
-    announced = request.headers.get("content-length", "0")
+    announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > max_bytes):
         error = _too_large(max_bytes)
-        if "expect" in request.headers:  # the body stays away; the next request would be taken for it
+        if b"expect" in headers:  # the body stays away; the next request would be taken for it
             error.headers["Connection"] = "close"
         raise error
-    parts: list[bytes] = []
-    size = 0
+    message = await _part(receive, timeout_s)
+    if not message.get("more_body"):
+        body = bytes(message.get("body", b""))
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    return await _rest(receive, bytes(message.get("body", b"")), max_bytes, timeout_s)
+
+
+async def _rest(receive: Receive, first: bytes, max_bytes: int, timeout_s: float) -> bytes:
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    parts, size = [first], len(first)
+    more = True
+    while more:
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        message = await _part(receive, deadline - asyncio.get_running_loop().time())
+        parts.append(bytes(message.get("body", b"")))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    return b"".join(parts)
+
+
+async def _part(receive: Receive, timeout_s: float) -> Message:
     try:
         async with asyncio.timeout(timeout_s):
-            async for part in request.stream():
-                size += len(part)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                parts.append(part)
+            message = await receive()
     except TimeoutError:
         raise ApiError(
             408,
-            f"The body did not arrive within {timeout_s:g} s.",
+            "The body did not arrive in time.",
             kind="timeout_error",
             code="timeout",
             headers={"Connection": "close"},
         ) from None
-    return b"".join(parts)
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    return dict(reversed(scope["headers"]))  # of repeated ones the first
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -1,84 +1,79 @@
-"""A response that is made while it is sent, and no longer made when the client goes away."""
+"""One request on a route that is served without a framework, and its response."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from typing import cast
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rhizome_gateway.auth.guard import Permit
 from rhizome_gateway.errors import ApiError, internal_error
+from rhizome_gateway.http.body import read_json_body
 from rhizome_gateway.http.boundary import request_id_of
+from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection
 from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
 
+ErrorBody = Callable[[ApiError, str], bytes]
+"""Writes an error as an API wants it, given the request's id."""
 
-class Exchange(Response):
-    """Runs `respond` beside a watch for the client's departure; whichever ends first ends the other.
 
-    An error before the first byte becomes an HTTP error, one after it becomes whatever `broken_off` says.
+class Exchange:
+    """A request and how to answer it.
 
     Args:
-        keep_alive_s: silence after which `keep_alive` is sent, once the response was started.
-        keep_alive: what to send then; nothing when empty.
+        scope: ASGI's.
+        receive: ASGI's.
+        send: ASGI's.
+        error_body: the API's envelope.
+
+    Attributes:
+        connection: the client's connection.
+        request_id: names the request in logs and headers.
+        permit: of the caller, who was admitted.
+        started: the status line was sent.
+        headers: sent with whatever the answer is.
     """
 
-    keep_alive = b""
-
-    def __init__(self, keep_alive_s: float = 15.0) -> None:
-        super().__init__()
-        self._keep_alive_s = keep_alive_s
-        self._scope: Scope = {}
-        self._last_sent = 0.0
+    def __init__(self, scope: Scope, receive: Receive, send: Send, error_body: ErrorBody) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._error_body = error_body
+        self.connection = cast(ClientConnection, scope[SCOPE_KEY])
+        self.request_id = request_id_of(scope)
+        self.permit: Permit | None = None
         self.started = False
-        self._finished = False
+        self.headers: dict[str, str] = {}
 
-    @abstractmethod
-    async def respond(self) -> None:
-        """Make and send the response with `start`, `write` and `end`."""
+    async def read_json(self, *, max_bytes: int, timeout_s: float) -> bytes:
+        """The body of a JSON request; see `body.read_json_body`."""
+        return await read_json_body(self.scope, self._receive, max_bytes=max_bytes, timeout_s=timeout_s)
 
-    def broken_off(self, error: ApiError) -> bytes:
-        """The last bytes of a response that failed after it was started."""
-        return b""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        self._scope, self._send = scope, send
-        work = asyncio.ensure_future(self._respond_or_fail())
-        gone = asyncio.ensure_future(self._watch(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if self._finished:  # the server reports the end of the response as a departure, too
-                await work
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            for task in (work, gone):
-                with suppress(asyncio.CancelledError, OSError):
-                    await task
+    async def see_departure(self) -> None:
+        """The client is gone: take ASGI's word for it, for the sake of whoever listens on the way."""
+        await self._receive()
 
     async def start(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
         """Send the status line, the headers and the first bytes."""
         self.started = True
-        raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        raw = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in {**headers, **self.headers, **self._limit_headers}.items()
+        ]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         if body:
-            await self.write(body)
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def write(self, body: bytes) -> None:
-        """Send more bytes; waits while the client reads slowly."""
-        self._last_sent = time.monotonic()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    @property
+    def _limit_headers(self) -> Mapping[str, str]:
+        return self.permit.headers if self.permit is not None else {}
 
     async def end(self, body: bytes = b"") -> None:
         """Send the last bytes."""
-        self._finished = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def send_json(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -87,43 +82,18 @@ class Exchange(Response):
         await self.start(status, described | dict(headers or {}))
         await self.end(body)
 
-    async def _respond_or_fail(self) -> None:
-        try:
-            await self.respond()
-        except OSError:  # the client went away while something was sent
-            return
-        except Exception as error:
-            failure = self._failure(error)
-            if self._finished:
-                return
-            if self.started:
-                await self.end(self.broken_off(failure))
-            else:
-                await self.send_json(failure.status, failure.body(), failure.headers)
+    async def fail(self, error: ApiError) -> None:
+        """Send an error, where nothing was sent yet."""
+        await self.send_json(error.status, self._error_body(error, self.request_id), error.headers)
 
-    def _failure(self, error: Exception) -> ApiError:
+    def failure(self, error: Exception) -> ApiError:
+        """What to tell the client about an exception; what it should not read is logged."""
         if isinstance(error, ApiError):
             return error
-        request_id = request_id_of(self._scope)
         if isinstance(error, EngineError):
             failure = ApiError.from_engine(error)
             if failure.status >= 500:
-                _log.warning("request %s: %s", request_id, error.message)
+                _log.warning("request %s: %s", self.request_id, error.message)
             return failure
-        _log.exception("request %s failed", request_id)
-        return internal_error(request_id)
-
-    async def _watch(self, receive: Receive) -> None:
-        """Return when the client is gone; meanwhile keep the connection alive."""
-        while True:
-            idle_s = time.monotonic() - self._last_sent if self.started else 0.0
-            if idle_s >= self._keep_alive_s and self.started and not self._finished and self.keep_alive:
-                await self.write(self.keep_alive)
-                continue
-            try:
-                async with asyncio.timeout(self._keep_alive_s - min(idle_s, self._keep_alive_s / 2)):
-                    message = await receive()
-            except TimeoutError:
-                continue
-            if message["type"] == "http.disconnect":
-                return
+        _log.error("request %s failed", self.request_id, exc_info=error)
+        return internal_error(self.request_id)

@@ -1,13 +1,18 @@
-"""uvicorn's HTTP/1.1 protocol with a cap on headers, errors in the envelope, and bodies beside `Upgrade`."""
+"""uvicorn's HTTP/1.1 protocol with what this gateway needs besides.
+
+A cap on headers, errors in the envelope, bodies beside `Upgrade`, and for each request a `ClientConnection`.
+"""
 
 from __future__ import annotations
 
 import http
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rhizome_gateway.errors import ApiError
+from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection
 
 
 class _HeadersTooLargeError(Exception):
@@ -68,10 +73,39 @@ class _UpgradeIgnoringProtocol(HttpToolsProtocol):
         return b""
 
 
+class _ConnectedProtocol(_UpgradeIgnoringProtocol):
+    """Hands each request its `ClientConnection`."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.open_connections: list[ClientConnection] = []
+
+    def on_headers_complete(self) -> None:
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is not before:
+            # Pipelined requests wait in order; those that were answered need nothing more.
+            self.open_connections = [c for c in self.open_connections if not c.complete]
+            connection = ClientConnection(self.cycle)
+            self.open_connections.append(connection)
+            self.cycle.scope[SCOPE_KEY] = connection  # type: ignore[literal-required]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        connections, self.open_connections = self.open_connections, []
+        for connection in connections:
+            connection.lose()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        for connection in self.open_connections:
+            connection.resume()
+
+
 def capped_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
     """Make the protocol class for uvicorn; it keeps no more than so many bytes of URL and headers."""
 
-    class CappedProtocol(_UpgradeIgnoringProtocol):
+    class CappedProtocol(_ConnectedProtocol):
         header_bytes = 0
 
         def on_message_begin(self) -> None:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from rhizome_gateway import __version__
 from rhizome_gateway.engine_session import EngineSession
+from rhizome_gateway.routes.models import default_sampling
 
 router = APIRouter(tags=["health"])
 
@@ -30,7 +31,19 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse(content | error.envelope(), error.status, error.headers)
 
 
-@router.get("/version", summary="Which version is this?")
-async def version() -> dict[str, str]:
-    """The gateway's version."""
-    return {"version": __version__}
+@router.get("/version", summary="Which versions are these?")
+async def version(request: Request) -> dict[str, Any]:
+    """The gateway's version, and what the engine said of itself when it answered last; else null."""
+    session: EngineSession = request.app.state.session
+    served = session.known_model
+    info = None if served is None else served.info
+    return {
+        "version": __version__,
+        "engine_version": info.version if info else None,
+        "model": info.model if info else None,
+        "architecture": info.architecture if info else None,
+        "dtype": info.dtype if info else None,
+        "max_model_len": info.max_context_tokens if info else None,
+        "system_fingerprint": served.fingerprint if served else None,
+        "default_sampling": default_sampling(served) if served else None,
+    }

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from rhizome_gateway.errors import ApiError, clip
-from rhizome_gateway.openai.schema import UNSUPPORTED
+from rhizome_gateway.http.exchange import Exchange
+from rhizome_gateway.http.json_depth import json_depth_ok
+from rhizome_gateway.runtime import Runtime
+from rhizome_gateway.schema.ignored import (
+    HEADER,
+    OF_OTHER_SERVERS,
+    header_value,
+    ignored_fields,
+    strict_refusal,
+)
 
 _MAX_NAME_CHARS = 64
+_FIELD = re.compile(r"[a-z_]{1,64}")
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """Parse a request body.
+async def read_request(
+    runtime: Runtime, exchange: Exchange, schema: type[RequestT]
+) -> tuple[RequestT, dict[str, Any]]:
+    """Read, parse and check the body of a request.
+
+    Returns:
+        The checked request, and its fields as they were sent.
 
     Raises:
-        ApiError: 400; not JSON (NaN, lone surrogates and absurd nesting are not), or not an object.
+        ApiError: 400, 408, 413 or 415.
     """
+    settings = runtime.settings
+    body = await exchange.read_json(max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    fields = parse_json(body, settings.max_json_depth)
+    request = validate(schema, fields)
+    if ignored := ignored_fields(schema, fields):
+        if settings.strict_params:
+            raise strict_refusal(ignored)
+        for name in ignored:
+            runtime.metrics.ignored_parameter(name if name in OF_OTHER_SERVERS else "other")
+        exchange.headers[HEADER] = header_value(ignored)
+    return request, fields
+
+
+def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
+    """Parse a request body, arrays and objects nested at most `max_depth` deep.
+
+    Raises:
+        ApiError: 400; not JSON (NaN and lone surrogates are not), nested too deep, or not an object.
+    """
+    if not json_depth_ok(body, max_depth):
+        raise ApiError(400, f"The body may be nested {max_depth} levels deep at most.", code="json_invalid")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -55,7 +92,7 @@ def validate(schema: type[RequestT], fields: dict[str, Any]) -> RequestT:
             message, code = f"Invalid value for '{param}': {first['msg']}.", "invalid_value"
         if custom and not param:  # rules over several fields begin with the name of the one to change
             name = first["msg"].split(" ", 1)[0]
-            param = name if name in schema.model_fields or name in UNSUPPORTED else ""
+            param = name if _FIELD.fullmatch(name) else ""
         raise ApiError(400, clip(message), code=code, param=param or None) from None
 
 

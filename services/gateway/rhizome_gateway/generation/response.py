@@ -1,0 +1,276 @@
+"""The response to a generation request, streamed or whole.
+
+The engine's events are pushed: while a frame is read from the engine, each choice turns its tokens into
+events, the API's writer turns those into bytes, and these go out on the client's connection, all in one call.
+The task of the request only opens the choices, sends the status line, and waits for the end or the client's
+leave.
+
+      engine frame ─▶ RequestStream ─▶ Choice ─▶ StreamWriter ─▶ ClientConnection
+                                          └────▶ Answer ─▶ Rendering.whole ─▶ one JSON body
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome_gateway.errors import ApiError
+from rhizome_gateway.generation.choice import Choice
+from rhizome_gateway.generation.events import Ended, Event
+from rhizome_gateway.generation.summary import Answer, Summary
+from rhizome_gateway.generation.writer import Rendering, StreamWriter
+from rhizome_gateway.http.connection import ClientConnection
+from rhizome_gateway.http.exchange import Exchange
+from rhizome_gateway.metrics.generation import GenerationMeter
+from rhizome_transport.client import EngineClient
+from rhizome_transport.errors import EngineError
+from rhizome_transport.request_stream import RequestStream
+
+_log = logging.getLogger(__name__)
+
+EVENT_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChoice:
+    """One choice: what to ask the engine, and what makes its answer into events."""
+
+    request: GenerateRequest
+    choice: Choice
+
+
+class Generation:
+    """Runs the choices of one request and sends what comes of them.
+
+    Args:
+        exchange: the request to answer.
+        client: runs the engine requests.
+        choices: in order of their index.
+        rendering: how the API shows it.
+        stream: send pieces as they come.
+        choices_per_prompt: so many choices in a row share a prompt.
+        keep_alive_s: silence in a stream before a keep-alive.
+        timeout_s: time for the engine, None for no limit.
+        trace: the parent span of what the engine does.
+        meter: measures it.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        client: EngineClient,
+        choices: Sequence[PlannedChoice],
+        rendering: Rendering,
+        *,
+        stream: bool,
+        choices_per_prompt: int,
+        keep_alive_s: float,
+        timeout_s: float | None,
+        trace: TraceContext | None,
+        meter: GenerationMeter,
+    ) -> None:
+        self._exchange = exchange
+        self._connection: ClientConnection = exchange.connection
+        self._client = client
+        self._choices = choices
+        self._rendering = rendering
+        self.summary = Summary(choices_per_prompt)
+        self._writer: StreamWriter | None = rendering.stream(self.summary) if stream else None
+        self._answers = [] if stream else [Answer() for _ in choices]
+        self._choices_per_prompt = choices_per_prompt
+        self._keep_alive_s = keep_alive_s
+        self._timeout_s = timeout_s
+        self._trace = trace
+        self._meters = [meter.choice() for _ in choices]
+        self._streams: list[RequestStream] = []
+        self._unsent: list[bytes] = []
+        self._begun = False
+        self._open = len(choices)
+        self._failure: ApiError | None = None
+        self._last_sent = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._changed: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and answers so far; each prompt counts once."""
+        prompts = sum(c.choice.prompt_tokens for c in self._choices[:: self._choices_per_prompt])
+        return prompts + sum(c.choice.completion_tokens for c in self._choices)
+
+    async def run(self) -> str:
+        """Generate and send; whatever was not finished is cancelled in the engine.
+
+        Returns:
+            How it ended: empty for a good end, `cancelled` when the client went away, or the code of the
+            error that broke the stream off.
+
+        Raises:
+            ApiError: the engine refused or failed before anything was sent.
+        """
+        connection = self._connection
+        connection.on_lost = self._wake
+        try:
+            await self._open_streams()
+            if self._writer is not None:
+                await self._send_stream(self._writer)
+            else:
+                await self._send_whole()
+        finally:
+            connection.on_lost = connection.on_writable = None
+            if self._timer is not None:
+                self._timer.cancel()
+            for stream in self._streams:
+                stream.close()
+        if connection.lost:
+            await self._exchange.see_departure()
+            return "cancelled"
+        return "" if self._failure is None else self._failure.code or "error"
+
+    async def _open_streams(self) -> None:
+        for index, planned in enumerate(self._choices):
+            if self._connection.lost:
+                return
+            try:
+                stream = await self._client.open(
+                    planned.request, partial(self._pump, index), timeout_s=self._timeout_s, trace=self._trace
+                )
+            except EngineError as error:
+                raise self._exchange.failure(error) from error
+            self._streams.append(stream)
+
+    # While the engine works
+
+    def _pump(self, index: int) -> None:
+        """Take what there is for a choice, unless the client has to catch up first: then it merges."""
+        if self._connection.paused or self._failure is not None or index >= len(self._streams):
+            return
+        stream, choice = self._streams[index], self._choices[index].choice
+        try:
+            while (response := stream.take()) is not None:
+                events = choice.feed(response)
+                if num_tokens := len(response.delta.token_ids):
+                    self._meters[index].observe_tokens(time.monotonic(), num_tokens)
+                if events:
+                    self._emit(index, events)
+                if choice.satisfied and not choice.ended:
+                    stream.cancel(satisfied=True)
+            if stream.ended and not choice.ended:
+                raise ApiError.broken_answer()
+        except EngineError as error:
+            if choice.satisfied and not choice.ended:
+                self._emit(index, choice.lost())
+            elif not choice.ended:
+                self._fail(self._exchange.failure(error))
+        except Exception as error:
+            self._fail(self._exchange.failure(error))
+
+    def _emit(self, index: int, events: Sequence[Event]) -> None:
+        last = events[-1]
+        if type(last) is Ended:
+            self.summary.add(index, last)
+            self._meters[index].finish(last)
+            self._open -= 1
+        if self._writer is not None:
+            self._write(self._writer, index, events)
+        else:
+            for event in events:
+                self._answers[index].add(event)
+        if not self._open or not self._begun:
+            self._begun = True
+            self._wake()
+
+    def _write(self, writer: StreamWriter, index: int, events: Sequence[Event]) -> None:
+        if len(events) == 1:
+            chunk = writer.event(index, events[0])
+        else:
+            chunk = b"".join([writer.event(index, event) for event in events])
+        if not chunk:
+            return
+        if self._timer is None:  # the status line is not out yet
+            self._unsent.append(chunk)
+        else:
+            self._last_sent = time.monotonic()
+            self._connection.write_chunk(chunk)
+
+    def _fail(self, failure: ApiError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._changed.done():
+            self._changed.set_result(None)
+
+    # In the task of the request
+
+    async def _wait(self, timeout_s: float | None = None) -> None:
+        """Return when something changed, or after the time-out."""
+        if timeout_s is None:
+            await self._changed
+        else:
+            await asyncio.wait((self._changed,), timeout=timeout_s)
+        if self._changed.done():
+            self._changed = self._loop.create_future()
+
+    @property
+    def _done(self) -> bool:
+        return not self._open or self._failure is not None or self._connection.lost
+
+    async def _send_whole(self) -> None:
+        while not self._done:
+            await self._wait()
+        if self._connection.lost:
+            return
+        if self._failure is not None:
+            raise self._failure
+        await self._exchange.send_json(200, self._rendering.whole(self._answers, self.summary))
+
+    async def _send_stream(self, writer: StreamWriter) -> None:
+        # The engine says that it has begun, or refuses. One that says nothing for so long has taken the
+        # request into its queue: refusals come at once.
+        if not self._done and not self._begun:
+            await self._wait(self._keep_alive_s)
+        if self._connection.lost:
+            return
+        if self._failure is not None and not self._begun:
+            raise self._failure
+        first = b"".join(self._unsent) if self._begun else writer.keep_alive
+        await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
+        self._unsent.clear()
+        self._last_sent = time.monotonic()
+        self._connection.on_writable = self._resume
+        self._timer = self._loop.call_later(self._keep_alive_s, self._keep_alive)
+        self._resume()  # what came while the first bytes went out
+        while not self._done:
+            await self._wait()
+        if self._connection.lost:
+            return
+        if self._failure is not None:
+            await self._exchange.end(writer.broken_off(self._failure))
+            return
+        await self._exchange.end(writer.end())
+
+    def _resume(self) -> None:
+        for index in range(len(self._streams)):
+            self._pump(index)
+
+    def _keep_alive(self) -> None:
+        """Break the silence, if there was one; and come again when the next could be over."""
+        left_s = self._last_sent + self._keep_alive_s - time.monotonic()
+        if left_s < 0.001:
+            left_s = self._keep_alive_s
+            if self._writer is not None and not self._connection.paused:
+                self._last_sent = time.monotonic()
+                self._connection.write_chunk(self._writer.keep_alive)
+        self._timer = self._loop.call_later(left_s, self._keep_alive)

@@ -1,0 +1,63 @@
+"""What a handler may do with its connection besides ASGI: write at once, and be told instead of asking.
+
+ASGI's `send` and `receive` are coroutines: a chunk that an engine's frame brings would need a task switch to
+be written, and a client's departure a task of its own to be noticed. So our protocol puts one of these into
+the scope of each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+SCOPE_KEY = "rhizome.connection"
+
+
+class ClientConnection:
+    """The connection of one request.
+
+    Attributes:
+        on_lost: called once, when the client goes away before the response is complete.
+        on_writable: called when a client that read slowly has caught up.
+    """
+
+    __slots__ = ("_cycle", "on_lost", "on_writable")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self.on_lost: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone."""
+        return self._cycle.disconnected
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response was sent."""
+        return self._cycle.response_complete
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client reads too slowly, so that nothing more should be written."""
+        return self._cycle.flow.write_paused
+
+    def write_chunk(self, body: bytes) -> None:
+        """Write a piece of a response that was started, by ASGI's `send`, without a content-length."""
+        cycle = self._cycle
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def lose(self) -> None:
+        """The client is gone."""
+        self._cycle.disconnected = not self._cycle.response_complete
+        self._cycle.message_event.set()
+        if self.on_lost is not None and not self._cycle.response_complete:
+            self.on_lost()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.on_writable is not None:
+            self.on_writable()

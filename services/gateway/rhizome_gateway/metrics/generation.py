@@ -1,0 +1,214 @@
+"""One request to a model, measured where its tokens arrive.
+
+A histogram of Prometheus costs over a microsecond per value, and more where workers share it. So each choice
+sorts its gaps into buckets of its own, and hands them over every few dozen arrivals and at its end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from rhizome_gateway.generation.events import Ended
+from rhizome_gateway.metrics.buckets import FIRST_TOKEN_S, GENERATION_S, INTER_TOKEN_S, MergingHistogram
+
+_TOKENS_PER_FLUSH = 32
+_OPERATION = ("gen_ai_operation_name", "gen_ai_request_model")
+
+
+class GenerationInstruments:
+    """What is counted about requests to models.
+
+    Args:
+        registry: where the families are registered.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.seconds = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Seconds that a generation took, from the request's arrival; error_type is empty for a good end.",
+            (*_OPERATION, "error_type"),
+            buckets=GENERATION_S,
+            registry=registry,
+        )
+        self.first_token_seconds = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Seconds from a request's arrival to its first token.",
+            _OPERATION,
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self.seconds_per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Mean seconds between the tokens of an answer, after its first.",
+            _OPERATION,
+            buckets=INTER_TOKEN_S,
+            registry=registry,
+        )
+        self.gap_seconds = MergingHistogram(
+            "rhizome_gateway_inter_token_latency_seconds",
+            "Seconds between two arrivals of tokens for one answer.",
+            ("model",),
+            buckets=INTER_TOKEN_S,
+            registry=registry,
+        )
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"rhizome_gateway_{name}", text, ("model", *labels), registry=registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "Tokens in prompts.")
+        self.cache_hit_tokens = counter("cache_hit_tokens", "Prompt tokens found in the prefix cache.")
+        self.generated_tokens = counter("generated_tokens", "Tokens generated.")
+        self.reasoning_tokens = counter("reasoning_tokens", "Generated tokens that were thinking.")
+        self.answers = counter("answers", "Answers that ended, by why.", "finish_reason")
+
+        self._of_models: dict[tuple[str, str], ModelInstruments] = {}
+
+    @property
+    def activity(self) -> Sequence[MetricWrapperBase]:
+        """What rates and quantiles of the last moments are made of."""
+        return self.seconds, self.first_token_seconds, self.gap_seconds, self.generated_tokens
+
+    def of(self, operation: str, model: str) -> ModelInstruments:
+        """Those of one operation of one model."""
+        found = self._of_models.get((operation, model))
+        if found is None:
+            found = self._of_models[operation, model] = ModelInstruments(self, operation, model)
+        return found
+
+
+class ModelInstruments:
+    """The instruments of one operation of one model: looking them up by label costs more than counting.
+
+    Args:
+        instruments: those of all.
+        operation: OpenTelemetry's word: `chat`, `text_completion` or `embeddings`.
+        model: the served name.
+    """
+
+    def __init__(self, instruments: GenerationInstruments, operation: str, model: str) -> None:
+        self._all = instruments
+        self._labels = (operation, model)
+        self.first_token_seconds = instruments.first_token_seconds.labels(operation, model)
+        self.seconds_per_token = instruments.seconds_per_token.labels(operation, model)
+        self.gap_seconds = instruments.gap_seconds.labels(model)
+        self.prompt_tokens = instruments.prompt_tokens.labels(model)
+        self.cache_hit_tokens = instruments.cache_hit_tokens.labels(model)
+        self.generated_tokens = instruments.generated_tokens.labels(model)
+        self.reasoning_tokens = instruments.reasoning_tokens.labels(model)
+
+    def ended(self, error: str, seconds: float) -> None:
+        """A request ended."""
+        self._all.seconds.labels(*self._labels, error).observe(seconds)
+
+    def answered(self, finish_reason: str) -> None:
+        """An answer ended."""
+        self._all.answers.labels(self._labels[1], finish_reason).inc()
+
+
+class GenerationMeter:
+    """Measures one request, whatever number of choices it has. Times are those of `time.monotonic`.
+
+    Args:
+        instruments: where the numbers go.
+        arrived: when the request arrived.
+    """
+
+    __slots__ = ("_arrived", "_choices", "_closed", "_started", "instruments")
+
+    def __init__(self, instruments: ModelInstruments, arrived: float) -> None:
+        self.instruments = instruments
+        self._arrived = arrived
+        self._choices: list[ChoiceMeter] = []
+        self._started = self._closed = False
+
+    def choice(self) -> ChoiceMeter:
+        """The meter of one more choice."""
+        choice = ChoiceMeter(self)
+        self._choices.append(choice)
+        return choice
+
+    def observe_first_token(self, now: float) -> None:
+        """Tokens arrived; only the first of all choices count."""
+        if not self._started:
+            self._started = True
+            self.instruments.first_token_seconds.observe(now - self._arrived)
+
+    def observe_prompts(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
+        """Prompts were taken: all their tokens, and those of them that the prefix cache held."""
+        self.instruments.prompt_tokens.inc(prompt_tokens)
+        self.instruments.cache_hit_tokens.inc(cached_tokens)
+
+    def close(self, now: float, error: str = "") -> None:
+        """The request ended, in whatever way; what is said again is ignored.
+
+        Args:
+            now: when.
+            error: code of the error that ended it, `cancelled` when the client left, empty for a good end.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for choice in self._choices:
+            choice.flush()
+        self.instruments.ended(error, now - self._arrived)
+
+
+class ChoiceMeter:
+    """Measures one choice of a request.
+
+    `observe_tokens` is called for each arrival, and costs well below a microsecond.
+
+    Args:
+        meter: the request's.
+    """
+
+    __slots__ = ("_counts", "_first", "_flushed", "_last", "_meter", "_tokens")
+
+    def __init__(self, meter: GenerationMeter) -> None:
+        self._meter = meter
+        self._first = self._last = self._flushed = 0.0
+        self._tokens = 0
+        self._counts = [0] * (len(INTER_TOKEN_S) + 1)
+
+    def observe_tokens(self, now: float, tokens: int) -> None:
+        """Tokens arrived together.
+
+        Args:
+            now: when.
+            tokens: how many.
+        """
+        last, self._last = self._last, now
+        self._tokens = waiting = self._tokens + tokens
+        if last:
+            self._counts[bisect_left(INTER_TOKEN_S, now - last)] += 1
+        else:
+            self._first = self._flushed = now
+            self._meter.observe_first_token(now)
+        if waiting >= _TOKENS_PER_FLUSH:
+            self.flush()
+
+    def finish(self, ended: Ended) -> None:
+        """The answer is complete."""
+        self.flush()
+        instruments = self._meter.instruments
+        instruments.answered(ended.reason)
+        if ended.reasoning_tokens:
+            instruments.reasoning_tokens.inc(ended.reasoning_tokens)
+        if ended.completion_tokens > 1 and self._last > self._first:
+            mean_s = (self._last - self._first) / (ended.completion_tokens - 1)
+            instruments.seconds_per_token.observe(mean_s)
+
+    def flush(self) -> None:
+        """Hand over what was gathered."""
+        if not self._tokens:
+            return
+        instruments = self._meter.instruments
+        instruments.generated_tokens.inc(self._tokens)
+        instruments.gap_seconds.merge(self._counts, self._last - self._flushed)
+        self._counts = [0] * len(self._counts)
+        self._flushed = self._last
+        self._tokens = 0

@@ -1,0 +1,144 @@
+"""The request, checked field by field and then as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from rhizome_gateway.openai.messages import Message, Tool
+from rhizome_gateway.schema.fields import INT64_MAX, Fields, Whole, refuse
+from rhizome_gateway.schema.sampling import SamplingFields
+from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
+
+MAX_MESSAGES = 10_000
+
+UNSUPPORTED = ("audio", "chat_template", "function_call", "functions", "web_search_options")
+"""Fields that would change the answer in ways this server does not offer."""
+
+
+class StreamOptions(Fields):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = None
+
+
+class NamedFunction(Fields):
+    """Which function must be called."""
+
+    name: str
+
+
+class NamedTool(Fields):
+    """A tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _known_choice(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("none", "auto", "required"):
+        raise refuse("invalid_value", "tool_choice must be 'none', 'auto', 'required' or a named function.")
+    return value
+
+
+ToolChoice = Annotated[str | NamedTool, BeforeValidator(_known_choice)]
+"""`none`, `auto`, `required`, or the function that must be called."""
+
+
+class ChatCompletionRequest(SamplingFields):
+    """A conversation that the model is to continue."""
+
+    model: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31)
+    max_tokens: Whole | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")
+    n: Whole | None = Field(None, ge=1, le=128, description="how many answers")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[str] | None = None
+    reasoning_effort: str | None = Field(
+        None,
+        pattern=r"^(none|minimal|low|medium|high|xhigh|max)$",
+        description="'none' switches thinking off",
+    )
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="the answer goes on where the last message ends; needs add_generation_prompt: false"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_supported(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            for name in UNSUPPORTED:
+                if fields.get(name) not in (None, False, [], {}):
+                    raise refuse("unsupported_parameter", f"{name} is not supported; leave it out.")
+        return fields
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.min_tokens or 0) > (self.token_limit or INT64_MAX):
+            raise refuse("invalid_value", "min_tokens must not be greater than max_tokens.")
+        if self.stream_options is not None and not self.stream:
+            raise refuse("invalid_value", "stream_options needs stream: true.")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("invalid_value", "top_logprobs needs logprobs: true.")
+        if self.modalities is not None and self.modalities != ["text"]:
+            raise refuse("unsupported_parameter", "modalities may only be ['text'].")
+        return self
+
+    @model_validator(mode="after")
+    def _offers_what_it_wants(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise refuse("invalid_value", "tools must have different names.")
+        if not names and self.tool_choice not in (None, "none"):
+            raise refuse("invalid_value", "tool_choice needs tools.")
+        if self.named_tool is not None and self.named_tool not in names:
+            raise refuse("invalid_value", "tool_choice must name one of the tools.")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to generate, where the client said so; the newer of two fields wins."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers."""
+        return self.n or 1
+
+    @property
+    def offered_tools(self) -> list[Tool] | None:
+        """Tools that the model gets to see."""
+        return None if self.tool_choice == "none" else self.tools
+
+    @property
+    def named_tool(self) -> str | None:
+        """The tool that must be called."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """Tools that the answer may call."""
+        named = self.named_tool
+        return [tool for tool in self.offered_tools or () if named in (None, tool.function.name)]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to be a tool call."""
+        return self.tool_choice == "required" or self.named_tool is not None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)

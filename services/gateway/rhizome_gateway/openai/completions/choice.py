@@ -1,0 +1,85 @@
+"""One answer of a completion while it is generated: it goes on from its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
+from rhizome_gateway.generation.choice import Choice
+from rhizome_gateway.generation.events import Ended, Event, PromptScored, Text, TokenLogprobs
+from rhizome_gateway.openai.completions.shown import ShownChoice
+from rhizome_text.text_stream import TextStream
+from rhizome_text.tokenizer import Tokenizer
+
+
+class ContinuedText(TextStream):
+    """The text of an answer that goes on from its prompt, rather than beginning a text of its own.
+
+    Args:
+        tokenizer: of the model.
+        ending: the last tokens of the prompt.
+        **options: see `TextStream`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, tokenizer: Tokenizer, ending: Sequence[int], **options: Any) -> None:
+        super().__init__(tokenizer, **options)
+        self._detokenizer.push(ending)
+
+
+class ContinuingChoice(Choice):
+    """Its text begins where the prompt's ends, and every token has a log probability.
+
+    A text of its own might lose the space before its first word, or begin inside a character.
+
+    Args:
+        tokenizer: of the model.
+        ending: the last tokens of the prompt.
+        end_ids: tokens that end the answer, but that the engine was told to report like any other.
+        collector: takes all that is shown, at once, so that what a long prompt's log probabilities cost is
+            spread over the time that the engine takes for them. None where a stream shows it.
+        **options: of the text, see `TextStream`.
+    """
+
+    __slots__ = ("_collector", "_end_ids", "_ended_by_token")
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        ending: Sequence[int],
+        *,
+        end_ids: frozenset[int] = frozenset(),
+        collector: ShownChoice | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(tokenizer)
+        self._text = ContinuedText(tokenizer, ending, **options)
+        self._end_ids = end_ids
+        self._collector = collector
+        self._ended_by_token = False
+
+    def feed(self, response: GenerateResponse) -> Sequence[Event]:
+        """See `Choice.feed`."""
+        events = super().feed(response)
+        if self._ended_by_token:
+            events = [replace(event, reason="stop") if type(event) is Ended else event for event in events]
+        if self._collector is None:
+            return events
+        for event in events:
+            self._collector.collect(event)
+        return [event for event in events if not isinstance(event, Text | PromptScored)]
+
+    def _delta(self, delta: TokenDelta) -> Sequence[Event]:
+        if self._end_ids.isdisjoint(delta.token_ids):
+            return super()._delta(delta)
+        self._ended_by_token = True
+        self._used += len(delta.token_ids)
+        return (Text("", self._logprobs(delta, 0, len(delta.token_ids))),)
+
+    def _logprobs(self, delta: TokenDelta, start: int, used: int) -> TokenLogprobs:
+        """Those without text too: evaluations count the entries."""
+        end = start + used
+        return list(zip(delta.token_ids[start:end], delta.logprobs[start:end], strict=True))

@@ -1,0 +1,76 @@
+"""The request, checked field by field and then as a whole."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rhizome_gateway.openai.chat.request import StreamOptions
+from rhizome_gateway.schema.fields import Whole, refuse
+from rhizome_gateway.schema.sampling import SamplingFields
+from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
+from rhizome_gateway.tokenization.inputs import TextInputs
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's; where the context has less room, that is used."""
+
+
+class CompletionRequest(SamplingFields):
+    """Text that the model is to go on with."""
+
+    model: str = Field(min_length=1)
+    prompt: TextInputs
+    max_tokens: Whole | None = Field(
+        None, ge=0, lt=2**31, description=f"{DEFAULT_MAX_TOKENS} unless given; 0 only reads the prompt"
+    )
+    n: Whole | None = Field(None, ge=1, le=128, description="how many answers to each prompt")
+    best_of: Whole | None = Field(
+        None, ge=1, le=128, description="how many to generate, of which the n likeliest are returned"
+    )
+    echo: bool | None = Field(None, description="begin the answer with the prompt")
+    logprobs: Whole | None = Field(None, ge=0, le=5)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    suffix: str | None = Field(None, description="not supported")
+    add_special_tokens: bool | None = Field(
+        None, description="begin a text with the model's begin-of-sequence token, true unless given"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.suffix:
+            raise refuse("unsupported_parameter", "suffix is not supported here; leave it out.")
+        if (self.min_tokens or 0) > self.token_limit:
+            raise refuse(
+                "invalid_value", f"min_tokens must not be above max_tokens, which is {self.token_limit}."
+            )
+        if self.stream_options is not None and not self.stream:
+            raise refuse("invalid_value", "stream_options needs stream: true.")
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise refuse("invalid_value", "best_of must not be below n.")
+        if self.stream and self.num_candidates > self.num_choices:
+            raise refuse("invalid_value", "best_of above n needs whole answers; leave stream out.")
+        return self
+
+    @property
+    def token_limit(self) -> int:
+        """Most tokens to generate for each answer."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers each prompt gets."""
+        return self.n or 1
+
+    @property
+    def num_candidates(self) -> int:
+        """How many answers to each prompt are generated."""
+        return self.best_of or self.num_choices
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)

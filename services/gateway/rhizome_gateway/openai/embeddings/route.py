@@ -1,0 +1,164 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+from rhizome.common.v1.common_pb2 import TraceContext
+from rhizome.engine.v1.engine_service_pb2 import (
+    POOLING_CLS,
+    POOLING_LAST_TOKEN,
+    POOLING_MEAN,
+    EmbedRequest,
+    EmbedResponse,
+)
+from rhizome.engine.v1.generate_pb2 import TokenIds
+from rhizome_gateway.auth.caller import caller_of
+from rhizome_gateway.auth.guard import Permit
+from rhizome_gateway.errors import ApiError
+from rhizome_gateway.http.exchange import Exchange
+from rhizome_gateway.openai.embeddings.rendering import embedding_list
+from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
+from rhizome_gateway.runtime import Runtime
+from rhizome_gateway.schema.validation import read_request
+from rhizome_gateway.served_model import ServedModel
+from rhizome_gateway.tokenization.inputs import check_context, read_inputs
+from rhizome_telemetry import semconv
+from rhizome_telemetry.asgi import SCOPE_KEY
+from rhizome_telemetry.propagation import to_proto
+from rhizome_telemetry.tracing import Span, SpanKind, start_span
+from rhizome_transport.errors import EngineError
+
+_POOLINGS = {"mean": POOLING_MEAN, "last": POOLING_LAST_TOKEN, "cls": POOLING_CLS}
+
+_MANY_NUMBERS = 65_536
+"""Fewer are written faster than another thread is reached."""
+
+
+class Embeddings:
+    """Turns texts into vectors."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Serve one request."""
+        runtime, arrived = self._runtime, time.monotonic()
+        request, _ = await read_request(runtime, exchange, EmbeddingRequest)
+        caller = caller_of(exchange.scope)
+        caller.require_model(request.model)
+        served = runtime.session.model(request.model)
+        _check_dimensions(served, request)
+        inputs = await read_inputs(
+            served, request.input, add_special_tokens=request.add_special_tokens is not False, field="input"
+        )
+        check_context(served, inputs, 0, field="input")
+        asked = EmbedRequest(
+            request_id=f"embd-{uuid.uuid4().hex}",
+            model=served.info.model,
+            inputs=[TokenIds(ids=one.token_ids) for one in inputs],
+            pooling=_POOLINGS.get(request.pooling or ""),
+            normalize=request.normalize,
+            cache_namespace=caller.salted_namespace(request.cache_salt),
+            tenant=caller.tenant,
+            priority=caller.priority,
+        )
+        assert exchange.permit is not None
+        exchange.permit.reserve(sum(len(one.token_ids) for one in inputs), 0)
+        await self._answer(exchange, exchange.permit, request, asked, arrived)
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        permit: Permit,
+        request: EmbeddingRequest,
+        asked: EmbedRequest,
+        arrived: float,
+    ) -> None:
+        meter = self._runtime.metrics.generation(semconv.OPERATION_EMBEDDINGS, asked.model, arrived)
+        parent = exchange.scope.get(SCOPE_KEY)
+        error = "cancelled"
+        try:
+            with start_span(
+                f"{semconv.OPERATION_EMBEDDINGS} {asked.model}",
+                kind=SpanKind.CLIENT,
+                parent=parent.trace_parent if isinstance(parent, Span) else None,
+            ) as span:
+                if span.recording:
+                    span.set_attributes(
+                        {
+                            semconv.GEN_AI_OPERATION_NAME: semconv.OPERATION_EMBEDDINGS,
+                            semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER_NAME,
+                            semconv.GEN_AI_REQUEST_MODEL: request.model,
+                            semconv.GEN_AI_RESPONSE_MODEL: asked.model,
+                        }
+                    )
+                try:
+                    response = await self._embed(exchange, asked, to_proto(span.trace_parent))
+                except EngineError as failure:
+                    refusal = _refusal(exchange, failure)
+                    error = refusal.code or "error"
+                    raise refusal from failure
+                if response is None:
+                    span.end("cancelled")
+                    return
+                tokens = response.usage.prompt_tokens
+                permit.settle(tokens)
+                meter.observe_prompts(tokens, response.usage.cached_tokens)
+                if span.recording:
+                    span.set_attributes({semconv.GEN_AI_USAGE_INPUT_TOKENS: tokens})
+            await exchange.send_json(200, await _body(response, request))
+            error = ""
+        finally:
+            meter.close(time.monotonic(), error)
+
+    async def _embed(
+        self, exchange: Exchange, asked: EmbedRequest, trace: TraceContext | None
+    ) -> EmbedResponse | None:
+        """The vectors; None once the client is gone, for whom the engine need not go on."""
+        call = self._runtime.session.client.embed(
+            asked, timeout_s=self._runtime.settings.request_timeout_s, trace=trace
+        )
+        task = asyncio.ensure_future(call)
+        exchange.connection.on_lost = task.cancel
+        try:
+            if exchange.connection.lost:
+                task.cancel()
+            return await task
+        except asyncio.CancelledError:
+            if exchange.connection.lost:
+                await exchange.see_departure()
+                return None
+            raise
+        finally:
+            exchange.connection.on_lost = None
+            task.cancel()
+
+
+def _check_dimensions(served: ServedModel, request: EmbeddingRequest) -> None:
+    size = served.info.embedding_size
+    if request.dimensions not in (None, size):
+        raise ApiError(
+            400,
+            f"This model's vectors have {size} dimensions and cannot be shortened; leave dimensions out.",
+            code="unsupported_parameter",
+            param="dimensions",
+        )
+
+
+def _refusal(exchange: Exchange, failure: EngineError) -> ApiError:
+    """The engine's error, with this API's name for the inputs."""
+    error = exchange.failure(failure)
+    if error.param is not None and error.param.startswith("inputs"):
+        error.message = error.message.replace("inputs[", "input[")
+        error.param = error.param.replace("inputs", "input", 1)
+    return error
+
+
+async def _body(response: EmbedResponse, request: EmbeddingRequest) -> bytes:
+    base64 = request.encoding_format == "base64"
+    if sum(len(embedding.values) for embedding in response.embeddings) <= _MANY_NUMBERS:
+        return embedding_list(response, request.model, base64=base64)
+    return await asyncio.to_thread(embedding_list, response, request.model, base64=base64)

@@ -1,0 +1,34 @@
+"""How request fields are checked: strict types, finite numbers, errors that repeat nothing of the input.
+
+`null` means the same as leaving a field out. Unknown fields are ignored, fields that would change the answer
+but are not supported are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+INT64_MAX = 2**63 - 1
+
+
+def refuse(code: str, text: str) -> PydanticCustomError:
+    """A validation error with an OpenAI error code; braces in the text must be doubled."""
+    return PydanticCustomError(code, text)
+
+
+class Fields(BaseModel):
+    """Strict types (no `"1"` for 1), finite numbers, unknown fields ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def _whole(value: Any) -> Any:
+    """5.0 is an integer for JSON Schema, and some clients know no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
+"""An integer, written with or without a fraction of zero."""
