@@ -36,7 +36,8 @@ class ProxyServer:
         self.port = 0
         self._settings = settings
         poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s)
-        self.registry = Registry(RhizomeEngine, poller.watch)
+        engine_tls = settings.engine_tls()
+        self.registry = Registry(lambda address: RhizomeEngine(address, tls=engine_tls), poller.watch)
         self._discovery = Discovery(parse_targets(settings.backends), self.registry, settings.dns_interval_s)
         instance_id = uuid.uuid4().hex
         router = Router(self.registry, POLICIES[settings.policy]())
@@ -46,6 +47,7 @@ class ProxyServer:
             f"{host}:{settings.port}",
             service_names=(ENGINE_SERVICE, PROXY_SERVICE),
             open_requests=lambda: self._connect.open_requests,
+            tls=settings.tls(),
         )
         handlers = {"Connect": self._connect.handler()}
         handlers |= RelayService(router).handlers() | FleetService(self.registry, instance_id).handlers()

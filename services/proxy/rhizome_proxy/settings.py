@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 
 from rhizome_proxy.policies import POLICIES
 from rhizome_proxy.pool.discovery import parse_targets
+from rhizome_transport.tls import ClientTls, ServerTls
 
 PROGRAM = "rhizome-proxy"
 
@@ -45,6 +47,19 @@ class ProxySettings(BaseSettings):
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
+    tls_cert: Path | None = Field(None, description="PEM certificate of the listener, which speaks TLS then.")
+    tls_key: Path | None = Field(None, description="Its private key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM authority that clients must have a certificate from (mutual TLS)."
+    )
+    engine_tls_ca: Path | None = Field(
+        None, description="PEM authority that engines are believed from; they are spoken to over TLS then."
+    )
+    engine_tls_cert: Path | None = Field(None, description="PEM certificate shown to engines (mutual TLS).")
+    engine_tls_key: Path | None = Field(None, description="Its private key.")
+    engine_tls_name: str = Field(
+        "", description="Name in the engines' certificates; default: the address, behind dns:/// an IP."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +88,19 @@ class ProxySettings(BaseSettings):
             raise ValueError(
                 "no engines are given; use --backends host:port,host:port or --backends dns:///name:port"
             )
+        self.tls()
+        self.engine_tls()
         return self
+
+    def tls(self) -> ServerTls | None:
+        """How the listener speaks TLS; None for plaintext."""
+        return ServerTls.from_files(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    def engine_tls(self) -> ClientTls | None:
+        """How engines are spoken to; None for plaintext."""
+        return ClientTls.from_files(
+            self.engine_tls_ca, self.engine_tls_cert, self.engine_tls_key, self.engine_tls_name
+        )
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> ProxySettings:

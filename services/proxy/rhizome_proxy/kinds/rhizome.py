@@ -14,15 +14,16 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.kinds.base import EngineCall, EngineStream, Metadata, Probe
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.errors import from_rpc_error
+from rhizome_transport.tls import ClientTls
 
 
 class RhizomeEngine:
-    """One address that speaks EngineService; see `kinds.base.Engine`."""
+    """One address that speaks EngineService; see `kinds.base.Engine`. Over TLS where `tls` is given."""
 
     kind = "rhizome"
 
-    def __init__(self, address: str) -> None:
-        self._channel = open_channel(address, own_connection=True)
+    def __init__(self, address: str, *, tls: ClientTls | None = None) -> None:
+        self._channel = open_channel(address, own_connection=True, tls=tls)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._stub: engine_grpc.EngineServiceAsyncStub = engine_grpc.EngineServiceStub(self._channel)
         self._models: tuple[str, ...] = ()
