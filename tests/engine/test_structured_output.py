@@ -57,6 +57,11 @@ def test_every_answer_conforms(llm):
     assert {"reddish", "blue"} <= {answer.text for answer in colours} <= {"red", "reddish", "blue"}
     dates = llm.generate(["day", "night"], SamplingParams(temperature=0.0), grammar=DATE)
     assert all(re.fullmatch(DATE.text, answer.text) for answer in dates)
+    parts = (("colour", COLOUR), ("person", PERSON))
+    both = Grammar("lark", 'start: "<" @colour "> " @person', parts=parts)
+    for answer in llm.generate(["a", "b"], SamplingParams(temperature=1.5, seed=3), grammar=both):
+        colour, person = re.fullmatch(r"<(\w+)> (.*)", answer.text).groups()
+        assert colour in COLOUR.choices and list(json.loads(person)) == ["name", "member"]
 
 
 def test_forced_tokens_need_no_forward_pass_and_change_nothing(llm):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
+from tests.gateway.conftest import eventually
 
 from rhizome.engine.v1.generate_pb2 import FinishReason, RankedToken, TokenLogprob
 from rhizome_gateway.generation.events import Begun, PromptScored, Text
@@ -20,7 +21,6 @@ from rhizome_gateway.tokenization.spelling import Spelling
 from rhizome_testing.talking_engine import Finish, Hang, Refuse, Say, TalkingEngine
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
-from tests.gateway.conftest import eventually
 
 LENGTH = Finish(FinishReason.FINISH_REASON_LENGTH)
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.chat_tokenizers import PLAIN, SPECIAL, TOKENIZERS
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from rhizome_text.chat_prompt import ChatPrompts, Conversation
 from rhizome_text.chat_template import ChatTemplate
-from rhizome_text.control_tokens import RenderedPrompt
+from rhizome_text.control_tokens import ControlTokens, RenderedPrompt
 
 SOURCE = """<s>{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}
 {% if m.role == 'assistant' and '</think>' in m.content %}\
@@ -219,3 +219,21 @@ def test_a_token_that_must_stand_alone_is_control_only_there() -> None:
     for content in ("x", "STOP", "STOPPED"):
         ids = token_ids(prompts, [{"role": "user", "content": content}])
         assert ids.count(backend.token_to_id("STOP")) == 1
+
+
+def test_a_control_token_that_merges_would_make_is_not_made() -> None:
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "abb": 3}, [("a", "b"), ("ab", "b")]))
+    backend.add_special_tokens(["ab"])
+    prompts = ChatPrompts(backend, ChatTemplate("{{ messages[0].content }}ab"))
+    assert prompts.encode("abab") == [2, 2]
+    assert token_ids(prompts, [{"role": "user", "content": "ab"}]) == [0, 1, 2]
+
+
+def test_many_tokens_are_found_as_surely_as_few() -> None:
+    backend = TOKENIZERS["byte-level"].from_str(TOKENIZERS["byte-level"].to_str())
+    reserved = [f"<|reserved_{index}|>" for index in range(300)] + ["<|res", "[A]", "\u00dcber"]
+    backend.add_special_tokens(reserved)
+    controls = ControlTokens(backend, [])
+    for text in reserved:
+        assert controls.occur_in(f"x {text} y") and controls.occur_in({text.upper(): 1})
+        assert not controls.occur_in(f"x {text[1:]} y")

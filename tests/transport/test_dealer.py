@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 import pytest
-import zmq.asyncio
+import zmq
 
 from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame, EngineFrame, Hello
 from rhizome_transport.dealer import DealerConnection
@@ -18,7 +18,7 @@ HELLO = ClientFrame(hello=Hello(protocol_version=1, initial_credit=1)).Serialize
 
 @pytest.fixture
 def context():
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     yield context
     context.destroy(linger=0)
 
@@ -76,7 +76,7 @@ async def test_a_cancelled_receive_loses_nothing(context, endpoint):
 
 
 async def test_too_many_sockets_are_an_engine_error_and_leave_none_behind(endpoint):
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2)  # one connection needs three
     try:
         for _ in range(2):

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import grpc
 import pytest
-import zmq.asyncio
+import zmq
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
@@ -256,7 +256,7 @@ async def test_wait_ready_returns_and_gives_up(wired):
 
 async def test_an_unexpected_failure_to_connect_is_tried_again(endpoint):
     core = ScriptedCore(endpoint)
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     failures = [ValueError("surprise")]
 
     async def open_link():

@@ -61,6 +61,13 @@ DirectOption = Annotated[
         "--direct/--grpc", help="One engine: the gateway reaches it over ZeroMQ, or through its gRPC front."
     ),
 ]
+KeysFileOption = Annotated[
+    Path | None, typer.Option(help="Who may come in, see `rhizome keys`; without it only this machine.")
+]
+AllowOpenOption = Annotated[
+    bool, typer.Option("--allow-open", help="Without keys, listen on other addresses than loopback.")
+]
+WorkersOption = Annotated[int, typer.Option(help="Processes of the gateway.", min=1, max=64)]
 NameOption = Annotated[
     str, typer.Option("--served-model-name", help="Name in the API; default: the directory's.")
 ]
@@ -78,6 +85,9 @@ def serve(
     kv_memory: KVMemoryOption = "",
     served_model_name: NameOption = "",
     direct: DirectOption = True,
+    keys_file: KeysFileOption = None,
+    allow_open: AllowOpenOption = False,
+    workers: WorkersOption = 1,
     engine_arguments: EngineArguments = None,
 ) -> None:
     """Run a gateway and one or more engines on a checkpoint, until Ctrl-C."""
@@ -94,6 +104,7 @@ def serve(
         port=port,
         direct=direct,
         engine_arguments=tuple(arguments),
+        gateway_arguments=_gateway_arguments(keys_file, allow_open, workers),
     )
     _run(run_until_interrupted(settings))
 
@@ -121,6 +132,15 @@ def doctor(
     report = examine()
     print_report(report, as_json=json_output)
     raise typer.Exit(1 if report.missing else 0)
+
+
+def _gateway_arguments(keys_file: Path | None, allow_open: bool, workers: int) -> tuple[str, ...]:
+    arguments = ["--workers", str(workers)]
+    if keys_file is not None:
+        arguments += ["--keys-file", str(keys_file)]
+    if allow_open:
+        arguments.append("--allow-open")
+    return tuple(arguments)
 
 
 def _run(main: object) -> None:

@@ -45,6 +45,7 @@ class StackSettings:
         direct: without a proxy, let the gateway talk to the engine's core over ZeroMQ, past its gRPC front.
         strict_port: refuse when `port` is taken, instead of taking the next free one.
         engine_arguments: passed on to every engine.
+        gateway_arguments: passed on to the gateway.
         environment: added to the environment of every service.
         log_dir: where each service's output goes.
         ready_timeout_s: how long to wait until everything serves, in seconds.
@@ -58,6 +59,7 @@ class StackSettings:
     direct: bool = True
     strict_port: bool = True
     engine_arguments: tuple[str, ...] = ()
+    gateway_arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     log_dir: Path = Path(".run/logs")
     ready_timeout_s: float = 600.0
@@ -180,7 +182,7 @@ class Stack:
             self._add("proxy", "rhizome_proxy", ["--port", str(proxy_port), "--backends", backends])
             target = self.proxy_address = f"127.0.0.1:{proxy_port}"
         gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]
-        gateway += ["--graceful-shutdown-s", str(DRAIN_TIMEOUT_S)]
+        gateway += ["--graceful-shutdown-s", str(DRAIN_TIMEOUT_S), *settings.gateway_arguments]
         self._add("gateway", "rhizome_gateway", gateway)
 
     def _direct_endpoint(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import zmq.asyncio
+import zmq
 
 from rhizome.engine.v1.engine_service_pb2 import (
     GetLoadRequest,
@@ -42,7 +42,7 @@ class ScriptedFront(EngineServicerBase):
         self.server = GrpcServer(address, service_names=(ENGINE_SERVICE,))
         self.target = ""
         self._core_endpoint = core_endpoint
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._core = ZmqEngineClient(core_endpoint, peer_name="scripted front")
 
     async def start(self) -> str:

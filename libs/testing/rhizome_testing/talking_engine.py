@@ -105,8 +105,10 @@ class TalkingEngine(EngineServicerBase):
         files: the tokenizer's files; change them before the start, or with a new model name.
         announce_start: say `started` at once; otherwise requests seem to wait in a queue.
         submits: what was asked, oldest first.
+        embed_delay_s: how long Embed takes.
         embed_error: how Embed fails, where it is to.
         embeds: what Embed was asked, oldest first.
+        embeds_cancelled: calls of Embed that were given up.
         load: what GetLoad answers; nothing is known of how busy it is unless a test says so.
         cancelled: ids of requests that were cancelled while they ran.
         target: address for clients.
@@ -119,8 +121,10 @@ class TalkingEngine(EngineServicerBase):
     files: dict[str, bytes] = field(default_factory=dict)
     announce_start: bool = True
     submits: list[Submit] = field(default_factory=list)
+    embed_delay_s: float = 0.0
     embed_error: EngineError | None = None
     embeds: list[EmbedRequest] = field(default_factory=list)
+    embeds_cancelled: int = 0
     load: Load = field(default_factory=Load)
     cancelled: list[str] = field(default_factory=list)
     target: str = ""
@@ -231,6 +235,11 @@ class TalkingEngine(EngineServicerBase):
     ) -> EmbedResponse:
         """Vectors that tell what they are of: the number of tokens, the first, the last; and a third."""
         self.embeds.append(request)
+        try:
+            await asyncio.sleep(self.embed_delay_s)
+        except asyncio.CancelledError:
+            self.embeds_cancelled += 1
+            raise
         if self.embed_error is not None:
             raise self.embed_error
         vectors = [(len(one.ids), one.ids[0], one.ids[-1], 1 / 3) for one in request.inputs]

@@ -74,7 +74,11 @@ class ChatPrompts:
         return self.controls.read(rendered, marked.begin, marked.end)
 
     def encode(self, prompt: RenderedPrompt | str) -> list[int]:
-        """Token ids of what `render` gave."""
+        """Token ids of what `render` gave.
+
+        Raises:
+            LiteralTextError: a control token's text was typed, and this vocabulary cannot read it as text.
+        """
         if isinstance(prompt, str):
             ids: list[int] = self._backend.encode_batch_fast([prompt], add_special_tokens=False)[0].ids
             return ids

@@ -81,9 +81,8 @@ class ControlTokens:
         controls = [token for token in added if token.content and _is_control(token, literals)]
         self.texts = frozenset(token.content for token in controls)
         longest_first = sorted(self.texts, key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._anywhere = re.compile(pattern, re.IGNORECASE)
-        self._folded = re.compile(pattern.lower())  # several times as fast, on folded text
+        self._anywhere = re.compile("|".join(map(re.escape, longest_first)) or "(?!)", re.IGNORECASE)
+        self._folded = re.compile(_any_of({text.lower() for text in self.texts}) or "(?!)")
         self._beginnings = frozenset(
             text[:length].lower() for text in self.texts for length in range(1, len(text))
         )
@@ -195,6 +194,17 @@ def _as_matched(token: tokenizers.AddedToken) -> str:
     """The pattern by which the tokenizer finds an added token."""
     text = re.escape(token.content)
     return rf"(?<!\w){text}(?!\w)" if token.single_word else text
+
+
+def _any_of(texts: set[str]) -> str:
+    """A pattern that matches where any of the texts begins; shared beginnings are compared only once."""
+    if not texts or "" in texts:
+        return ""
+    branches = [
+        re.escape(char) + _any_of({text[1:] for text in texts if text[0] == char})
+        for char in sorted({text[0] for text in texts})
+    ]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 def _collect_texts(value: Any, texts: list[str]) -> None:

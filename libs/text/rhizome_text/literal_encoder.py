@@ -22,6 +22,10 @@ _PRIVATE_CHARS = 0xFFFD
 _NONCE_CHARS = 6
 
 
+class LiteralTextError(ValueError):
+    """This vocabulary cannot read the texts of its control tokens as text."""
+
+
 class LiteralEncoder:
     """The twin of a tokenizer; building it takes about as long as loading the tokenizer.
 
@@ -30,7 +34,7 @@ class LiteralEncoder:
         controls: texts of its control tokens.
 
     Raises:
-        ValueError: the vocabulary cannot be written with other texts for these tokens.
+        LiteralTextError: the vocabulary cannot be written with other texts for these tokens.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, controls: Iterable[str]) -> None:
@@ -45,12 +49,15 @@ class LiteralEncoder:
             if token["content"] in self._secret:  # whether it is a word of its own is decided before
                 token |= {"content": self._secret[token["content"]], "single_word": False}
         _rename(spec["model"], self._secret)
-        self._twin = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        try:
+            self._twin = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise LiteralTextError(f"the vocabulary needs its control tokens' texts: {error}") from error
         if any(
             self._twin.token_to_id(secret) != backend.token_to_id(text)
             for text, secret in self._secret.items()
         ):
-            raise ValueError("the tokenizer gives its control tokens other ids once they have other texts")
+            raise LiteralTextError("the tokenizer gives control tokens other ids once they have other texts")
 
     def encode(self, prompt: RenderedPrompt) -> list[int]:
         """Token ids, control tokens only where the prompt says so."""

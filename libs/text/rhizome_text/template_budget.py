@@ -46,7 +46,7 @@ class TemplateLimits:
     output_chars: int = 16 * 2**20
     work_chars: int = 64 * 2**20
     steps: int = 4_000_000
-    cpu_s: float = 0.5
+    cpu_s: float = 0.75
 
 
 class Budget:

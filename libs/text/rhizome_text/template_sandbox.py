@@ -50,6 +50,7 @@ _COMPARING_TESTS = frozenset(
         "ne",
     )
 )
+_DICT_ATTRIBUTES = frozenset(dir(dict))
 _PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
@@ -196,6 +197,14 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
         """`*`, `**` or `%`."""
         check_binary(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`, which for messages and tools is a key; Jinja would try the attribute first."""
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            if attribute in obj:
+                return obj[attribute]
+            return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Any:
         """`str.format` and `str.format_map`, sandboxed and within the budget."""

@@ -20,7 +20,7 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import CallInbox
+from rhizome_transport.inbox import CallInbox, as_response
 from rhizome_transport.link import OpenLink
 from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.session import Session
@@ -136,16 +136,16 @@ class FrameMultiplexer:
         trace: TraceContext | None = None,
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Run one request; see `client.EngineClient.generate`."""
-        arrived = asyncio.Event()
-        stream = await self.open(request, arrived.set, timeout_s=timeout_s, trace=trace)
+        news = asyncio.Event()
+        stream = await self.open(request, news.set, timeout_s=timeout_s, trace=trace)
         try:
             while True:
-                arrived.clear()
-                while (response := stream.take()) is not None:
-                    yield response
+                news.clear()
+                while (arrived := stream.take()) is not None:
+                    yield as_response(arrived)
                 if stream.ended:
                     return
-                await arrived.wait()
+                await news.wait()
         finally:
             stream.close()
 

@@ -7,11 +7,11 @@ import asyncio
 import grpc
 import grpc.aio
 
-from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
-from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame
+from rhizome.engine.v1.frames_pb2 import ClientFrame
+from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError, from_rpc_error
 
-FrameCall = grpc.aio.StreamStreamCall[ClientFrame, EngineFrame]
+FrameCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
 class GrpcLink:
@@ -23,24 +23,27 @@ class GrpcLink:
     @classmethod
     async def open(cls, channel: grpc.aio.Channel) -> GrpcLink:
         """Start the call; that nobody listens shows with the first frame."""
-        return cls(EngineServiceStub(channel).Connect())
+        connect: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            f"/{ENGINE_SERVICE}/Connect"
+        )
+        return cls(connect())
 
     async def send(self, frame: ClientFrame) -> None:
         """See `link.FrameLink`."""
         try:
-            await self._call.write(frame)
+            await self._call.write(frame.SerializeToString())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         except (grpc.aio.UsageError, asyncio.InvalidStateError):
             raise await self._ended() from None
 
-    async def receive(self) -> EngineFrame:
+    async def receive(self) -> bytes:
         """See `link.FrameLink`."""
         try:
             frame = await self._call.read()
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        if not isinstance(frame, EngineFrame):
+        if not isinstance(frame, bytes):
             raise await self._ended()
         return frame
 

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from rhizome.engine.v1.frames_pb2 import CallResult, RequestEvent
-from rhizome.engine.v1.generate_pb2 import GenerateResponse
+from rhizome.engine.v1.frames_pb2 import CallResult
+from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
+from rhizome.engine.v1.relay_pb2 import RelayEvent
 from rhizome_transport.deltas import merge_delta
 from rhizome_transport.errors import EngineError
 
@@ -55,6 +56,15 @@ class _Inbox(Generic[Item]):
         return self._items.popleft()
 
 
+Arrived = list[int] | GenerateResponse
+"""Token ids that came without text or log probabilities, or any other event."""
+
+_MOST_KNOWN = 65_536
+_LONGEST_KNOWN = 16
+_known_deltas: dict[bytes, tuple[int, ...]] = {}
+"""Serialised deltas of a token or two. They are most of all events, and there are only so many tokens."""
+
+
 class RequestInbox:
     """The events of one request, for a reader that is called. Deltas that were not taken yet are one delta.
 
@@ -67,7 +77,7 @@ class RequestInbox:
 
     def __init__(self, on_arrival: Callable[[], None]) -> None:
         self._on_arrival: Callable[[], None] | None = on_arrival
-        self._items: deque[GenerateResponse] = deque()
+        self._items: deque[Arrived] = deque()
         self._error: EngineError | None = None
         self._last_came = False
         self.used = False
@@ -77,7 +87,7 @@ class RequestInbox:
         """Whether nothing more will arrive."""
         return self._last_came or self._error is not None
 
-    def take(self) -> GenerateResponse | None:
+    def take(self) -> Arrived | None:
         """The next event; `None` when there is none yet, or none any more.
 
         Raises:
@@ -89,21 +99,26 @@ class RequestInbox:
             raise self._error
         return None
 
-    def put(self, event: RequestEvent) -> None:
+    def put(self, event: RelayEvent) -> None:
         """Take one event; events after the last are ignored."""
         if self._last_came or self._error is not None:
             return
-        outcome = event.WhichOneof("outcome")
-        if outcome == "status":
-            self.fail(EngineError.from_status(event.status))
-            return
-        if outcome == "response":
+        payload = event.response
+        token_ids = _known_deltas.get(payload)
+        if token_ids is not None:
             self.used = True
             if self._on_arrival is not None:
-                response = event.response
-                if not (self._items and merge_delta(self._items[-1], response)):
-                    self._items.append(response)
-        self._last_came = event.final or event.response.HasField("finished")
+                items = self._items
+                if items and type(items[-1]) is list:
+                    items[-1].extend(token_ids)
+                else:
+                    items.append([*token_ids])
+            self._last_came = event.final
+        elif event.HasField("status"):
+            self.fail(EngineError.from_status(event.status))
+            return
+        elif payload:
+            self._put_other(payload, event.final)
         self._tell()
 
     def fail(self, error: EngineError) -> None:
@@ -117,12 +132,41 @@ class RequestInbox:
         self._on_arrival = None
         self._items.clear()
 
+    def _put_other(self, payload: bytes, final: bool) -> None:
+        self.used = True
+        response = GenerateResponse.FromString(payload)
+        self._last_came = final or response.HasField("finished")
+        delta = response.delta
+        arrived: Arrived = response
+        if delta.token_ids and not delta.logprobs and not delta.text:
+            arrived = [*delta.token_ids]
+            if len(payload) <= _LONGEST_KNOWN and len(_known_deltas) < _MOST_KNOWN:
+                _known_deltas[payload] = tuple(arrived)
+        items = self._items
+        if self._on_arrival is not None and not (items and _merge(items[-1], arrived)):
+            items.append(arrived)
+
     def _tell(self) -> None:
         if self._on_arrival is not None:
             try:
                 self._on_arrival()
             except Exception:  # one reader's bug must not end the stream that all requests share
                 _log.exception("a reader of engine events failed")
+
+
+def as_response(arrived: Arrived) -> GenerateResponse:
+    """The event as the contract has it."""
+    return GenerateResponse(delta=TokenDelta(token_ids=arrived)) if isinstance(arrived, list) else arrived
+
+
+def _merge(earlier: Arrived, later: Arrived) -> bool:
+    """Add `later` to `earlier` if both are deltas of the same kind; whether they were."""
+    if isinstance(later, list):
+        if not isinstance(earlier, list):
+            return False
+        earlier.extend(later)
+        return True
+    return not isinstance(earlier, list) and merge_delta(earlier, later)
 
 
 class CallInbox(_Inbox[bytes]):

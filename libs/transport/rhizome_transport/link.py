@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame
+from rhizome.engine.v1.frames_pb2 import ClientFrame
 
 
 class FrameLink(Protocol):
@@ -19,8 +19,8 @@ class FrameLink(Protocol):
         """
         ...
 
-    async def receive(self) -> EngineFrame:
-        """Read the next frame. Only one task reads.
+    async def receive(self) -> bytes:
+        """Read the next serialised EngineFrame. Only one task reads.
 
         Raises:
             EngineError: the link broke, after everything that arrived before was read.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import RequestInbox
+from rhizome_transport.inbox import Arrived, RequestInbox
 from rhizome_transport.session import Session
 
 
@@ -47,8 +46,8 @@ class RequestStream:
         """Whether nothing more will arrive; something may still be there to take."""
         return self._inbox.ended or self._expired is not None
 
-    def take(self) -> GenerateResponse | None:
-        """The next event; `None` when there is none yet, or none any more.
+    def take(self) -> Arrived | None:
+        """The next event; `None` when there is none yet, or none any more. Token ids alone come as a list.
 
         Raises:
             EngineError: how the request ended, where it did not end well.

@@ -11,9 +11,11 @@ import logging
 from collections.abc import Callable
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Credit, EngineFrame, Hello
+from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Credit, Hello
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome.engine.v1.relay_pb2 import PeerFrame
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.inbox import CallInbox, RequestInbox
@@ -46,6 +48,7 @@ class Session:
         self.requests: dict[str, RequestInbox] = {}
         self.calls: dict[str, CallInbox] = {}
         self.instance_id = ""
+        self.undecodable_frames = 0
         self.alive = False
 
     async def greet(self, timeout_s: float) -> None:
@@ -62,9 +65,13 @@ class Session:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._link.send(ClientFrame(hello=hello))
-                frame = await self._link.receive()
+                frame = PeerFrame()
                 while not frame.HasField("welcome"):
-                    frame = await self._link.receive()
+                    frame = PeerFrame.FromString(await self._link.receive())
+        except DecodeError:
+            raise EngineError(
+                grpc.StatusCode.UNAVAILABLE, "what listens there does not speak Rhizome's frames"
+            ) from None
         except TimeoutError:
             raise EngineError(
                 grpc.StatusCode.UNAVAILABLE, f"the engine did not answer Hello within {timeout_s:g} s"
@@ -123,15 +130,22 @@ class Session:
 
     async def _read(self) -> None:
         while True:
-            self._dispatch(await self._link.receive())
+            payload = await self._link.receive()
+            try:
+                frame = PeerFrame.FromString(payload)
+            except DecodeError:
+                self.undecodable_frames += 1
+                continue
+            self._dispatch(frame)
 
-    def _dispatch(self, frame: EngineFrame) -> None:
+    def _dispatch(self, frame: PeerFrame) -> None:
+        requests = self.requests
         for event in frame.events:
-            inbox = self.requests.get(event.request_id)
+            inbox = requests.get(event.request_id)
             if inbox is not None:
                 inbox.put(event)
                 if inbox.ended:
-                    del self.requests[event.request_id]
+                    del requests[event.request_id]
         for result in frame.call_results:
             call = self.calls.get(result.call_id)
             if call is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 
-import zmq.asyncio
+import zmq
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import (
@@ -49,7 +49,7 @@ class ZmqEngineClient:
         self, endpoint: str, *, peer_name: str, initial_credit: int = 64, connect_timeout_s: float = 5.0
     ) -> None:
         check_endpoint(endpoint)
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self.frames = FrameMultiplexer(
             lambda: ZmqLink.open(self._context, endpoint),
             target=endpoint,

@@ -40,9 +40,12 @@ from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.openai.completions.route import Completions
 from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
 from rhizome_gateway.openai.embeddings.route import Embeddings
+from rhizome_gateway.openai.responses.request import InputTokensRequest, ResponsesRequest
+from rhizome_gateway.openai.responses.route import InputTokens, Responses
 from rhizome_gateway.routes import health, metrics, models
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.settings import GatewaySettings
+from rhizome_gateway.tokenization import info as tokenizer_info
 from rhizome_gateway.tokenization.request import DetokenizeRequest, TokenizeRequest
 from rhizome_gateway.tokenization.routes import Detokenize, Tokenize
 from rhizome_telemetry.asgi import TracingMiddleware
@@ -158,6 +161,20 @@ def hot_routes(runtime: Runtime) -> Sequence[HotRoute]:
             "embeddings",
             EmbeddingRequest,
         ),
+        HotRoute(
+            "/v1/responses",
+            Responses(runtime),
+            "Continue a conversation, in the form of items",
+            "responses",
+            ResponsesRequest,
+        ),
+        HotRoute(
+            "/v1/responses/input_tokens",
+            InputTokens(runtime),
+            "Count the tokens of a conversation in the form of items",
+            "responses",
+            InputTokensRequest,
+        ),
         HotRoute("/tokenize", Tokenize(runtime), "Text to tokens", "tokens", TokenizeRequest),
         HotRoute("/detokenize", Detokenize(runtime), "Tokens to text", "tokens", DetokenizeRequest),
         HotRoute(
@@ -210,7 +227,7 @@ def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:
     )
     api.state.settings = settings
     api.state.draining = False
-    for module in (models, health, metrics):
+    for module in (models, health, metrics, tokenizer_info):
         api.include_router(module.router)
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(EngineError, _engine_error)

@@ -86,6 +86,8 @@ class EngineSession:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        if self._model is not None:
+            self._model.grammars.close()
         await self.client.close()
 
     def model(self, name: str) -> ServedModel:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-import zmq.asyncio
+import zmq
 
 from rhizome.engine.v1.engine_admin_service_pb2 import (
     DrainRequest,
@@ -331,7 +331,7 @@ async def test_stops_when_no_front_is_left(tmp_path: Path) -> None:
 async def test_administration_is_refused_to_peers_from_elsewhere(
     hash_core: HashCore, client: ZmqEngineClient, method: str
 ) -> None:
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     stranger = DealerConnection(context, hash_core.endpoint, identity=RELAYED_IDENTITY_PREFIX + b"1")
     try:
         # Whatever it calls itself.
@@ -350,7 +350,7 @@ async def test_administration_is_refused_to_peers_from_elsewhere(
 
 
 async def test_an_id_used_again_at_once_stays_known(hash_core: HashCore) -> None:
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     hasty = DealerConnection(context, hash_core.endpoint)
     slow_down(hash_core)
     request = token_request([1, 2, 3], max_tokens=ENDLESS)

@@ -176,8 +176,10 @@ async def test_what_cannot_matter_here_is_ignored(shared) -> None:
         "tools": [],
     }
     headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
-    answer = await shared.http.post("/v1/messages?beta=true", json=BODY | fields, headers=headers)
-    assert answer.status_code == 200, answer.text
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = await shared.http.post(f"{path}?beta=true", json=BODY | fields, headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert "x-ignored-params" not in answer.headers
 
 
 async def test_the_official_client_raises_its_own_errors(shared) -> None:

@@ -236,6 +236,7 @@ def test_thinking_reaches_the_template(thinking: Any, on: bool) -> None:
     request = translated(thinking=thinking, output_config={"effort": "low"})
     assert request.chat_template_kwargs is not None
     assert request.chat_template_kwargs["enable_thinking"] is on
+    assert request.chat_template_kwargs["thinking_budget"] == thinking.get("budget_tokens")
     assert request.reasoning_effort == ("low" if on else "none")
 
 

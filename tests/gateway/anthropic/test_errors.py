@@ -1,13 +1,9 @@
-import json
-
-import httpx
 import pytest
 from anthropic.types.shared import ErrorResponse
 from tests.gateway.anthropic.conftest import strictly
 
-from rhizome_gateway.anthropic.errors import error_object, is_ours, refusal
+from rhizome_gateway.anthropic.errors import error_object
 from rhizome_gateway.errors import ApiError
-from rhizome_gateway.http.boundary import RequestBoundary
 
 TYPES = {
     400: "invalid_request_error",
@@ -42,25 +38,3 @@ def test_the_message_names_the_field_once() -> None:
 def test_a_long_message_is_cut() -> None:
     message = error_object(ApiError(400, "é" * 5000, param="p" * 5000), "")["error"]["message"]
     assert len(message.encode()) <= 2048
-
-
-async def test_a_refusal_is_a_response_of_this_api() -> None:
-    app = RequestBoundary(
-        lambda scope, receive, send: refusal(
-            scope, ApiError(401, "No key.", headers={"WWW-Authenticate": "Bearer"})
-        )(scope, receive, send)
-    )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        answer = await client.post("/v1/messages", headers={"x-request-id": "mine"})
-    assert answer.status_code == 401
-    assert answer.headers["request-id"] == "mine" and answer.headers["www-authenticate"] == "Bearer"
-    assert json.loads(answer.text) == {
-        "type": "error",
-        "error": {"type": "authentication_error", "message": "No key."},
-        "request_id": "mine",
-    }
-
-
-def test_paths_of_this_api() -> None:
-    assert all(map(is_ours, ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches")))
-    assert not any(map(is_ours, ("/v1/models", "/v1/messagesx", "/")))

@@ -20,13 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
 
 from rhizome_gateway.errors import ApiError, clip
-from rhizome_gateway.http.boundary import request_id_of
-
-PATH = "/v1/messages"
 
 _TYPES = {
     400: "invalid_request_error",
@@ -63,15 +58,3 @@ def error_object(error: ApiError, request_id: str) -> dict[str, Any]:
 def error_body(error: ApiError, request_id: str) -> bytes:
     """The envelope; see `http.hot_routes.HotRoute`."""
     return orjson.dumps(error_object(error, request_id))
-
-
-def is_ours(path: str) -> bool:
-    """Whether a path belongs to this API."""
-    return path == PATH or path.startswith(f"{PATH}/")
-
-
-def refusal(scope: Scope, error: ApiError) -> ASGIApp:
-    """The response to a request that does not get as far as its route."""
-    request_id = request_id_of(scope)
-    headers = error.headers | {"request-id": request_id}
-    return Response(error_body(error, request_id), error.status, headers, media_type="application/json")

@@ -23,7 +23,7 @@ MAX_TURNS = 100_000
 MIN_THINKING_BUDGET = 1024
 
 UNSUPPORTED = ("container", "mcp_servers")
-"""Fields that would change the answer in ways this server does not offer."""
+"""Fields that would change the answer in ways this server does not offer, unless they are empty."""
 
 _SERVER_TOOLS = (
     "advisor",
@@ -138,16 +138,37 @@ class RequestMetadata(Fields):
     user_id: str | None = None
 
 
+StopSequence = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+_NoEffect = Annotated[Any, Field(description="no effect")]
+
+
 class CountTokensRequest(Fields):
-    """A conversation whose tokens are counted."""
+    """A conversation whose tokens are counted; what matters to an answer only may be there."""
 
     model: str = Field(min_length=1)
     messages: list[Turn] = Field(min_length=1, max_length=MAX_TURNS)
     system: TextBlocks | None = None
+    max_tokens: Whole | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=1, description="0 always takes the likeliest token")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: Whole | None = Field(None, ge=0, lt=2**31, description="0 keeps all tokens")
+    stop_sequences: list[StopSequence] | None = Field(None, max_length=MAX_STOP_STRINGS)
+    stream: bool | None = None
     tools: list[ClientTool] | None = None
     tool_choice: ToolUsePolicy | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: AnswerFormat | None = Field(None, description="older name of output_config.format")
+    metadata: RequestMetadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    betas: _NoEffect = None
+    cache_control: _NoEffect = None
+    container: _NoEffect = None
+    context_management: _NoEffect = None
+    diagnostics: _NoEffect = None
+    inference_geo: _NoEffect = None
+    mcp_servers: _NoEffect = None
+    speed: _NoEffect = None
 
     @model_validator(mode="before")
     @classmethod
@@ -173,17 +194,7 @@ class CountTokensRequest(Fields):
         return self
 
 
-StopSequence = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-
-
 class MessagesRequest(CountTokensRequest):
     """A conversation that the model is to continue."""
 
     max_tokens: Whole = Field(ge=1, lt=2**31)
-    temperature: float | None = Field(None, ge=0, le=1, description="0 always takes the likeliest token")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: Whole | None = Field(None, ge=0, lt=2**31, description="0 keeps all tokens")
-    stop_sequences: list[StopSequence] | None = Field(None, max_length=MAX_STOP_STRINGS)
-    stream: bool | None = None
-    metadata: RequestMetadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None

@@ -82,7 +82,5 @@ class CountTokens:
         caller.require_model(request.model)
         served = runtime.session.model(request.model)
         chat, tools = chat_request(request)
-        with runtime.guard.enter(caller) as permit:
-            exchange.headers.update(permit.headers)
-            prompt = await chat_prompt(served, chat, tools if chat.offered_tools else None)
-            await exchange.send_json(200, orjson.dumps({"input_tokens": len(prompt.token_ids)}))
+        prompt = await chat_prompt(served, chat, tools if chat.offered_tools else None)
+        await exchange.send_json(200, orjson.dumps({"input_tokens": len(prompt.token_ids)}))

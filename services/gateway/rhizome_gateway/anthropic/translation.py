@@ -59,8 +59,9 @@ def _generation(request: MessagesRequest) -> dict[str, Any]:
         "stream": request.stream,
     }
     config = request.output_config
-    if config is not None and config.format is not None:
-        named = {"name": "answer", "schema": config.format.json_schema, "strict": True}
+    answer = (config and config.format) or request.output_format
+    if answer is not None:
+        named = {"name": "answer", "schema": answer.json_schema, "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     return fields
 
@@ -91,7 +92,11 @@ def _thinking(thinking: ThinkingConfig | None, output: OutputConfig | None) -> d
     fields: dict[str, Any] = {"reasoning_effort": None if output is None else output.effort}
     if thinking is not None:
         wanted = thinking.type != "disabled"
-        fields["chat_template_kwargs"] = {"enable_thinking": wanted, "thinking": wanted}
+        fields["chat_template_kwargs"] = {
+            "enable_thinking": wanted,
+            "thinking": wanted,
+            "thinking_budget": thinking.budget_tokens if wanted else None,
+        }
         if not wanted:
             fields["reasoning_effort"] = "none"
     return fields

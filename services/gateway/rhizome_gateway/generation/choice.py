@@ -13,6 +13,7 @@ from rhizome.engine.v1.generate_pb2 import (
     GenerateResponse,
     Started,
     TokenDelta,
+    TokenLogprob,
 )
 from rhizome_gateway.generation.events import (
     Begun,
@@ -104,6 +105,15 @@ class Choice:
         """Tokens of the answer so far."""
         return self._used
 
+    def feed_tokens(self, token_ids: Sequence[int]) -> Sequence[Event]:
+        """Take tokens that came without log probabilities: the usual case, and the fast one."""
+        if self.satisfied:
+            return ()
+        if self._parser is not None:
+            return self._parsed(token_ids, (), self._parser)
+        chunk = self._push(token_ids)
+        return (Text(chunk.text),) if chunk.text else ()
+
     def feed(self, response: GenerateResponse) -> Sequence[Event]:
         """Take what the engine said.
 
@@ -129,22 +139,23 @@ class Choice:
 
     def _delta(self, delta: TokenDelta) -> Sequence[Event]:
         if self._parser is not None:
-            return self._parsed_delta(delta, self._parser)
+            return self._parsed(delta.token_ids, delta.logprobs, self._parser)
         chunk = self._push(delta.token_ids)
-        logprobs = self._logprobs(delta, 0, chunk.num_tokens) if delta.logprobs else ()
+        logprobs = self._logprobs(delta.token_ids[: chunk.num_tokens], delta.logprobs)
         return (Text(chunk.text, logprobs),) if chunk.text or logprobs else ()
 
-    def _parsed_delta(self, delta: TokenDelta, parser: OutputParser) -> Sequence[Event]:
+    def _parsed(
+        self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob], parser: OutputParser
+    ) -> Sequence[Event]:
         """Token by token, so that counting thinking tokens does not depend on how they were grouped."""
         events: list[Event] = []
-        for position, token_id in enumerate(delta.token_ids):
+        for position, token_id in enumerate(token_ids):
             chunk = self._push((token_id,))
             thinking = self._thinking
             parsed = self._noted(parser.push(chunk.text)) if chunk.text else ()
             # A token counts as thinking unless it begins or continues the answer.
             self._reasoning_tokens += (thinking or self._thinking) and bool(chunk.num_tokens)
-            logprobs = self._logprobs(delta, position, chunk.num_tokens) if delta.logprobs else ()
-            if logprobs:
+            if likelihoods and (logprobs := self._logprobs((token_id,), likelihoods[position:])):
                 parsed = _with_logprobs(parsed, logprobs, self._thinking)
             events += parsed
             if self.satisfied:
@@ -200,10 +211,12 @@ class Choice:
         )
         return events
 
-    def _logprobs(self, delta: TokenDelta, start: int, used: int) -> TokenLogprobs:
+    def _logprobs(self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob]) -> TokenLogprobs:
         """Pair tokens with their log probabilities; tokens without text, such as the last, are left out."""
+        if not likelihoods:
+            return ()
         tokenizer, skip = self._tokenizer, self._skip_special_tokens
-        pairs = zip(delta.token_ids[start : start + used], delta.logprobs[start : start + used], strict=True)
+        pairs = zip(token_ids, likelihoods, strict=False)
         return [(i, logprob) for i, logprob in pairs if tokenizer.is_text(i, skip)]
 
 

@@ -157,10 +157,14 @@ class Generation:
             return
         stream, choice = self._streams[index], self._choices[index].choice
         try:
-            while (response := stream.take()) is not None:
-                events = choice.feed(response)
-                if num_tokens := len(response.delta.token_ids):
-                    self._meters[index].observe_tokens(time.monotonic(), num_tokens)
+            while (arrived := stream.take()) is not None:
+                if type(arrived) is list:
+                    events = choice.feed_tokens(arrived)
+                    self._meters[index].observe_tokens(time.monotonic(), len(arrived))
+                else:
+                    events = choice.feed(arrived)
+                    if num_tokens := len(arrived.delta.token_ids):
+                        self._meters[index].observe_tokens(time.monotonic(), num_tokens)
                 if events:
                     self._emit(index, events)
                 if choice.satisfied and not choice.ended:

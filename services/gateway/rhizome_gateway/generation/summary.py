@@ -30,10 +30,11 @@ class CollectedCall:
 
 @dataclass(slots=True)
 class CollectedText:
-    """Text of a whole answer without a call in it, or thinking."""
+    """Text of a whole answer without a call in it, or thinking; log probabilities as in `Text`."""
 
     text: str
     thinking: bool
+    logprobs: list[tuple[int, TokenLogprob]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -68,11 +69,11 @@ class Answer:
         match event:
             case Text():
                 self.text += event.text
-                self._add_text(event.text, thinking=False)
+                self._add_text(event, thinking=False)
                 self.logprobs += event.logprobs
             case Reasoning():
                 self.reasoning += event.text
-                self._add_text(event.text, thinking=True)
+                self._add_text(event, thinking=True)
                 self.logprobs += event.logprobs
             case CallBegun():
                 self.calls.append(CollectedCall(event.id, event.name))
@@ -86,12 +87,13 @@ class Answer:
             case Begun():
                 pass
 
-    def _add_text(self, text: str, *, thinking: bool) -> None:
+    def _add_text(self, event: Text | Reasoning, *, thinking: bool) -> None:
         last = self.parts[-1] if self.parts else None
         if isinstance(last, CollectedText) and last.thinking == thinking:
-            last.text += text
-        elif text:
-            self.parts.append(CollectedText(text, thinking))
+            last.text += event.text
+            last.logprobs += event.logprobs
+        elif event.text or event.logprobs:
+            self.parts.append(CollectedText(event.text, thinking, list(event.logprobs)))
 
 
 class Summary:

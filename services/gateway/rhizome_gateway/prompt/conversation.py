@@ -17,8 +17,9 @@ from rhizome_gateway.served_model import ServedModel
 from rhizome_text.chat_prompt import ChatPrompts, Conversation
 from rhizome_text.chat_template import ChatTemplate, ChatTemplateError, PromptTooLongError
 from rhizome_text.control_tokens import RenderedPrompt
+from rhizome_text.literal_encoder import LiteralTextError
 
-_INLINE_CHARS = 2048
+_INLINE_CHARS = 4096
 """Shorter conversations take less time than a hop to another thread."""
 
 
@@ -103,6 +104,14 @@ async def chat_token_ids(
         raise too_many_chars(served, error.chars) from error
     except ChatTemplateError as error:
         raise ApiError(400, f"{error}.", code="invalid_value", param="messages") from error
+    except LiteralTextError as error:
+        raise ApiError(
+            400,
+            "The conversation holds the text of a control token, which this model's tokenizer cannot read as "
+            "text; leave it out.",
+            code="invalid_value",
+            param="messages",
+        ) from error
     text = rendered if isinstance(rendered, str) else rendered.text
     opens = markers is not None and _opens_reasoning(markers, given, rendered, prompts)
     return Prompt(token_ids, text, opens)

@@ -112,7 +112,7 @@ async def read_inputs(
             # No token stands for more characters than the longest one.
             least = len(text) // max(1, served.tokenizer.longest_token_chars)
             if least > limit:
-                raise too_long(limit, f"at least {least}", _name(field, place, len(texts)), None)
+                raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
         if sum(map(len, texts)) <= _INLINE_CHARS:
             read = _tokenised(served.tokenizer, texts, add_special_tokens)
         else:
@@ -122,7 +122,7 @@ async def read_inputs(
             assert isinstance(ids, list)
             read.append(ModelInput(ids, range(len(ids)), False))
     for place, one in enumerate(read):
-        name = _name(field, place, len(read))
+        name = input_name(field, place, len(read))
         if not one.token_ids:
             raise ApiError(
                 400,
@@ -138,26 +138,6 @@ async def read_inputs(
                 param=name,
             )
     return read
-
-
-def check_context(
-    served: ServedModel, inputs: Sequence[ModelInput], max_tokens: int | None, *, field: str
-) -> None:
-    """Refuse what does not fit into the model's context, together with the answer that was asked for.
-
-    Args:
-        served: the model.
-        inputs: each with an answer of its own.
-        max_tokens: of an answer; None for any, which has at least one.
-        field: the request's, for errors.
-
-    Raises:
-        ApiError: 400 `context_length_exceeded`; nothing is ever cut silently.
-    """
-    limit = served.info.max_context_tokens
-    for place, one in enumerate(inputs):
-        if len(one.token_ids) + (1 if max_tokens is None else max_tokens) > limit:
-            raise too_long(limit, str(len(one.token_ids)), _name(field, place, len(inputs)), max_tokens)
 
 
 def too_long(limit: int, tokens: str, name: str, max_tokens: int | None) -> ApiError:
@@ -197,5 +177,6 @@ def _written(token_ids: Sequence[int], added: Sequence[int]) -> range:
     return range(len(token_ids))
 
 
-def _name(field: str, place: int, count: int) -> str:
+def input_name(field: str, place: int, count: int) -> str:
+    """What errors call one of several inputs: `prompt[3]`, and just `prompt` where it is alone."""
     return field if count == 1 else f"{field}[{place}]"

@@ -15,6 +15,7 @@ from rhizome_gateway.prompt.from_openai import chat_prompt
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.schema.validation import read_request, validate
 from rhizome_gateway.served_model import ServedModel
+from rhizome_gateway.tokenization.naming import served_model
 from rhizome_gateway.tokenization.request import DetokenizeRequest, TokenizeRequest
 
 _MANY = 2048
@@ -30,7 +31,7 @@ class Tokenize:
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request."""
         request, fields = await read_request(self._runtime, exchange, TokenizeRequest)
-        served = _model(self._runtime, exchange, request.model)
+        served = served_model(self._runtime.session, caller_of(exchange.scope), request.model)
         if request.prompt is None:
             ids = await _conversation(served, fields)
             body = await _off_loop(len(ids), _tokens_body, served, request, ids)
@@ -48,7 +49,7 @@ class Detokenize:
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request."""
         request, _ = await read_request(self._runtime, exchange, DetokenizeRequest)
-        served = _model(self._runtime, exchange, request.model)
+        served = served_model(self._runtime.session, caller_of(exchange.scope), request.model)
         if max(request.tokens, default=0) >= served.info.vocab_size:
             raise ApiError(
                 400,
@@ -59,15 +60,6 @@ class Detokenize:
             )
         body = await _off_loop(len(request.tokens), _text_body, served, request.tokens)
         await exchange.send_json(200, body)
-
-
-def _model(runtime: Runtime, exchange: Exchange, name: str | None) -> ServedModel:
-    """The model that is meant; without a name the one that is served."""
-    caller = caller_of(exchange.scope)
-    if name is None:
-        name = runtime.session.model_names()[0]
-    caller.require_model(name)
-    return runtime.session.model(name)
 
 
 async def _conversation(served: ServedModel, fields: dict[str, Any]) -> list[int]:

@@ -23,17 +23,21 @@ _sym_db = _symbol_database.Default()
 
 
 from rhizome.common.v1 import common_pb2 as rhizome_dot_common_dot_v1_dot_common__pb2
+from rhizome.engine.v1 import frames_pb2 as rhizome_dot_engine_dot_v1_dot_frames__pb2
+from rhizome.engine.v1 import load_pb2 as rhizome_dot_engine_dot_v1_dot_load__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drhizome/engine/v1/relay.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\"I\n\nRelayFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.rhizome.engine.v1.RelayEvent\"{\n\nRelayEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcomeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drhizome/engine/v1/relay.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\x1a\x1erhizome/engine/v1/frames.proto\x1a\x1crhizome/engine/v1/load.proto\"I\n\nRelayFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.rhizome.engine.v1.RelayEvent\"{\n\nRelayEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x19.rhizome.common.v1.StatusH\x00\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x42\t\n\x07outcome\"\xf8\x01\n\tPeerFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.rhizome.engine.v1.RelayEvent\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.rhizome.engine.v1.Load\x12+\n\x07welcome\x18\x04 \x01(\x0b\x32\x1a.rhizome.engine.v1.Welcome\x12%\n\x04pong\x18\x05 \x01(\x0b\x32\x17.rhizome.engine.v1.Pong\x12\x33\n\x0c\x63\x61ll_results\x18\x06 \x03(\x0b\x32\x1d.rhizome.engine.v1.CallResultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rhizome.engine.v1.relay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RELAYFRAME']._serialized_start=84
-  _globals['_RELAYFRAME']._serialized_end=157
-  _globals['_RELAYEVENT']._serialized_start=159
-  _globals['_RELAYEVENT']._serialized_end=282
+  _globals['_RELAYFRAME']._serialized_start=146
+  _globals['_RELAYFRAME']._serialized_end=219
+  _globals['_RELAYEVENT']._serialized_start=221
+  _globals['_RELAYEVENT']._serialized_end=344
+  _globals['_PEERFRAME']._serialized_start=347
+  _globals['_PEERFRAME']._serialized_end=595
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,8 @@ from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
 from rhizome.common.v1 import common_pb2 as common_pb2
+from rhizome.engine.v1 import frames_pb2 as frames_pb2
+from rhizome.engine.v1 import load_pb2 as load_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -83,3 +85,55 @@ class RelayEvent(message.Message):
     _WhichOneofReturnType_outcome: _TypeAlias = typing.Literal["response", "status"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+@typing.final
+class PeerFrame(message.Message):
+    """PeerFrame is the wire form of EngineFrame, too, for a peer that wants all of it: most events hold one token and
+    nothing else, so their bytes repeat and need not be decoded each time.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
+    WELCOME_FIELD_NUMBER: builtins.int
+    PONG_FIELD_NUMBER: builtins.int
+    CALL_RESULTS_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """As in EngineFrame."""
+    @builtins.property
+    def events(self) -> containers.RepeatedCompositeFieldContainer[RelayEvent]:
+        """As in EngineFrame."""
+
+    @builtins.property
+    def load(self) -> load_pb2.Load:
+        """As in EngineFrame."""
+
+    @builtins.property
+    def welcome(self) -> frames_pb2.Welcome:
+        """As in EngineFrame."""
+
+    @builtins.property
+    def pong(self) -> frames_pb2.Pong:
+        """As in EngineFrame."""
+
+    @builtins.property
+    def call_results(self) -> containers.RepeatedCompositeFieldContainer[frames_pb2.CallResult]:
+        """As in EngineFrame."""
+
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        events: abc.Iterable[RelayEvent] | None = ...,
+        load: load_pb2.Load | None = ...,
+        welcome: frames_pb2.Welcome | None = ...,
+        pong: frames_pb2.Pong | None = ...,
+        call_results: abc.Iterable[frames_pb2.CallResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["load", b"load", "pong", b"pong", "welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_results", b"call_results", "events", b"events", "load", b"load", "pong", b"pong", "step", b"step", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

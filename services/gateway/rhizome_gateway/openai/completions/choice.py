@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
+from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta, TokenLogprob
 from rhizome_gateway.generation.choice import Choice
 from rhizome_gateway.generation.events import Ended, Event, PromptScored, Text, TokenLogprobs
 from rhizome_gateway.openai.completions.shown import ShownChoice
@@ -61,11 +61,19 @@ class ContinuingChoice(Choice):
         self._collector = collector
         self._ended_by_token = False
 
+    def feed_tokens(self, token_ids: Sequence[int]) -> Sequence[Event]:
+        """See `Choice.feed_tokens`."""
+        return self._left(super().feed_tokens(token_ids))
+
     def feed(self, response: GenerateResponse) -> Sequence[Event]:
         """See `Choice.feed`."""
         events = super().feed(response)
         if self._ended_by_token:
             events = [replace(event, reason="stop") if type(event) is Ended else event for event in events]
+        return self._left(events)
+
+    def _left(self, events: Sequence[Event]) -> Sequence[Event]:
+        """What the collector leaves to others."""
         if self._collector is None:
             return events
         for event in events:
@@ -77,9 +85,8 @@ class ContinuingChoice(Choice):
             return super()._delta(delta)
         self._ended_by_token = True
         self._used += len(delta.token_ids)
-        return (Text("", self._logprobs(delta, 0, len(delta.token_ids))),)
+        return (Text("", self._logprobs(delta.token_ids, delta.logprobs)),)
 
-    def _logprobs(self, delta: TokenDelta, start: int, used: int) -> TokenLogprobs:
+    def _logprobs(self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob]) -> TokenLogprobs:
         """Those without text too: evaluations count the entries."""
-        end = start + used
-        return list(zip(delta.token_ids[start:end], delta.logprobs[start:end], strict=True))
+        return list(zip(token_ids, likelihoods, strict=False))

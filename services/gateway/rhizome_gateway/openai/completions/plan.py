@@ -13,10 +13,11 @@ from rhizome_gateway.generation.response import PlannedChoice
 from rhizome_gateway.openai.completions.choice import ContinuingChoice
 from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.openai.completions.shown import ShownChoice
+from rhizome_gateway.prompt.context import check_context
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.structure.request_grammar import grammar_for
-from rhizome_gateway.tokenization.inputs import ModelInput, check_context, read_inputs
+from rhizome_gateway.tokenization.inputs import ModelInput, input_name, read_inputs
 from rhizome_gateway.tokenization.spelling import Spelling
 
 MAX_CANDIDATES = 2048
@@ -59,7 +60,9 @@ async def plan_completion(
     prompts = await read_inputs(
         served, request.prompt, add_special_tokens=request.add_special_tokens is not False, field="prompt"
     )
-    check_context(served, prompts, request.max_tokens, field="prompt")
+    for place, prompt in enumerate(prompts):
+        name = input_name("prompt", place, len(prompts))
+        check_context(served, len(prompt.token_ids), request.max_tokens, name)
     _check_size(served, request, prompts)
     hidden_ids = served.tokenizer.special_ids if request.skip_special_tokens is not False else frozenset()
     echoes: list[str | None] = [None] * len(prompts)

@@ -11,6 +11,7 @@ from rhizome.engine.v1.engine_service_pb2 import (
     POOLING_CLS,
     POOLING_LAST_TOKEN,
     POOLING_MEAN,
+    POOLING_UNSPECIFIED,
     EmbedRequest,
     EmbedResponse,
 )
@@ -21,17 +22,18 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.openai.embeddings.rendering import embedding_list
 from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
+from rhizome_gateway.prompt.context import check_context
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.schema.validation import read_request
 from rhizome_gateway.served_model import ServedModel
-from rhizome_gateway.tokenization.inputs import check_context, read_inputs
+from rhizome_gateway.tokenization.inputs import input_name, read_inputs
 from rhizome_telemetry import semconv
 from rhizome_telemetry.asgi import SCOPE_KEY
 from rhizome_telemetry.propagation import to_proto
 from rhizome_telemetry.tracing import Span, SpanKind, start_span
 from rhizome_transport.errors import EngineError
 
-_POOLINGS = {"mean": POOLING_MEAN, "last": POOLING_LAST_TOKEN, "cls": POOLING_CLS}
+_POOLINGS = {None: POOLING_UNSPECIFIED, "mean": POOLING_MEAN, "last": POOLING_LAST_TOKEN, "cls": POOLING_CLS}
 
 _MANY_NUMBERS = 65_536
 """Fewer are written faster than another thread is reached."""
@@ -54,12 +56,13 @@ class Embeddings:
         inputs = await read_inputs(
             served, request.input, add_special_tokens=request.add_special_tokens is not False, field="input"
         )
-        check_context(served, inputs, 0, field="input")
+        for place, one in enumerate(inputs):
+            check_context(served, len(one.token_ids), 0, input_name("input", place, len(inputs)))
         asked = EmbedRequest(
             request_id=f"embd-{uuid.uuid4().hex}",
             model=served.info.model,
             inputs=[TokenIds(ids=one.token_ids) for one in inputs],
-            pooling=_POOLINGS.get(request.pooling or ""),
+            pooling=_POOLINGS[request.pooling],
             normalize=request.normalize,
             cache_namespace=caller.salted_namespace(request.cache_salt),
             tenant=caller.tenant,
@@ -122,7 +125,11 @@ class Embeddings:
             asked, timeout_s=self._runtime.settings.request_timeout_s, trace=trace
         )
         task = asyncio.ensure_future(call)
-        exchange.connection.on_lost = task.cancel
+
+        def give_up() -> None:
+            task.cancel()
+
+        exchange.connection.on_lost = give_up
         try:
             if exchange.connection.lost:
                 task.cancel()

@@ -74,8 +74,8 @@ class ToolPolicy(Fields):
         if kind not in ("none", "auto", "required", "function", "custom", "allowed_tools"):
             raise refuse(
                 "unsupported_parameter" if isinstance(kind, str) else "invalid_value",
-                "tool_choice must be 'none', 'auto', 'required', or an object of type 'function', 'custom' or "
-                "'allowed_tools'.",
+                "tool_choice must be 'none', 'auto', 'required', or an object of type 'function', 'custom' "
+                "or 'allowed_tools'.",
             )
         return choice
 
@@ -92,9 +92,7 @@ def _as_policy(choice: Any) -> Any:
     return {"type": choice} if isinstance(choice, str) else choice
 
 
-ToolChoice = Annotated[
-    ToolPolicy, BeforeValidator(_as_policy, json_schema_input_type=str | ToolPolicy)
-]
+ToolChoice = Annotated[ToolPolicy, BeforeValidator(_as_policy, json_schema_input_type=str | ToolPolicy)]
 """`none`, `auto`, `required`, the tool that must be called, or those that may be."""
 
 
@@ -125,10 +123,14 @@ class InputTokensRequest(Fields):
         return fields
 
 
-class StreamOptions(Fields):
+class ResponseStreamOptions(Fields):
     """What a stream holds besides the answer; nothing is added to it here."""
 
     include_obfuscation: bool | None = None
+
+
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class ResponsesRequest(InputTokensRequest):
@@ -138,10 +140,10 @@ class ResponsesRequest(InputTokensRequest):
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     include: list[str] | None = Field(None, max_length=32)
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=16, description="comes back with the response"
     )
     store: bool | None = Field(None, description="nothing is stored, whatever it says")

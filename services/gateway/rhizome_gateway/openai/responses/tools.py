@@ -1,9 +1,9 @@
 """Tools as clients declare them, and as functions that any chat template can show.
 
-    function                    a function
-    custom                      a function with one string, `input`
-    namespace with tools        its tools, with the namespace's name before theirs
-    anything else               is OpenAI's to run, and left out
+function                    a function
+custom                      a function with one string, `input`
+namespace with tools        its tools, with the namespace's name before theirs
+anything else               is OpenAI's to run, and left out
 """
 
 from __future__ import annotations
