@@ -1,6 +1,8 @@
 import asyncio
 import base64
+import hashlib
 import struct
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +13,8 @@ from openai.types import CreateEmbeddingResponse
 from tests.gateway.conftest import eventually
 
 from rhizome.engine.v1.engine_service_pb2 import POOLING_CLS, POOLING_LAST_TOKEN, POOLING_MEAN
+from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
+from rhizome_testing.otlp_sink import OtlpSink
 from rhizome_testing.talking_engine import TalkingEngine
 from rhizome_transport.errors import EngineError
 
@@ -150,3 +154,35 @@ async def test_the_request_is_measured(gateway) -> None:
     labels = 'gen_ai_operation_name="embeddings",gen_ai_request_model="talking-model"'
     assert f'gen_ai_server_request_duration_seconds_count{{error_type="",{labels}}} 1.0' in text
     assert 'rhizome_gateway_prompt_tokens_total{model="talking-model"} 5.0' in text
+
+
+async def test_the_engine_call_is_a_span_below_the_request(gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpSink() as sink:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.endpoint)
+        configure_tracing("rhizome-gateway")
+        try:
+            await ask(gateway, input=["Hi", "abc"])
+        finally:
+            shutdown_tracing()
+        spans = {span.kind: span for span in sink.spans if "embeddings" in span.name}
+    client, server = spans["CLIENT"], spans["SERVER"]
+    assert (client.name, client.parent_span_id) == ("embeddings talking-model", server.span_id)
+    assert client.attributes["gen_ai.operation.name"] == "embeddings"
+    assert client.attributes["gen_ai.usage.input_tokens"] == 5
+
+
+async def test_tokens_count_for_the_key(engine: TalkingEngine, start_gateway, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    digest = hashlib.sha256(b"sk-a").hexdigest()
+    lines = ["[[keys]]", 'name = "a"', f'sha256 = "{digest}"', "tokens_per_minute = 12", 'models = ["talk*"]']
+    keys.write_text("\n".join(lines))
+    async with start_gateway(engine.target, keys_file=keys) as gateway:
+        await gateway.becomes_ready()
+        assert (await ask(gateway)).status_code == 401
+        gateway.http.headers["x-api-key"] = "sk-a"
+        first, second = await ask(gateway, input="abcdefgh"), await ask(gateway, input="abcdefgh")
+        assert (await ask(gateway, model="other")).status_code == 403
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert second.json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) <= 4
+    assert len(engine.embeds) == 1 and engine.embeds[0].tenant == "a"

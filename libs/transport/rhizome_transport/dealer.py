@@ -114,13 +114,22 @@ class DealerConnection:
         Raises:
             EngineError: UNAVAILABLE, the connection broke and everything that came before was received.
         """
-        arrived = self._arrived
-        while not arrived:
+        await self._wait_for_some()
+        return self._arrived.popleft()
+
+    async def receive_all(self) -> list[bytes]:
+        """Receive all messages that have arrived, at least one; raises as `receive` does."""
+        await self._wait_for_some()
+        messages = list(self._arrived)
+        self._arrived.clear()
+        return messages
+
+    async def _wait_for_some(self) -> None:
+        while not self._arrived:
             if self.broken:
                 raise self._lost()
             self._reader = self._loop.create_future()
             await self._reader
-        return arrived.popleft()
 
     def close(self) -> None:
         """Let go of the connection; never raises and may be called twice."""

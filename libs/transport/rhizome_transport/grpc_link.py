@@ -37,7 +37,7 @@ class GrpcLink:
         except (grpc.aio.UsageError, asyncio.InvalidStateError):
             raise await self._ended() from None
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> tuple[bytes]:
         """See `link.FrameLink`."""
         try:
             frame = await self._call.read()
@@ -45,7 +45,7 @@ class GrpcLink:
             raise from_rpc_error(error) from None
         if not isinstance(frame, bytes):
             raise await self._ended()
-        return frame
+        return (frame,)
 
     async def close(self) -> None:
         """See `link.FrameLink`. Cancelling matters: a call that is only forgotten goes on for ever."""

@@ -69,17 +69,22 @@ class RequestInbox:
     """The events of one request, for a reader that is called. Deltas that were not taken yet are one delta.
 
     Args:
-        on_arrival: called whenever there is something new to take, in the middle of reading a frame: it may
-            take, cancel and close, but must not wait.
+        on_arrival: called when there is something new to take: it may take, cancel and close, but must not
+            wait.
+
+    Attributes:
+        has_news: something came, and the reader was not told yet.
+        used: something came.
     """
 
-    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "used")
+    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "has_news", "used")
 
     def __init__(self, on_arrival: Callable[[], None]) -> None:
         self._on_arrival: Callable[[], None] | None = on_arrival
         self._items: deque[Arrived] = deque()
         self._error: EngineError | None = None
         self._last_came = False
+        self.has_news = False
         self.used = False
 
     @property
@@ -100,7 +105,7 @@ class RequestInbox:
         return None
 
     def put(self, event: RelayEvent) -> None:
-        """Take one event; events after the last are ignored."""
+        """Take one event; events after the last are ignored. The reader is told by `tell`."""
         if self._last_came or self._error is not None:
             return
         payload = event.response
@@ -115,17 +120,25 @@ class RequestInbox:
                     items.append([*token_ids])
             self._last_came = event.final
         elif event.HasField("status"):
-            self.fail(EngineError.from_status(event.status))
-            return
+            self._error = EngineError.from_status(event.status)
         elif payload:
             self._put_other(payload, event.final)
-        self._tell()
+        self.has_news = True
 
     def fail(self, error: EngineError) -> None:
-        """End with an error."""
+        """End with an error, and tell the reader."""
         if not self.ended:
             self._error = error
-            self._tell()
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the reader that something came."""
+        self.has_news = False
+        if self._on_arrival is not None:
+            try:
+                self._on_arrival()
+            except Exception:  # one reader's bug must not end the stream that all requests share
+                _log.exception("a reader of engine events failed")
 
     def abandon(self) -> None:
         """Keep nothing more; only the end is waited for, so that the id is not used again before it."""
@@ -145,13 +158,6 @@ class RequestInbox:
         items = self._items
         if self._on_arrival is not None and not (items and _merge(items[-1], arrived)):
             items.append(arrived)
-
-    def _tell(self) -> None:
-        if self._on_arrival is not None:
-            try:
-                self._on_arrival()
-            except Exception:  # one reader's bug must not end the stream that all requests share
-                _log.exception("a reader of engine events failed")
 
 
 def as_response(arrived: Arrived) -> GenerateResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame
@@ -19,8 +19,8 @@ class FrameLink(Protocol):
         """
         ...
 
-    async def receive(self) -> bytes:
-        """Read the next serialised EngineFrame. Only one task reads.
+    async def receive(self) -> Sequence[bytes]:
+        """Read the serialised EngineFrames that have arrived, at least one. Only one task reads.
 
         Raises:
             EngineError: the link broke, after everything that arrived before was read.

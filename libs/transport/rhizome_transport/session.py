@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Credit, Hello
+from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Credit, Hello, Welcome
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.engine.v1.relay_pb2 import PeerFrame
 from rhizome_transport.channel import PROTOCOL_VERSION
@@ -65,9 +65,7 @@ class Session:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._link.send(ClientFrame(hello=hello))
-                frame = PeerFrame()
-                while not frame.HasField("welcome"):
-                    frame = PeerFrame.FromString(await self._link.receive())
+                welcome = await self._welcome()
         except DecodeError:
             raise EngineError(
                 grpc.StatusCode.UNAVAILABLE, "what listens there does not speak Rhizome's frames"
@@ -76,13 +74,13 @@ class Session:
             raise EngineError(
                 grpc.StatusCode.UNAVAILABLE, f"the engine did not answer Hello within {timeout_s:g} s"
             ) from None
-        if frame.welcome.protocol_version != PROTOCOL_VERSION:
+        if welcome.protocol_version != PROTOCOL_VERSION:
             raise EngineError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"the engine speaks frame protocol {frame.welcome.protocol_version}, this peer speaks "
+                f"the engine speaks frame protocol {welcome.protocol_version}, this peer speaks "
                 f"{PROTOCOL_VERSION}; run the same release of Rhizome on both sides",
             )
-        self.instance_id = frame.welcome.instance_id
+        self.instance_id = welcome.instance_id
         self.alive = True
 
     async def run(self) -> EngineError:
@@ -128,21 +126,40 @@ class Session:
         while True:
             await self._link.send(await self._unsent.get())
 
+    async def _welcome(self) -> Welcome:
+        while True:
+            for payload in await self._link.receive():
+                frame = PeerFrame.FromString(payload)
+                if frame.HasField("welcome"):  # nothing can follow before a request was sent
+                    return frame.welcome
+
     async def _read(self) -> None:
         while True:
-            payload = await self._link.receive()
+            self.dispatch(await self._link.receive())
+
+    def dispatch(self, payloads: Sequence[bytes]) -> None:
+        """Hand out what some serialised EngineFrames hold.
+
+        Readers are told once all frames were read: whoever cannot keep up gets fewer and longer pieces.
+        """
+        news: list[RequestInbox] = []
+        for payload in payloads:
             try:
                 frame = PeerFrame.FromString(payload)
             except DecodeError:
                 self.undecodable_frames += 1
                 continue
-            self._dispatch(frame)
+            self._take(frame, news)
+        for inbox in news:
+            inbox.tell()
 
-    def _dispatch(self, frame: PeerFrame) -> None:
+    def _take(self, frame: PeerFrame, news: list[RequestInbox]) -> None:
         requests = self.requests
         for event in frame.events:
             inbox = requests.get(event.request_id)
             if inbox is not None:
+                if not inbox.has_news:
+                    news.append(inbox)
                 inbox.put(event)
                 if inbox.ended:
                     del requests[event.request_id]

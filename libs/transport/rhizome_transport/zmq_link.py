@@ -23,9 +23,9 @@ class ZmqLink:
         """See `link.FrameLink`."""
         await self._connection.send(frame.SerializeToString())
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> list[bytes]:
         """See `link.FrameLink`."""
-        return await self._connection.receive()
+        return await self._connection.receive_all()
 
     async def close(self) -> None:
         """See `link.FrameLink`."""

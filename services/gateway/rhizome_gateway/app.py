@@ -27,6 +27,7 @@ from rhizome_gateway.auth.ledger import MemoryLedger
 from rhizome_gateway.auth.shared_ledger import SharedLedger
 from rhizome_gateway.engine_session import EngineSession
 from rhizome_gateway.errors import ApiError, internal_error, openai_error_body
+from rhizome_gateway.http.api_document import complete
 from rhizome_gateway.http.boundary import RequestBoundary, request_id_of
 from rhizome_gateway.http.exchange import ErrorBody
 from rhizome_gateway.http.hot_routes import HotRoute, HotRoutes
@@ -224,6 +225,7 @@ def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     api.state.settings = settings
     api.state.draining = False
@@ -278,5 +280,6 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for route in hot_routes(api.state.runtime):
             document["paths"][route.path] = {"post": route.operation(schemas)}
+        complete(document, needs_key=api.state.settings.keys_file is not None)
         api.openapi_schema = document
     return api.openapi_schema

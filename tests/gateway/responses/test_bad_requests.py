@@ -118,7 +118,11 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "tool_choice of a wrong type": (chosen(5), INVALID, "tool_choice"),
     "a tool_choice that openai runs": (chosen({"type": "web_search"}), UNSUPPORTED, "tool_choice"),
     "a tool_choice without a name": (chosen({"type": "function"}), INVALID, "tool_choice"),
-    "a tool_choice of another kind": (chosen({"type": "custom", "name": "get_weather"}), INVALID, "tool_choice"),
+    "a tool_choice of another kind": (
+        chosen({"type": "custom", "name": "get_weather"}),
+        INVALID,
+        "tool_choice",
+    ),
     "a tool_choice that is no tool": (chosen({"type": "function", "name": "f"}), INVALID, "tool_choice"),
     "allowed tools that are none": (
         chosen({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}),

@@ -71,7 +71,11 @@ def test_calls_with_outputs_between_them_are_several_answers() -> None:
 def test_a_custom_tool_is_a_function_with_one_argument() -> None:
     items = [
         {"type": "custom_tool_call", "call_id": "c1", "name": "patch", "input": "*** Begin"},
-        {"type": "custom_tool_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "ok"}]},
+        {
+            "type": "custom_tool_call_output",
+            "call_id": "c1",
+            "output": [{"type": "input_text", "text": "ok"}],
+        },
     ]
     messages = written(user("x"), *items)
     assert messages[1]["tool_calls"] == [call("c1", "patch", {"input": "*** Begin"})]

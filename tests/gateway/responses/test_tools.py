@@ -122,7 +122,11 @@ async def test_a_named_tool_must_be_called(gateway, engine: TalkingEngine) -> No
 
 
 async def test_allowed_tools_are_callable_and_all_are_shown(gateway, engine: TalkingEngine) -> None:
-    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "custom", "name": "apply_patch"}]}
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "custom", "name": "apply_patch"}],
+    }
     engine.script = lambda prompt: [Say(CALL)]
     response = await whole(gateway, tools=[WEATHER, PATCH], tool_choice=allowed)
     assert list(shown(engine)) == ["get_weather", "apply_patch"]

@@ -149,9 +149,7 @@ async def test_an_answer_without_text_has_no_items(gateway, engine: TalkingEngin
 
 async def test_log_probabilities_belong_to_the_text(gateway, engine: TalkingEngine) -> None:
     engine.script = lambda prompt: [Say("<think>Hm</think>é!")]
-    (_, message) = (
-        await whole(gateway, include=["message.output_text.logprobs"], top_logprobs=2)
-    )["output"]
+    (_, message) = (await whole(gateway, include=["message.output_text.logprobs"], top_logprobs=2))["output"]
     part = message["content"][0]
     assert b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode().endswith("é!")
     assert "Hm" not in "".join(entry["token"] for entry in part["logprobs"])

@@ -33,7 +33,6 @@ class Messages:
         ask for: then the answer ends with the context, and says so.
         """
         runtime, arrived = self._runtime, time.monotonic()
-        exchange.headers["request-id"] = exchange.request_id
         request, _ = await read_request(runtime, exchange, MessagesRequest)
         caller = caller_of(exchange.scope)
         caller.require_model(request.model)
@@ -76,7 +75,6 @@ class CountTokens:
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request."""
         runtime = self._runtime
-        exchange.headers["request-id"] = exchange.request_id
         request, _ = await read_request(runtime, exchange, CountTokensRequest)
         caller = caller_of(exchange.scope)
         caller.require_model(request.model)

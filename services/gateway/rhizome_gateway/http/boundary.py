@@ -14,6 +14,8 @@ from rhizome_gateway.errors import internal_error
 _log = logging.getLogger(__name__)
 
 _SCOPE_KEY = "rhizome.request_id"
+_ANTHROPIC_PATHS = "/v1/messages"
+"""Anthropic's clients look for the id under a name of their own."""
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -37,13 +39,16 @@ class RequestBoundary:
             await self._app(scope, receive, send)
             return
         request_id = scope[_SCOPE_KEY] = _request_id(scope)
+        headers = [(b"x-request-id", request_id.encode())]
+        if scope["path"].startswith(_ANTHROPIC_PATHS):
+            headers.append((b"request-id", request_id.encode()))
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:

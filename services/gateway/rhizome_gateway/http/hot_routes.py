@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.errors import ApiError, openai_error_body
+from rhizome_gateway.http.api_document import generating_responses
 from rhizome_gateway.http.exchange import ErrorBody, Exchange
 from rhizome_gateway.runtime import Runtime
 
@@ -50,7 +51,11 @@ class HotRoute:
             "summary": self.summary,
             "operationId": self.path.strip("/").replace("/", "_"),
             "requestBody": {"required": True, "content": media},
-            "responses": {"200": {"description": "The answer."}},
+            "responses": generating_responses(
+                self.path,
+                streams="stream" in self.request.model_fields,
+                anthropic=self.error_body is not openai_error_body,
+            ),
         }
 
 

@@ -64,7 +64,8 @@ class Message(Fields):
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
         said = self.content is not None or (
-            self.role == "assistant" and (self.tool_calls or self.refusal is not None)
+            self.role == "assistant"
+            and (self.tool_calls or self.refusal is not None or self.reasoning or self.reasoning_content)
         )
         if not said:
             raise refuse("invalid_value", "A message must have content.")

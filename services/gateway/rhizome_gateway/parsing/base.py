@@ -13,8 +13,8 @@ class OutputParser(Protocol):
 
     Nothing that was given out is ever taken back, and how the text is cut into pieces changes nothing but how
     the events are cut: joined `Text`, joined `Reasoning`, and each call's name and joined arguments are the
-    same for every cut. Text of which nothing was given out as a call is shown as it is, but for white space and
-    reasoning markers.
+    same for every cut. Text of which nothing was given out as a call is shown as it is, but for white space
+    and reasoning markers.
     """
 
     def push(self, text: str) -> Sequence[ParsedEvent]:

@@ -21,6 +21,8 @@ class TokenizeRequest(Fields):
     tools: list[dict[str, Any]] | None = Field(None, description="as in a chat request")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="as in a chat request")
     add_generation_prompt: bool | None = Field(None, description="of a conversation, true unless given")
+    continue_final_message: bool | None = Field(None, description="as in a chat request")
+    reasoning_effort: str | None = Field(None, description="as in a chat request")
     add_special_tokens: bool | None = Field(
         None, description="of a prompt, true unless given; conversations hold their own"
     )

@@ -63,7 +63,8 @@ class Detokenize:
 
 
 async def _conversation(served: ServedModel, fields: dict[str, Any]) -> list[int]:
-    chat = validate(ChatCompletionRequest, fields | {"model": served.info.model})
+    known = {name: fields[name] for name in TokenizeRequest.model_fields.keys() & fields.keys()}
+    chat = validate(ChatCompletionRequest, known | {"model": served.info.model})
     prompt = await chat_prompt(served, chat, fields.get("tools") if chat.offered_tools else None)
     return prompt.token_ids
 

@@ -12,6 +12,7 @@ from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
 
 MAX_MESSAGES = 10_000
+MAX_TOOLS = 1024
 
 UNSUPPORTED = ("audio", "chat_template", "function_call", "functions", "web_search_options")
 """Fields that would change the answer in ways this server does not offer."""
@@ -60,7 +61,7 @@ class ChatCompletionRequest(SamplingFields):
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
