@@ -1,5 +1,4 @@
 import asyncio
-import codecs
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,19 +6,11 @@ from typing import Any
 import grpc
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from openai.types import Completion
 from tests.gateway.conftest import eventually
 
-from rhizome.engine.v1.generate_pb2 import FinishReason, RankedToken, TokenLogprob
-from rhizome_gateway.generation.events import Begun, PromptScored, Text
-from rhizome_gateway.openai.completions.logprobs import logprobs_object
-from rhizome_gateway.openai.completions.shown import ShownChoice
-from rhizome_gateway.tokenization.inputs import ModelInput
-from rhizome_gateway.tokenization.spelling import Spelling
+from rhizome.engine.v1.generate_pb2 import FinishReason
 from rhizome_testing.talking_engine import Finish, Hang, Refuse, Say, TalkingEngine
-from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 
 LENGTH = Finish(FinishReason.FINISH_REASON_LENGTH)
@@ -218,18 +209,18 @@ async def test_what_lm_eval_sends_is_scored_to_the_last_token(gateway, engine: T
     """It takes the last entry for that of the one generated token, also where that ends the answer."""
     engine.script = lambda prompt: [Say(b"\n"), LENGTH] if "ab" in prompt else [Say("x"), LENGTH]
     answer = await complete(
-        gateway, prompt=[[97, 98, 99], [100, 101]], temperature=0, max_tokens=1, logprobs=1, seed=1234,
+        gateway, prompt=[[97, 98, 10, 99], [100, 101]], temperature=0, max_tokens=1, logprobs=1, seed=1234,
         echo=True, stop_token_ids=[10],
     )  # fmt: skip
     for submit in engine.submits:
         assert submit.request.stop.ignore_eos and not submit.request.stop.token_ids
     first, second = answer["choices"]
-    assert first["logprobs"]["tokens"] == ["a", "b", "c", "\n"]
-    assert [len(column) for column in first["logprobs"].values()] == [4] * 4
-    assert (first["text"], first["finish_reason"]) == ("abc", "stop")
+    assert first["logprobs"]["tokens"] == ["a", "b", "\n", "c", "\n"]
+    assert [len(column) for column in first["logprobs"].values()] == [5] * 4
+    assert (first["text"], first["finish_reason"]) == ("ab\nc", "stop")
     assert second["logprobs"]["tokens"] == ["d", "e", "x"]
     assert (second["text"], second["finish_reason"]) == ("dex", "length")
-    assert first["logprobs"]["token_logprobs"][1:3] == [pytest.approx(-0.98), pytest.approx(-0.99)]
+    assert first["logprobs"]["token_logprobs"][1:4] == pytest.approx([-0.98, -0.1, -0.99])
 
 
 async def test_logprobs_of_the_answer_alone_count_from_its_start(gateway) -> None:
@@ -279,62 +270,6 @@ async def test_the_best_of_several_are_returned(gateway, engine: TalkingEngine) 
     assert answer["usage"]["completion_tokens"] == 36
     assert all(submit.request.sampling.top_logprobs == 0 for submit in engine.submits)
     assert all(submit.request.sampling.HasField("top_logprobs") for submit in engine.submits)
-
-
-@given(st.lists(st.lists(st.floats(-20, 0, width=32), max_size=4), min_size=1, max_size=6))
-def test_the_mean_log_probability_ranks(tokenizer: Tokenizer, answers: list[list[float]]) -> None:
-    for logprobs in answers:
-        shown = shown_choice(tokenizer, b"", echo=None)
-        for value in logprobs:
-            shown.collect(Text("a", [(97, TokenLogprob(logprob=value))]))
-        assert shown.mean_logprob == pytest.approx(sum(logprobs) / len(logprobs) if logprobs else 0.0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_files(TalkingEngine().files)
-
-
-def shown_choice(tokenizer: Tokenizer, prompt: bytes, *, echo: str | None) -> ShownChoice:
-    ids = list(prompt)
-    return ShownChoice(
-        tokenizer,
-        Spelling(tokenizer),
-        ModelInput(ids, range(len(ids)), False),
-        echo=echo,
-        scored=True,
-        hidden_ids=tokenizer.special_ids,
-    )
-
-
-def score(token_id: int) -> TokenLogprob:
-    return TokenLogprob(logprob=-1, top=[RankedToken(token_id=token_id, logprob=-1)])
-
-
-@given(st.binary(min_size=1, max_size=12) | st.text(min_size=1, max_size=6).map(str.encode), st.data())
-def test_offsets_point_at_the_tokens_however_they_come(
-    tokenizer: Tokenizer, raw: bytes, data: st.DataObject
-) -> None:
-    """Each begins where the text of all bytes before it ends, however many of them are the prompt's."""
-    prompt_length = data.draw(st.integers(1, len(raw)))
-    shown = shown_choice(tokenizer, raw[:prompt_length], echo="")
-    shown.collect(Begun())
-    place = 1
-    while place < len(raw):
-        end = data.draw(st.integers(place + 1, prompt_length if place < prompt_length else len(raw)))
-        if place < prompt_length:
-            shown.collect(PromptScored([score(i) for i in raw[place:end]]))
-        else:
-            shown.collect(Text("", [(i, score(i)) for i in raw[place:end]]))
-        place = end
-    found = json.loads(logprobs_object([piece.logprobs for piece in shown.pieces if piece.logprobs]))
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    expected, length = [], 0
-    for byte in raw:
-        expected.append(length)
-        length += len(decoder.decode(bytes([byte])))
-    assert found["text_offset"] == expected
-    assert found["token_logprobs"] == [None] + [-1.0] * (len(raw) - 1)
 
 
 async def test_a_stop_string_ends_one_choice_and_not_the_others(gateway, engine: TalkingEngine) -> None:

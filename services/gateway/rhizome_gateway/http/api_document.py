@@ -53,6 +53,20 @@ _ANSWERS: Mapping[str, tuple[str, ...]] = {
 }
 """Fields that every whole answer of a route has."""
 
+_MODEL = {"model": "rhizome-demo"}
+_CONVERSATION = {"messages": [{"role": "user", "content": "Say hello."}]}
+_EXAMPLES: Mapping[str, Any] = {
+    "/v1/chat/completions": _MODEL | _CONVERSATION,
+    "/v1/completions": _MODEL | {"prompt": "Once upon a time", "max_tokens": 16},
+    "/v1/embeddings": _MODEL | {"input": ["a lamp", "a light"]},
+    "/v1/responses": _MODEL | {"input": "Say hello."},
+    "/v1/responses/input_tokens": _MODEL | {"input": "Say hello."},
+    "/tokenize": {"prompt": "Say hello."},
+    "/detokenize": {"tokens": [72, 105]},
+    "/v1/messages": _MODEL | _CONVERSATION | {"max_tokens": 64},
+    "/v1/messages/count_tokens": _MODEL | _CONVERSATION,
+}
+
 _SCHEMAS: Mapping[str, Any] = {
     "ErrorResponse": {
         "type": "object",
@@ -92,6 +106,17 @@ _SECURITY_SCHEMES = {
 }
 
 
+def request_body(path: str, schema: str) -> dict[str, Any]:
+    """The `requestBody` of a route, with an example that works on the bundled model.
+
+    Args:
+        path: of the route.
+        schema: name of the body's schema.
+    """
+    media = {"schema": _reference(schema), "example": _EXAMPLES[path]}
+    return {"required": True, "content": {"application/json": media}}
+
+
 def generating_responses(path: str, *, streams: bool, anthropic: bool) -> dict[str, Any]:
     """The `responses` of a route that reads a body.
 
@@ -102,7 +127,7 @@ def generating_responses(path: str, *, streams: bool, anthropic: bool) -> dict[s
     """
     content = _answer(path)
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # events differ, and OpenAPI 3.1 has no schema for them
     suffix = "Anthropic" if anthropic else ""
     return {"200": {"description": "The answer.", "content": content}} | _errors(_STATUSES, suffix)
 

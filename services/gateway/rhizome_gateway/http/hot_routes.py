@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.errors import ApiError, openai_error_body
-from rhizome_gateway.http.api_document import generating_responses
+from rhizome_gateway.http.api_document import generating_responses, request_body
 from rhizome_gateway.http.exchange import ErrorBody, Exchange
 from rhizome_gateway.runtime import Runtime
 
@@ -45,12 +45,11 @@ class HotRoute:
         schemas.update(schema.pop("$defs", {}))
         name = self.request.__name__
         schemas[name] = schema
-        media = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
         return {
             "tags": [self.tag],
             "summary": self.summary,
             "operationId": self.path.strip("/").replace("/", "_"),
-            "requestBody": {"required": True, "content": media},
+            "requestBody": request_body(self.path, name),
             "responses": generating_responses(
                 self.path,
                 streams="stream" in self.request.model_fields,

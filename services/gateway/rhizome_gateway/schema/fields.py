@@ -26,8 +26,12 @@ class Fields(BaseModel):
 
 
 def _whole(value: Any) -> Any:
-    """5.0 is an integer for JSON Schema, and some clients know no other numbers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """5.0 is an integer for JSON Schema, and some clients know no other numbers.
+
+    Larger floats are not exact: they are what the parser made of an integer beyond 64 bits, or of 1e300.
+    """
+    exact = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if exact else value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_gateway.auth.caller import Caller
-from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.plan import Output, plan_choices
 from rhizome_gateway.generation.response import PlannedChoice
 from rhizome_gateway.openai.completions.choice import ContinuingChoice
+from rhizome_gateway.openai.completions.limits import check_choices, check_size
 from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.openai.completions.shown import ShownChoice
 from rhizome_gateway.prompt.context import check_context
@@ -19,16 +20,6 @@ from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.structure.request_grammar import grammar_for
 from rhizome_gateway.tokenization.inputs import ModelInput, input_name, read_inputs
 from rhizome_gateway.tokenization.spelling import Spelling
-
-MAX_CANDIDATES = 2048
-"""Answers of one request, over all prompts."""
-
-MAX_PROMPT_TOKENS = 2**21
-"""Of one request, each prompt counted once for each of its answers."""
-
-MAX_SCORES = 2**20
-"""Log probabilities in one response: that many make some 50 MB of JSON. What evaluations send, such as 250
-prompts of 2048 tokens with `logprobs: 1`, still fits."""
 
 _MANY_TOKENS = 4096
 
@@ -56,14 +47,14 @@ async def plan_completion(
     Raises:
         ApiError: the request cannot be served.
     """
-    _check_choices(runtime, request)
+    check_choices(runtime, request)
     prompts = await read_inputs(
         served, request.prompt, add_special_tokens=request.add_special_tokens is not False, field="prompt"
     )
     for place, prompt in enumerate(prompts):
         name = input_name("prompt", place, len(prompts))
         check_context(served, len(prompt.token_ids), request.max_tokens, name)
-    _check_size(served, request, prompts)
+    check_size(served, request, prompts)
     hidden_ids = served.tokenizer.special_ids if request.skip_special_tokens is not False else frozenset()
     echoes: list[str | None] = [None] * len(prompts)
     if request.echo and request.logprobs is not None:
@@ -91,40 +82,73 @@ async def plan_completion(
         max_tokens=request.token_limit,
         output=output,
     )
-    end_ids = _end_ids(served, request) if grammar is None else frozenset[int]()
-    spelled = Spelling(served.tokenizer)
+    shared = _Shared(
+        hidden_ids, _end_ids(served, request) if grammar is None else frozenset(), Spelling(served.tokenizer)
+    )
     choices: list[PlannedChoice] = []
     shown: list[ShownChoice] = []
     for place, one in enumerate(planned):
-        prompt, echo = prompts[place // request.num_candidates], echoes[place // request.num_candidates]
-        room = served.info.max_context_tokens - len(prompt.token_ids)
-        one.request.stop.max_tokens = min(request.token_limit, room)
-        if output.prompt_logprobs is not None:  # each answer shows its prompt as soon as it can
-            one.request.prompt_logprobs = output.prompt_logprobs
-        if end_ids:
-            one.request.stop.ignore_eos = True
-            one.request.stop.ClearField("token_ids")
-        shown.append(
-            ShownChoice(
-                served.tokenizer,
-                spelled,
-                prompt,
-                echo=echo,
-                scored=request.logprobs is not None,
-                hidden_ids=hidden_ids | end_ids,
-            )
-        )
-        choice = ContinuingChoice(
-            served.tokenizer,
-            prompt.ending(hidden_ids),
-            end_ids=end_ids,
-            collector=None if request.stream else shown[-1],
-            stop_strings=request.stop_strings,
-            skip_special_tokens=request.skip_special_tokens is not False,
-            include_stop=bool(request.include_stop_str_in_output),
-        )
-        choices.append(PlannedChoice(one.request, choice))
+        owner = place // request.num_candidates
+        shown.append(_shown(served, request, prompts[owner], echoes[owner], shared))
+        if request.echo and request.logprobs is not None:  # each answer shows its prompt as soon as it can
+            one.request.prompt_logprobs = request.logprobs
+        choices.append(_continuing(served, request, prompts[owner], one.request, shown[-1], shared))
     return CompletionPlan(choices, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all candidates share.
+
+    Attributes:
+        hidden_ids: special tokens without text.
+        end_ids: see `_end_ids`.
+        spelled: writes tokens.
+    """
+
+    hidden_ids: frozenset[int]
+    end_ids: frozenset[int]
+    spelled: Spelling
+
+
+def _shown(
+    served: ServedModel, request: CompletionRequest, prompt: ModelInput, echo: str | None, shared: _Shared
+) -> ShownChoice:
+    return ShownChoice(
+        served.tokenizer,
+        shared.spelled,
+        prompt,
+        echo=echo,
+        scored=request.logprobs is not None,
+        hidden_ids=shared.hidden_ids,
+        end_ids=shared.end_ids,
+    )
+
+
+def _continuing(
+    served: ServedModel,
+    request: CompletionRequest,
+    prompt: ModelInput,
+    asked: GenerateRequest,
+    shown: ShownChoice,
+    shared: _Shared,
+) -> PlannedChoice:
+    """The candidate that `asked` is about, which goes on where its prompt ends."""
+    room = served.info.max_context_tokens - len(prompt.token_ids)
+    asked.stop.max_tokens = min(request.token_limit, room)
+    if shared.end_ids:
+        asked.stop.ignore_eos = True
+        asked.stop.ClearField("token_ids")
+    choice = ContinuingChoice(
+        served.tokenizer,
+        prompt.ending(shared.hidden_ids),
+        end_ids=shared.end_ids,
+        collector=None if request.stream else shown,
+        stop_strings=request.stop_strings,
+        skip_special_tokens=request.skip_special_tokens is not False,
+        include_stop=bool(request.include_stop_str_in_output),
+    )
+    return PlannedChoice(asked, choice)
 
 
 def _end_ids(served: ServedModel, request: CompletionRequest) -> frozenset[int]:
@@ -149,33 +173,3 @@ async def _texts(
     if sum(len(prompt.token_ids) for prompt in prompts) <= _MANY_TOKENS:
         return texts()
     return await asyncio.to_thread(texts)
-
-
-def _check_choices(runtime: Runtime, request: CompletionRequest) -> None:
-    most = runtime.settings.max_choices
-    if request.num_candidates > most:
-        name = "n" if request.num_choices > most else "best_of"
-        raise ApiError(400, f"{name} may be at most {most} here.", code="invalid_value", param=name)
-    if len(request.prompt) * request.num_candidates > MAX_CANDIDATES:
-        raise ApiError(
-            400,
-            f"A request may ask for {MAX_CANDIDATES} answers over all its prompts; send several requests.",
-            code="invalid_value",
-            param="prompt",
-        )
-
-
-def _check_size(served: ServedModel, request: CompletionRequest, prompts: Sequence[ModelInput]) -> None:
-    """Refuse what would take too much memory."""
-    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    problem = ""
-    if prompt_tokens * request.num_candidates > MAX_PROMPT_TOKENS:
-        problem = f"A request may have {MAX_PROMPT_TOKENS} tokens in its prompts, counted for each answer"
-    if request.logprobs is not None:
-        context = served.info.max_context_tokens
-        tokens = sum(min(request.token_limit, context - len(prompt.token_ids)) for prompt in prompts)
-        tokens += prompt_tokens if request.echo else 0
-        if tokens * request.num_candidates * (1 + request.logprobs) > MAX_SCORES:
-            problem = f"A response may hold {MAX_SCORES} log probabilities"
-    if problem:
-        raise ApiError(400, f"{problem}; send fewer prompts at a time.", code="invalid_value", param="prompt")

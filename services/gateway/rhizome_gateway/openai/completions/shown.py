@@ -33,7 +33,8 @@ class ShownChoice:
         prompt: what is continued.
         echo: the prompt's text, where the client wants to see it.
         scored: show log probabilities.
-        hidden_ids: tokens without text in the answer.
+        hidden_ids: special tokens without text.
+        end_ids: tokens that have no text where they end the answer.
 
     Attributes:
         pieces: what was collected.
@@ -48,12 +49,14 @@ class ShownChoice:
         echo: str | None,
         scored: bool,
         hidden_ids: frozenset[int],
+        end_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._spelled = spelled
         self._prompt = prompt
         self._echo = echo
         self._scored = scored
         self._hidden_ids = hidden_ids
+        self._without_text = hidden_ids | end_ids
         self._offset = 0
         self._told = 0  # tokens of the prompt
         self._detokenizer: IncrementalDetokenizer | None = None
@@ -91,7 +94,7 @@ class ShownChoice:
         self._logprob_sum += sum(logprob.logprob for _, logprob in logprobs)
         if not (self._scored and logprobs):
             return Piece(text)
-        hidden = self._hidden_ids
+        hidden = self._without_text
         _, found = self._follow((i, logprob, i not in hidden) for i, logprob in logprobs)
         return Piece(text, columns(found, self._spelled))
 
