@@ -89,14 +89,14 @@ def test_a_status_in_a_frame_has_the_wire_form_of_a_grpc_status() -> None:
     from rhizome_transport.errors import EngineError
 
     error = EngineError(
-        StatusCode.RESOURCE_EXHAUSTED, "queue is full", reason="OVERLOADED", param="model", retry_after_s=1.5
+        StatusCode.RESOURCE_EXHAUSTED, "queue is full", reason="QUEUE_FULL", param="model", retry_after_s=1.5
     )
     status = status_pb2.Status.FromString(error.to_status().SerializeToString())
     assert status == error.to_rpc_status()
     again = EngineError.from_status(status)
     assert (again.code, again.reason, again.param, again.retry_after_s) == (
         error.code,
-        "OVERLOADED",
+        "QUEUE_FULL",
         "model",
         1.5,
     )

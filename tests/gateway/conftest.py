@@ -11,6 +11,7 @@ import pytest
 from rhizome_gateway.__main__ import GatewayServer
 from rhizome_gateway.app import Gateway
 from rhizome_gateway.settings import GatewaySettings
+from rhizome_testing.openai_watch import every_answer_is_openais  # noqa: F401  (a fixture for all)
 from rhizome_testing.talking_engine import TalkingEngine
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rhizome_testing.talking_engine import Hang, Say, TalkingEngine
+from rhizome_testing.talking_engine import Hang, Pause, Say, TalkingEngine
 
 BODY = json.dumps({"model": "talking-model", "messages": [{"role": "user", "content": "Hi"}]}).encode()
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -119,3 +119,23 @@ async def test_the_documentation_needs_no_other_host(gateway) -> None:
         answer = await gateway.http.request(method, path)
         assert answer.status_code == status
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_client_that_dawdles_over_its_headers_is_hung_up_on(
+    engine: TalkingEngine, start_gateway
+) -> None:
+    async with start_gateway(engine.target, header_timeout_s=0.3) as gateway:
+        await gateway.becomes_ready()
+        port = int(gateway.url.rpartition(":")[2])
+        for beginning in (b"", b"GET /health HT", HEALTH + b"GET /hea"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(beginning)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert b"408 Request Timeout" in answer
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        engine.script = lambda prompt: [Pause(0.6), Say("late")]
+        body = b'{"model":"talking-model","messages":[{"role":"user","content":"Hi"}]}'
+        writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert b"200 OK" in await asyncio.wait_for(reader.readline(), 5)  # answers may take their time
+        writer.close()

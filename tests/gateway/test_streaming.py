@@ -108,7 +108,7 @@ async def test_an_error_before_the_first_event_is_an_http_error(gateway, engine:
             EngineError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "The queue is full.",
-                reason="OVERLOADED",
+                reason="QUEUE_FULL",
                 retry_after_s=2.5,
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
+from rhizome_testing.openai_watch import every_answer_is_openais  # noqa: F401  (a fixture for all)
 from rhizome_testing.otlp_sink import OtlpSink
 from rhizome_testing.running_stack import RunningStack, demo_stack_settings, running_stack
 

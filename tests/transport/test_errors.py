@@ -13,7 +13,7 @@ errors = st.builds(
     EngineError,
     st.sampled_from([code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]),
     st.text(max_size=50),
-    reason=st.sampled_from(["OVERLOADED", "CONTEXT_LENGTH_EXCEEDED", "SOMETHING_ELSE"]),
+    reason=st.sampled_from(["QUEUE_FULL", "CONTEXT_LENGTH_EXCEEDED", "SOMETHING_ELSE"]),
     param=st.none() | st.text(min_size=1, max_size=10),
     retry_after_s=st.none() | st.integers(0, 3600).map(float),
 )

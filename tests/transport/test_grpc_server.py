@@ -51,7 +51,7 @@ class Servicer(EngineServicerBase):
             self.cancelled.set()
             raise
         raise EngineError(
-            grpc.StatusCode.RESOURCE_EXHAUSTED, "no pages left", reason="OVERLOADED", retry_after_s=2.0
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "no pages left", reason="QUEUE_FULL", retry_after_s=2.0
         )
 
 
@@ -133,7 +133,7 @@ async def test_an_engine_error_arrives_with_its_details():
             [event async for event in call]
         error = from_rpc_error(caught.value)
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert (error.message, error.reason, error.retry_after_s) == ("no pages left", "OVERLOADED", 2.0)
+        assert (error.message, error.reason, error.retry_after_s) == ("no pages left", "QUEUE_FULL", 2.0)
 
 
 async def test_an_error_text_longer_than_trailers_allow_is_cut():

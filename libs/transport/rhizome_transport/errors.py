@@ -14,7 +14,7 @@
 | everything else | 500 | server_error | internal_error |
 
 A `reason` (UPPER_SNAKE, as `google.rpc.ErrorInfo` wants it) refines the OpenAI code:
-`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `OVERLOADED` with any status becomes 503 /
+`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `QUEUE_FULL` becomes 503 /
 `overloaded`.
 """
 
@@ -151,7 +151,7 @@ _HTTP = {
 }
 _HTTP_BY_REASON = {
     "CONTEXT_LENGTH_EXCEEDED": HttpError(400, "invalid_request_error", "context_length_exceeded"),
-    "OVERLOADED": HttpError(503, "server_error", "overloaded"),
+    "QUEUE_FULL": HttpError(503, "server_error", "overloaded"),
     "MODEL_LOADING": HttpError(503, "server_error", "model_loading"),
 }
 

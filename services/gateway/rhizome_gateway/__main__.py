@@ -39,7 +39,7 @@ class GatewayServer(uvicorn.Server):
                 gateway,
                 host=settings.host,
                 port=settings.port,
-                http=capped_protocol(settings.max_header_bytes),
+                http=capped_protocol(settings.max_header_bytes, settings.header_timeout_s),
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -175,7 +175,7 @@ async def test_an_error_amid_a_stream_is_an_event(gateway, client, engine: Talki
 
 async def test_an_error_before_the_stream_has_a_status(client, engine: TalkingEngine) -> None:
     engine.script = lambda prompt: [
-        Refuse(EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", reason="OVERLOADED"))
+        Refuse(EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", reason="QUEUE_FULL"))
     ]
     with pytest.raises(anthropic.InternalServerError) as raised:
         await client.messages.create(**STREAM)

@@ -32,7 +32,7 @@ class ConnectBridge:
     def __init__(self, link: Callable[[], CoreLink]) -> None:
         """Take a function that gives the link to a serving core or raises EngineError."""
         self._link = link
-        self._zmq = zmq.Context.instance()
+        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._zmq.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
     async def connect(self, context: Context) -> None:

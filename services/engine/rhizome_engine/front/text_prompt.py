@@ -9,7 +9,9 @@ import grpc
 
 from rhizome.engine.v1.engine_admin_service_pb2 import WarmPrefixRequest
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, Messages
+from rhizome_text.chat_prompt import Conversation
 from rhizome_text.chat_template import ChatTemplateError
+from rhizome_text.literal_encoder import LiteralTextError
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 
@@ -30,7 +32,7 @@ async def prompt_ids(request: GenerateRequest | WarmPrefixRequest, tokenizer: To
     if kind == "text":
         return await encode(tokenizer, request.text, add_special_tokens=True)
     if kind == "messages":
-        return await encode(tokenizer, _render(request.messages, tokenizer), add_special_tokens=False)
+        return await asyncio.to_thread(_conversation_ids, request.messages, tokenizer)
     raise EngineError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "there is no input: set token_ids, text or messages",
@@ -74,10 +76,11 @@ async def decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=False)
 
 
-def _render(conversation: Messages, tokenizer: Tokenizer) -> str:
+def _conversation_ids(conversation: Messages, tokenizer: Tokenizer) -> list[int]:
+    """Rendered and tokenised; special tokens that somebody wrote are text."""
     messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
-    template = tokenizer.chat_template()
-    if template is None:
+    prompts = tokenizer.chat_prompts()
+    if prompts is None:
         problem = "this model has no chat template; send the prompt as text"
     elif not messages:
         problem = "messages is empty; at least one message is needed"
@@ -85,7 +88,7 @@ def _render(conversation: Messages, tokenizer: Tokenizer) -> str:
         problem = f"role must be one of {', '.join(_ROLES)}, not {unknown[0]!r}"
     else:
         try:
-            return template.render(messages)
-        except ChatTemplateError as error:
+            return prompts.encode(prompts.render(Conversation(messages)))
+        except (ChatTemplateError, LiteralTextError) as error:
             problem = str(error)
     raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="messages")

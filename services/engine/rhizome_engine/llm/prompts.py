@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rhizome_text import chat_prompt
 from rhizome_text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -33,13 +34,13 @@ def token_ids_of(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
 def render_conversation(
     messages: Conversation, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer
 ) -> list[int]:
-    """A conversation as the model sees it.
+    """A conversation as the model sees it; special tokens that are written in it are text.
 
     Raises:
         ValueError: the checkpoint has no chat template.
         ChatTemplateError: the template refused the conversation.
     """
-    template = tokenizer.chat_template(tools=bool(tools))
-    if template is None:
+    prompts = tokenizer.chat_prompts(tools=bool(tools))
+    if prompts is None:
         raise ValueError("the checkpoint has no chat template; use generate with a prompt of your own")
-    return tokenizer.encode(template.render(messages, tools))
+    return prompts.encode(prompts.render(chat_prompt.Conversation(messages, tools)))

@@ -34,6 +34,9 @@ from rhizome_transport.request_stream import RequestStream
 
 _log = logging.getLogger(__name__)
 
+MAX_AT_ONCE = 64
+"""Open engine requests of one HTTP request; others follow, so that it never fills the engine's queue."""
+
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
@@ -101,6 +104,8 @@ class Generation:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._changed: asyncio.Future[None] = self._loop.create_future()
+        self._room = asyncio.Semaphore(MAX_AT_ONCE) if len(choices) > MAX_AT_ONCE else None
+        self._opening: asyncio.Task[None] | None = None
 
     @property
     def tokens(self) -> int:
@@ -121,7 +126,9 @@ class Generation:
         connection = self._connection
         connection.on_lost = self._wake
         try:
-            await self._open_streams()
+            await self._open_streams(range(len(self._choices))[:MAX_AT_ONCE])
+            if self._room is not None:
+                self._opening = asyncio.create_task(self._open_rest())
             if self._writer is not None:
                 await self._send_stream(self._writer)
             else:
@@ -130,6 +137,8 @@ class Generation:
             connection.on_lost = connection.on_writable = None
             if self._timer is not None:
                 self._timer.cancel()
+            if self._opening is not None:
+                self._opening.cancel()
             for stream in self._streams:
                 stream.close()
         if connection.lost:
@@ -137,13 +146,23 @@ class Generation:
             return "cancelled"
         return "" if self._failure is None else self._failure.code or "error"
 
-    async def _open_streams(self) -> None:
-        for index, planned in enumerate(self._choices):
+    async def _open_rest(self) -> None:
+        """Open further choices as earlier ones end."""
+        try:
+            await self._open_streams(range(MAX_AT_ONCE, len(self._choices)))
+        except Exception as error:
+            self._fail(self._exchange.failure(error))
+
+    async def _open_streams(self, indexes: range) -> None:
+        for index in indexes:
+            if self._room is not None:
+                await self._room.acquire()
             if self._connection.lost:
                 return
+            request = self._choices[index].request
             try:
                 stream = await self._client.open(
-                    planned.request, partial(self._pump, index), timeout_s=self._timeout_s, trace=self._trace
+                    request, partial(self._pump, index), timeout_s=self._timeout_s, trace=self._trace
                 )
             except EngineError as error:
                 raise self._exchange.failure(error) from error
@@ -158,7 +177,7 @@ class Generation:
         stream, choice = self._streams[index], self._choices[index].choice
         try:
             while (arrived := stream.take()) is not None:
-                if type(arrived) is list:
+                if isinstance(arrived, list):
                     events = choice.feed_tokens(arrived)
                     self._meters[index].observe_tokens(time.monotonic(), len(arrived))
                 else:
@@ -185,6 +204,8 @@ class Generation:
             self.summary.add(index, last)
             self._meters[index].finish(last)
             self._open -= 1
+            if self._room is not None:
+                self._room.release()
         if self._writer is not None:
             self._write(self._writer, index, events)
         else:

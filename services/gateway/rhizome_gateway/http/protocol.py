@@ -5,6 +5,7 @@ A cap on headers, errors in the envelope, bodies beside `Upgrade`, and for each 
 
 from __future__ import annotations
 
+import asyncio
 import http
 from typing import Any
 
@@ -102,51 +103,95 @@ class _ConnectedProtocol(_UpgradeIgnoringProtocol):
             connection.resume()
 
 
-def capped_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
-    """Make the protocol class for uvicorn; it keeps no more than so many bytes of URL and headers."""
+class _CappedProtocol(_ConnectedProtocol):
+    """Keeps clients from sending headers without an end, in size or in time."""
 
-    class CappedProtocol(_ConnectedProtocol):
-        header_bytes = 0
+    max_header_bytes: int
+    header_timeout_s: float
+    header_bytes = 0
+    header_timer: asyncio.TimerHandle | None = None
 
-        def on_message_begin(self) -> None:
-            self.header_bytes = 0
-            super().on_message_begin()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
 
-        def on_url(self, url: bytes) -> None:
-            self._count(len(url))
-            super().on_url(url)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._count(len(name) + len(value))
-            super().on_header(name, value)
+    def on_message_begin(self) -> None:
+        self.header_bytes = 0
+        if not self.resuming and self.header_timer is None:
+            self._expect_headers()
+        super().on_message_begin()
 
-        def send_400_response(self, msg: str) -> None:
-            if self.header_bytes > max_header_bytes:
-                self._refuse(
-                    ApiError(
-                        431,
-                        f"The headers are too large; at most {max_header_bytes} bytes are accepted.",
-                        code="headers_too_large",
-                    )
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.header_bytes > self.max_header_bytes:
+            self._refuse(
+                ApiError(
+                    431,
+                    f"The headers are too large; at most {self.max_header_bytes} bytes are accepted.",
+                    code="headers_too_large",
                 )
-            else:
-                self._refuse(ApiError(400, "This is not a valid HTTP request.", code="invalid_http"))
-
-        def _count(self, size: int) -> None:
-            self.header_bytes += size
-            if self.header_bytes > max_header_bytes:
-                raise _HeadersTooLargeError  # httptools turns it into a parser error
-
-        def _refuse(self, error: ApiError) -> None:
-            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-                self.transport.close()  # an answer to an earlier request is on its way; nothing fits into it
-                return
-            body = error.body()
-            head = (
-                f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
-            self.transport.write(head.encode() + body)
-            self.transport.close()
+        else:
+            self._refuse(ApiError(400, "This is not a valid HTTP request.", code="invalid_http"))
 
-    return CappedProtocol
+    def _expect_headers(self) -> None:
+        self.header_timer = self.loop.call_later(self.header_timeout_s, self._on_slow_headers)
+
+    def _stop_waiting(self) -> None:
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
+
+    def _on_slow_headers(self) -> None:
+        """A client that sends a byte now and then must not keep a connection for ever."""
+        self._refuse(
+            ApiError(
+                408,
+                f"The headers did not arrive within {self.header_timeout_s:g} s.",
+                kind="timeout_error",
+                code="timeout",
+            )
+        )
+
+    def _count(self, size: int) -> None:
+        self.header_bytes += size
+        if self.header_bytes > self.max_header_bytes:
+            raise _HeadersTooLargeError  # httptools turns it into a parser error
+
+    def _refuse(self, error: ApiError) -> None:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()  # an answer to an earlier request is on its way; nothing fits into it
+            return
+        body = error.body()
+        head = (
+            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def capped_protocol(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
+    """Make the protocol class for uvicorn.
+
+    Args:
+        max_header_bytes: most bytes of URL and headers that are kept.
+        header_timeout_s: time for all headers of a request, from its first byte or the connection's begin.
+    """
+    limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+    return type("GatewayProtocol", (_CappedProtocol,), limits)
