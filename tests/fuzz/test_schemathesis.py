@@ -57,8 +57,7 @@ class Attack:
         if status >= 500 and status != 503:
             self._note(case, f"status {status}")
         elif status >= 400 and answer.request.method != "HEAD":
-            if problem := wrong_with_error(path, status, headers, answer.content):
-                self._note(case, problem)
+            self._note(case, wrong_with_error(path, status, headers, answer.content))
         checks = list(CHECKS)
         if not takes_unread_tools(case):
             checks.append(openapi_checks.negative_data_rejection)
@@ -69,6 +68,8 @@ class Attack:
                 self._note(case, f"{type(failure).__name__}: {failure}")
 
     def _note(self, case: Case, problem: str) -> None:
+        if not problem:
+            return
         key = f"{case.operation.label}: {problem[:300]}"
         self.failures.setdefault(key, case.as_curl_command()[:600])
 

@@ -70,7 +70,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "n huge": ({"n": 10**9}, *INVALID, "n"),
     "a bias of a wrong key": ({"logit_bias": {"x": 1}}, *INVALID, "logit_bias"),
     "a bias outside of the vocabulary": ({"logit_bias": {"300": 1}}, *INVALID, "logit_bias"),
-    "a bias too strong": ({"logit_bias": {"1": 101}}, *INVALID, "logit_bias.1"),
+    "a bias too strong": ({"logit_bias": {"1": 101}}, *INVALID, "logit_bias"),
     "too many biases": ({"logit_bias": {str(i): 1 for i in range(1025)}}, *INVALID, "logit_bias"),
     "stop a number": ({"stop": 5}, *INVALID, "stop"),
     "too many stops": ({"stop": ["a"] * 17}, *INVALID, "stop"),

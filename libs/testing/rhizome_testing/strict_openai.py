@@ -25,7 +25,13 @@ from openai.types.chat import (
     chat_completion_chunk,
 )
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
-from openai.types.responses import Response
+from openai.types.responses import (
+    Response,
+    ResponseCustomToolCall,
+    ResponseFunctionCallArgumentsDoneEvent,
+    response_text_delta_event,
+    response_text_done_event,
+)
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 _MESSAGE_LIMIT = 2000
@@ -115,12 +121,25 @@ OURS: Mapping[type[BaseModel], frozenset[str]] = {
     chat_completion_chunk.ChoiceDelta: frozenset({"reasoning", "reasoning_content"}),
     TextCompletion: frozenset({"performance"}),
     TextChunk: frozenset({"performance"}),
-    Response: frozenset({"performance", "store"}),  # OpenAI sends `store`; the SDK's model lacks it
+    Response: frozenset({"performance"}),
     Model: frozenset(
         {"root", "max_model_len", "architecture", "dtype", "parameters", "default_sampling"},
     ),
 }
 """Keys that OpenAI does not have, and where they may be."""
+
+_SCORED_TEXT = frozenset({"bytes"})
+_UNLISTED: Mapping[type[BaseModel], frozenset[str]] = {
+    Response: frozenset({"store"}),
+    ResponseCustomToolCall: frozenset({"status"}),
+    ResponseFunctionCallArgumentsDoneEvent: frozenset({"name"}),
+    response_text_delta_event.Logprob: _SCORED_TEXT,
+    response_text_delta_event.LogprobTopLogprob: _SCORED_TEXT,
+    response_text_done_event.Logprob: _SCORED_TEXT,
+    response_text_done_event.LogprobTopLogprob: _SCORED_TEXT,
+}
+"""Keys that the official document has, for this object or for the same thing in another place, and the SDK
+lacks."""
 
 _REQUIRED: Mapping[type[BaseModel], frozenset[str]] = {
     ChatCompletion: frozenset({"usage", "system_fingerprint"}),
@@ -206,7 +225,8 @@ def _walk(value: Any, place: str, look: Callable[[BaseModel, str], Iterator[str]
 
 
 def _key_problems(value: BaseModel, place: str) -> Iterator[str]:
-    foreign = set(value.model_extra or ()) - OURS.get(type(value), frozenset())
+    foreign = set(value.model_extra or ())
+    foreign -= OURS.get(type(value), frozenset()) | _UNLISTED.get(type(value), frozenset())
     if foreign:
         yield f"{place}: {', '.join(sorted(foreign))} is neither OpenAI's nor listed as ours"
     missing = _REQUIRED.get(type(value), frozenset()) - value.model_fields_set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -107,6 +108,8 @@ class Gateway:
         self._app = self._wrapped(HotRoutes(routes, runtime, self.api))
         session.start()
         live.start()
+        gc.collect()
+        gc.freeze()  # what was made so far stays; collections need not look at it again
         try:
             yield
         finally:

@@ -114,6 +114,17 @@ def internal_error(request_id: str) -> ApiError:
     )
 
 
+def stopping_error() -> ApiError:
+    """For requests that the end of the process cuts off."""
+    return ApiError(
+        503,
+        "The server is shutting down. Send the request again.",
+        kind="server_error",
+        code="engine_unavailable",
+        headers={"Retry-After": "1"},
+    )
+
+
 def clip(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
     """Cut a text to so many bytes of UTF-8."""
     raw = text.encode("utf-8", "replace")

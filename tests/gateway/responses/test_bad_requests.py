@@ -1,10 +1,13 @@
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from openai.types.responses import Response
 from tests.gateway.conftest import RunningGateway
 from tests.gateway.responses.conftest import BODY, WEATHER, responses_gateway
+from tests.gateway.responses.test_codex import REQUEST
 
 from rhizome_testing.talking_engine import TalkingEngine
 
@@ -176,6 +179,36 @@ async def test_counting_refuses_what_cannot_be_answered(gateway: RunningGateway)
 async def test_other_methods_are_not_allowed(gateway: RunningGateway) -> None:
     answer = await gateway.http.get("/v1/responses")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def mutated(value: Any, random: Random) -> Any:
+    """The value with something else somewhere in it."""
+    if isinstance(value, dict) and value and random.random() < 0.9:
+        key = random.choice(list(value))
+        return value | {key: mutated(value[key], random)}
+    if isinstance(value, list) and value and random.random() < 0.9:
+        index = random.randrange(len(value))
+        return [*value[:index], mutated(value[index], random), *value[index + 1 :]]
+    return random.choice(
+        [None, True, -1, 0.5, 10**18, "", "auto", "\u0000", [], {}, [[]], [{}], {"type": "auto"}, {"type": 1}]
+    )
+
+
+async def test_whatever_a_request_is_it_is_answered_or_refused(gateway: RunningGateway) -> None:
+    seen = set()
+    for seed in range(150):
+        random = Random(seed)
+        body: Any = REQUEST | {"stream": False}
+        for _ in range(random.randint(1, 3)):
+            body = mutated(body, random)
+        answer = await gateway.http.post("/v1/responses", json=body)
+        if answer.headers["content-type"] == "application/json" and answer.status_code == 200:
+            Response.model_validate_json(answer.content, strict=True)
+        elif answer.status_code != 200:
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert answer.status_code in (200, 400, 404), (seed, answer.text)
+        seen.add(answer.status_code)
+    assert seen >= {200, 400}
 
 
 async def test_the_gateway_is_still_well(gateway: RunningGateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -9,7 +10,7 @@ import uuid
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rhizome_gateway.errors import internal_error
+from rhizome_gateway.errors import internal_error, stopping_error
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ class RequestBoundary:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # the server stops, and this one did not end in time
+            if not started:
+                await stopping_error().response()(scope, receive, send_with_id)
+            raise
         except Exception:
             _log.exception("request %s failed", request_id)
             if not started:

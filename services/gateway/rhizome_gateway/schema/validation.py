@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from functools import cache
 from typing import Any, TypeVar
 
 import orjson
@@ -20,7 +22,7 @@ from rhizome_gateway.schema.ignored import (
     strict_refusal,
 )
 
-_MAX_NAME_CHARS = 64
+_GC_FREE_BYTES = 64 * 1024
 _FIELD = re.compile(r"[a-z_]{1,64}")
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -59,7 +61,7 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
     if not json_depth_ok(body, max_depth):
         raise ApiError(400, f"The body may be nested {max_depth} levels deep at most.", code="json_invalid")
     try:
-        value = orjson.loads(body)
+        value = _loads(body)
     except orjson.JSONDecodeError as error:
         raise ApiError(
             400,
@@ -69,6 +71,17 @@ def parse_json(body: bytes, max_depth: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", code="json_invalid")
     return value
+
+
+def _loads(body: bytes) -> Any:
+    """Large bodies without garbage collection: a million small objects would set it off again and again."""
+    if len(body) < _GC_FREE_BYTES or not gc.isenabled():
+        return orjson.loads(body)
+    gc.disable()
+    try:
+        return orjson.loads(body)
+    finally:
+        gc.enable()
 
 
 def validate(schema: type[RequestT], fields: dict[str, Any]) -> RequestT:
@@ -81,7 +94,7 @@ def validate(schema: type[RequestT], fields: dict[str, Any]) -> RequestT:
         return schema.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = _param(first["loc"])
+        param = _param(schema, first["loc"])
         kind = first["type"]
         custom = kind in ("unsupported_parameter", "unsupported_content", "invalid_value")
         if kind == "missing":
@@ -96,14 +109,36 @@ def validate(schema: type[RequestT], fields: dict[str, Any]) -> RequestT:
         raise ApiError(400, clip(message), code=code, param=param or None) from None
 
 
-def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content` from pydantic's path; without the names of union members it adds."""
+def _param(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`messages[0].content` from pydantic's path.
+
+    Only names of the schema's own fields are kept: pydantic also puts names of union members into the path,
+    and keys of objects that the client made up.
+    """
+    names = _field_names(schema)
     path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part in ("str", "list[str]", "[key]") or part.startswith(("dict[", "function-", "constrained-")):
-            continue
-        else:
-            path += f".{part[:_MAX_NAME_CHARS]}" if path else part[:_MAX_NAME_CHARS]
+        elif part in names:
+            path += f".{part}" if path else part
     return path
+
+
+@cache
+def _field_names(schema: type[BaseModel]) -> frozenset[str]:
+    """Names of all fields of a schema and of what it holds."""
+    names: set[str] = set()
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(properties := node.get("properties"), dict):
+                names.update(properties)
+            for value in node.values():
+                collect(value)
+        elif isinstance(node, list):
+            for value in node:
+                collect(value)
+
+    collect(schema.model_json_schema())
+    return frozenset(names)

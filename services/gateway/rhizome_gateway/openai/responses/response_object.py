@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from rhizome_gateway.generation.summary import Summary
 from rhizome_gateway.openai.responses.objects import usage_object
-from rhizome_gateway.openai.responses.request import ResponsesRequest
+from rhizome_gateway.openai.responses.request import ResponsesRequest, ToolPolicy
 from rhizome_gateway.served_model import ServedModel
 
 
@@ -46,7 +46,7 @@ class ResponseObject:
             "store": False,
             "temperature": _in_effect(request.temperature, served, "temperature"),
             "text": _text(fields.get("text")),
-            "tool_choice": fields.get("tool_choice") or "auto",
+            "tool_choice": _tool_choice(request.tool_choice, fields),
             "tools": orjson.Fragment(orjson.dumps(_tools(fields.get("tools")))),
             "top_logprobs": request.top_logprobs or 0,
             "top_p": _in_effect(request.top_p, served, "top_p"),
@@ -77,7 +77,7 @@ class ResponseObject:
         return self._head | state | {"error": None, "incomplete_details": None}
 
 
-def _in_effect(asked: float | None, served: ServedModel, name: str) -> float:
+def _in_effect(asked: float | None, served: ServedModel, name: Literal["temperature", "top_p"]) -> float:
     """What the client asked for, else the model's default, else the engine's."""
     if asked is not None:
         return asked
@@ -94,8 +94,15 @@ def _reasoning(request: ResponsesRequest) -> dict[str, Any]:
 
 
 def _text(sent: Any) -> dict[str, Any]:
-    sent = {name: value for name, value in (sent or {}).items() if value is not None}
-    return {"format": {"type": "text"}, "verbosity": "medium"} | sent
+    given: dict[str, Any] = {name: value for name, value in (sent or {}).items() if value is not None}
+    return {"format": {"type": "text"}, "verbosity": "medium"} | given
+
+
+def _tool_choice(policy: ToolPolicy | None, fields: Mapping[str, Any]) -> Any:
+    """As it was sent; modes are words, also where they were sent as objects."""
+    if policy is None:
+        return "auto"
+    return policy.type if policy.type in ("none", "auto", "required") else fields["tool_choice"]
 
 
 def _tools(sent: Any) -> list[dict[str, Any]]:
@@ -103,7 +110,8 @@ def _tools(sent: Any) -> list[dict[str, Any]]:
     kept = []
     for tool in sent or ():
         if tool["type"] == "namespace":
-            kept.append(tool | {"tools": _tools(tool.get("tools"))})
+            described = {"description": tool.get("description") or ""}
+            kept.append(tool | described | {"tools": _tools(tool.get("tools"))})
         elif tool["type"] == "custom":
             kept.append(tool)
         elif tool["type"] == "function":
