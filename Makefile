@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUF := node_modules/.bin/buf
-# Without npm the tests that need buf are skipped, and say so.
+# Without npm the tests that need buf or the npm package of OpenAI are skipped, and say so.
 BUF_IF_NPM := $(if $(shell command -v npm),$(BUF))
+# LiteLLM is one of the clients that are tested; its own requirements do not fit beside ours.
+LITELLM := $(VENV)/litellm/.installed
 DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/launcher libs/testing \
          services/engine services/proxy services/gateway
 RUNTIME_DISTS := $(filter-out libs/testing,$(DISTS))
@@ -28,7 +30,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt libs/testing/pyproject.toml
 	$(PIP) --no-build-isolation $(call EDITABLES,$(DISTS)) -r requirements/dev.txt
 	touch $@
 
-# package.json pins exact versions and buf has no dependencies, so a lock file would add nothing.
+$(LITELLM): requirements/litellm.txt | $(VENV)/.runtime
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python --disable-pip-version-check install --quiet --no-deps -r $<
+	touch $@
+
+# package.json pins exact versions and its packages have no dependencies, so a lock file would add nothing.
 $(BUF): package.json
 	npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
@@ -38,7 +45,7 @@ setup: $(VENV)/.dev ## create .venv with everything that development needs
 demo: $(VENV)/.runtime ## start two engines, a proxy and a gateway on the bundled model, ask a question, stay up
 	$(BIN)/rhizome demo
 
-test: $(VENV)/.dev $(BUF_IF_NPM) ## run all tests
+test: $(VENV)/.dev $(LITELLM) $(BUF_IF_NPM) ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev $(BUF) ## check style, formatting and contracts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
 
 import grpc
 import grpc.aio
@@ -20,14 +19,13 @@ from rhizome.engine.v1.engine_service_pb2 import (
     GetTokenizerRequest,
 )
 from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError, from_rpc_error
+from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_link import GrpcLink
-from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.tls import ClientTls
 from rhizome_transport.tokenizer_chunks import join_chunks
 
@@ -36,7 +34,7 @@ _TOKENIZER_TIMEOUT_S = 60.0
 _READY_POLL_S = 0.1
 
 
-class GrpcEngineClient:
+class GrpcEngineClient(FramedClient):
     """Talks to an engine front or a proxy; implements `client.EngineClient`.
 
     Must be made inside the running loop. Nothing is sent before the first use.
@@ -62,38 +60,15 @@ class GrpcEngineClient:
         self._channel = open_channel(target, tls=tls)
         self._stub = EngineServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
-        self.frames = FrameMultiplexer(
-            lambda: GrpcLink.open(self._channel),
-            target=target,
-            peer_name=peer_name,
-            initial_credit=initial_credit,
-            connect_timeout_s=connect_timeout_s,
+        super().__init__(
+            FrameMultiplexer(
+                lambda: GrpcLink.open(self._channel),
+                target=target,
+                peer_name=peer_name,
+                initial_credit=initial_credit,
+                connect_timeout_s=connect_timeout_s,
+            )
         )
-
-    async def open(
-        self,
-        request: GenerateRequest,
-        on_arrival: Callable[[], None],
-        *,
-        timeout_s: float | None = None,
-        trace: TraceContext | None = None,
-    ) -> RequestStream:
-        """See `client.EngineClient`."""
-        return await self.frames.open(request, on_arrival, timeout_s=timeout_s, trace=trace)
-
-    def generate(
-        self,
-        request: GenerateRequest,
-        *,
-        timeout_s: float | None = None,
-        trace: TraceContext | None = None,
-    ) -> AsyncGenerator[GenerateResponse, None]:
-        """See `client.EngineClient`."""
-        return self.frames.generate(request, timeout_s=timeout_s, trace=trace)
-
-    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
-        """See `client.EngineClient`."""
-        await self.frames.cancel(request_id, satisfied=satisfied)
 
     async def embed(
         self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-
 import zmq
 
 from rhizome.common.v1.common_pb2 import TraceContext
@@ -17,19 +15,18 @@ from rhizome.engine.v1.engine_service_pb2 import (
     GetTokenizerRequest,
     GetTokenizerResponse,
 )
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
+from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.ipc import check_endpoint
-from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.tokenizer_chunks import join_chunks
 from rhizome_transport.zmq_link import ZmqLink
 
 _TOKENIZER_TIMEOUT_S = 60.0
 
 
-class ZmqEngineClient:
+class ZmqEngineClient(FramedClient):
     """Talks to an engine core; implements `client.EngineClient`.
 
     Unary methods travel as `Call` frames. Must be made inside the running loop; nothing is sent before the
@@ -50,38 +47,15 @@ class ZmqEngineClient:
     ) -> None:
         check_endpoint(endpoint)
         self._context = zmq.Context()
-        self.frames = FrameMultiplexer(
-            lambda: ZmqLink.open(self._context, endpoint),
-            target=endpoint,
-            peer_name=peer_name,
-            initial_credit=initial_credit,
-            connect_timeout_s=connect_timeout_s,
+        super().__init__(
+            FrameMultiplexer(
+                lambda: ZmqLink.open(self._context, endpoint),
+                target=endpoint,
+                peer_name=peer_name,
+                initial_credit=initial_credit,
+                connect_timeout_s=connect_timeout_s,
+            )
         )
-
-    async def open(
-        self,
-        request: GenerateRequest,
-        on_arrival: Callable[[], None],
-        *,
-        timeout_s: float | None = None,
-        trace: TraceContext | None = None,
-    ) -> RequestStream:
-        """See `client.EngineClient`."""
-        return await self.frames.open(request, on_arrival, timeout_s=timeout_s, trace=trace)
-
-    def generate(
-        self,
-        request: GenerateRequest,
-        *,
-        timeout_s: float | None = None,
-        trace: TraceContext | None = None,
-    ) -> AsyncGenerator[GenerateResponse, None]:
-        """See `client.EngineClient`."""
-        return self.frames.generate(request, timeout_s=timeout_s, trace=trace)
-
-    async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
-        """See `client.EngineClient`."""
-        await self.frames.cancel(request_id, satisfied=satisfied)
 
     async def embed(
         self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None

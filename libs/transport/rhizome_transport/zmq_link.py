@@ -15,7 +15,7 @@ class ZmqLink:
         self._connection = connection
 
     @classmethod
-    async def open(cls, context: zmq.Context, endpoint: str) -> ZmqLink:
+    async def open(cls, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> ZmqLink:
         """Connect; that nobody listens shows with the first frame."""
         return cls(DealerConnection(context, endpoint))
 

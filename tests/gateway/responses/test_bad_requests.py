@@ -82,7 +82,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a stored prompt": ({"prompt": {"id": "pmpt_1"}}, UNSUPPORTED, "prompt"),
     "background": ({"background": True}, UNSUPPORTED, "background"),
     "unknown truncation": ({"truncation": "middle"}, INVALID, "truncation"),
-    "metadata of a wrong type": ({"metadata": {"a": 1}}, INVALID, "metadata.a"),
+    "metadata of a wrong type": ({"metadata": {"a": 1}}, INVALID, "metadata"),
     "too much metadata": ({"metadata": {str(i): "" for i in range(17)}}, INVALID, "metadata"),
     "unknown effort": ({"reasoning": {"effort": "huge"}}, INVALID, "reasoning.effort"),
     "an unknown format": ({"text": {"format": {"type": "xml"}}}, INVALID, "text.format.type"),

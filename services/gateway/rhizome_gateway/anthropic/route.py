@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 
 import orjson
@@ -10,13 +9,12 @@ import orjson
 from rhizome_gateway.anthropic.rendering import MessageRendering
 from rhizome_gateway.anthropic.request import CountTokensRequest, MessagesRequest
 from rhizome_gateway.anthropic.translation import chat_request
-from rhizome_gateway.auth.caller import caller_of
+from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.openai.chat.plan import plan_chat
 from rhizome_gateway.prompt.from_openai import chat_prompt
 from rhizome_gateway.runtime import Runtime
-from rhizome_gateway.schema.validation import read_request
 from rhizome_telemetry import semconv
 
 
@@ -32,14 +30,12 @@ class Messages:
         `max_tokens` may be more than the context holds besides the prompt, as clients made for large models
         ask for: then the answer ends with the context, and says so.
         """
-        runtime, arrived = self._runtime, time.monotonic()
-        request, _ = await read_request(runtime, exchange, MessagesRequest)
-        caller = caller_of(exchange.scope)
-        caller.require_model(request.model)
-        served = runtime.session.model(request.model)
+        runtime = self._runtime
+        asked = await read_asked(runtime, exchange, MessagesRequest)
+        request, served = asked.request, asked.served
         chat, tools = chat_request(request)
         message_id = f"msg_{uuid.uuid4().hex}"
-        choices = await plan_chat(runtime, caller, served, chat, tools, message_id)
+        choices = await plan_chat(runtime, asked.caller, served, chat, tools, message_id)
         planned = choices[0].request
         room = served.info.max_context_tokens - len(planned.token_ids.ids)
         max_tokens = planned.stop.max_tokens = min(request.max_tokens, room)
@@ -61,7 +57,7 @@ class Messages:
                 show_thinking=thinking is None or thinking.display != "omitted",
             ),
             bool(request.stream),
-            arrived,
+            asked.arrived,
         )
         await run_job(runtime, exchange, job)
 
@@ -75,10 +71,7 @@ class CountTokens:
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request."""
         runtime = self._runtime
-        request, _ = await read_request(runtime, exchange, CountTokensRequest)
-        caller = caller_of(exchange.scope)
-        caller.require_model(request.model)
-        served = runtime.session.model(request.model)
-        chat, tools = chat_request(request)
-        prompt = await chat_prompt(served, chat, tools if chat.offered_tools else None)
+        asked = await read_asked(runtime, exchange, CountTokensRequest)
+        chat, tools = chat_request(asked.request)
+        prompt = await chat_prompt(asked.served, chat, tools if chat.offered_tools else None)
         await exchange.send_json(200, orjson.dumps({"input_tokens": len(prompt.token_ids)}))

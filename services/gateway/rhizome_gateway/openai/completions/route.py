@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 
-from rhizome_gateway.auth.caller import caller_of
+from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.openai.completions.plan import plan_completion
 from rhizome_gateway.openai.completions.rendering import CompletionRendering
 from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.runtime import Runtime
-from rhizome_gateway.schema.validation import read_request
 from rhizome_telemetry import semconv
 
 
@@ -24,13 +22,11 @@ class Completions:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request: one JSON object or, with `stream: true`, server-sent events."""
-        runtime, arrived = self._runtime, time.monotonic()
-        request, _ = await read_request(runtime, exchange, CompletionRequest)
-        caller = caller_of(exchange.scope)
-        caller.require_model(request.model)
-        served = runtime.session.model(request.model)
+        runtime = self._runtime
+        asked = await read_asked(runtime, exchange, CompletionRequest)
+        request, served = asked.request, asked.served
         completion_id = f"cmpl-{uuid.uuid4().hex}"
-        plan = await plan_completion(runtime, caller, served, request, completion_id)
+        plan = await plan_completion(runtime, asked.caller, served, request, completion_id)
         job = Job(
             semconv.OPERATION_TEXT_COMPLETION,
             served,
@@ -42,6 +38,6 @@ class Completions:
             request.num_candidates,
             CompletionRendering(completion_id, request, served, plan.shown),
             bool(request.stream),
-            arrived,
+            asked.arrived,
         )
         await run_job(runtime, exchange, job)

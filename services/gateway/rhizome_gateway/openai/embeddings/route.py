@@ -16,7 +16,7 @@ from rhizome.engine.v1.engine_service_pb2 import (
     EmbedResponse,
 )
 from rhizome.engine.v1.generate_pb2 import TokenIds
-from rhizome_gateway.auth.caller import caller_of
+from rhizome_gateway.asked import read_asked
 from rhizome_gateway.auth.guard import Permit
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.http.exchange import Exchange
@@ -24,7 +24,6 @@ from rhizome_gateway.openai.embeddings.rendering import embedding_list
 from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
 from rhizome_gateway.prompt.context import check_context
 from rhizome_gateway.runtime import Runtime
-from rhizome_gateway.schema.validation import read_request
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.tokenization.inputs import input_name, read_inputs
 from rhizome_telemetry import semconv
@@ -47,18 +46,16 @@ class Embeddings:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request."""
-        runtime, arrived = self._runtime, time.monotonic()
-        request, _ = await read_request(runtime, exchange, EmbeddingRequest)
-        caller = caller_of(exchange.scope)
-        caller.require_model(request.model)
-        served = runtime.session.model(request.model)
+        runtime = self._runtime
+        asked = await read_asked(runtime, exchange, EmbeddingRequest)
+        request, caller, served = asked.request, asked.caller, asked.served
         _check_dimensions(served, request)
         inputs = await read_inputs(
             served, request.input, add_special_tokens=request.add_special_tokens is not False, field="input"
         )
         for place, one in enumerate(inputs):
             check_context(served, len(one.token_ids), 0, input_name("input", place, len(inputs)))
-        asked = EmbedRequest(
+        wanted = EmbedRequest(
             request_id=f"embd-{uuid.uuid4().hex}",
             model=served.info.model,
             inputs=[TokenIds(ids=one.token_ids) for one in inputs],
@@ -70,7 +67,7 @@ class Embeddings:
         )
         assert exchange.permit is not None
         exchange.permit.reserve(sum(len(one.token_ids) for one in inputs), 0)
-        await self._answer(exchange, exchange.permit, request, asked, arrived)
+        await self._answer(exchange, exchange.permit, request, wanted, asked.arrived)
 
     async def _answer(
         self,
