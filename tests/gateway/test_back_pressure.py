@@ -8,7 +8,7 @@ import socket
 import psutil
 from tests.gateway.conftest import RunningGateway, eventually
 
-from rhizome_testing.talking_engine import Hang, Pause, Say, TalkingEngine
+from rhizome_testing.talking_engine import Hang, Say, TalkingEngine
 
 PIECE = "0123456789abcdef" * 64
 PIECES = 4000
@@ -78,9 +78,9 @@ async def test_who_leaves_in_the_middle_of_its_body_leaves_nothing(gateway, engi
 
 
 async def test_a_long_wait_in_the_queue_is_bridged(engine: TalkingEngine, start_gateway) -> None:
-    """The engine says nothing at all, not even that it has begun."""
-    engine.script = lambda prompt: [Pause(0.5), Say("at last")]
-    engine.announce_start = False
+    """The engine says nothing at all for a while, not even that it has begun."""
+    engine.script = lambda prompt: [Say("at last")]
+    engine.queue_s = 0.5
     async with start_gateway(engine.target, keep_alive_s=0.1) as gateway:
         await gateway.becomes_ready()
         async with gateway.http.stream(

@@ -103,7 +103,7 @@ class TalkingEngine(EngineServicerBase):
         model: the served name.
         max_context_tokens: announced limit.
         files: the tokenizer's files; change them before the start, or with a new model name.
-        announce_start: say `started` at once; otherwise requests seem to wait in a queue.
+        queue_s: how long requests wait before the engine says that it begins.
         submits: what was asked, oldest first.
         embed_delay_s: how long Embed takes.
         embed_error: how Embed fails, where it is to.
@@ -119,7 +119,7 @@ class TalkingEngine(EngineServicerBase):
     max_context_tokens: int = 512
     address: str = "127.0.0.1:0"
     files: dict[str, bytes] = field(default_factory=dict)
-    announce_start: bool = True
+    queue_s: float = 0.0
     submits: list[Submit] = field(default_factory=list)
     embed_delay_s: float = 0.0
     embed_error: EngineError | None = None
@@ -261,7 +261,9 @@ class TalkingEngine(EngineServicerBase):
 
         try:
             steps = list(self.script(self._text(submit)))
-            if self.announce_start and not isinstance(steps[0], Refuse):
+            if self.queue_s:
+                await asyncio.sleep(self.queue_s)
+            if not isinstance(steps[0], Refuse):
                 emit(GenerateResponse(started=Started(prompt_tokens=prompt_tokens, cached_tokens=3)))
                 for scores in _scores(submit):
                     emit(GenerateResponse(prompt_logprobs=scores))

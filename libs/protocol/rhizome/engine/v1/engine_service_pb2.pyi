@@ -570,7 +570,10 @@ class WatchKvEventsRequest(message.Message):
 
     START_SEQUENCE_FIELD_NUMBER: builtins.int
     start_sequence: builtins.int
-    """The first sequence number wanted; absent asks for a snapshot first."""
+    """The first sequence number wanted: one more than that of the last message that came. Where the engine does not
+    remember the changes since then, because it was started anew or they are too many, a snapshot comes first.
+    Absent asks for a snapshot first.
+    """
     def __init__(
         self,
         *,
@@ -586,7 +589,10 @@ class WatchKvEventsRequest(message.Message):
 
 @typing.final
 class WatchKvEventsResponse(message.Message):
-    """WatchKvEventsResponse holds changes of the prefix cache."""
+    """WatchKvEventsResponse holds the changes of the prefix cache in one scheduler step, or a snapshot: `cleared`, and then
+    all that is cached. A snapshot comes where a stream begins and whenever its reader was too slow for all changes to be
+    kept. Applied in order, messages give the set of cached blocks after each step.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -594,12 +600,14 @@ class WatchKvEventsResponse(message.Message):
     INSTANCE_ID_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """Strictly increasing for one instance; a gap means that a snapshot is needed."""
+    """One more than that of the message before; a snapshot's may be greater. Where something else was lost on the way,
+    the gap tells, and a snapshot is needed. No two instances of one engine count from the same number.
+    """
     instance_id: builtins.str
     """Changes when the engine core was started anew."""
     @builtins.property
     def events(self) -> containers.RepeatedCompositeFieldContainer[KvEvent]:
-        """What changed."""
+        """What changed, in order."""
 
     def __init__(
         self,
@@ -652,7 +660,18 @@ class KvEvent(message.Message):
 
 @typing.final
 class KvStored(message.Message):
-    """KvStored says that blocks entered the cache."""
+    """KvStored says that blocks entered the cache. A block is `block_size` tokens, always a full one, and its hash names it
+    together with everything before it:
+
+        hash[i] = hash[i-1] + mix(id[0]*m[0] + id[1]*m[1] + ... + (i+1)*G)        for block i, the first one being 0
+        hash[-1] = the first 8 bytes, little-endian, of BLAKE2b with an 8-byte digest over the cache_namespace in UTF-8
+        m[j] = mix((j+1)*G) | 1                                                   for the j-th token of a block
+        G = 0x9E3779B97F4A7C15
+        mix(x): x ^= x>>30, x *= 0xBF58476D1CE4E5B9, x ^= x>>27, x *= 0x94D049BB133111EB, x ^= x>>31
+
+    All of it modulo 2^64. With a namespace `tenant` and blocks of 4, tokens 1 to 8 have the hashes
+    0x6BDCA44154DFCBF1 and 0x63431B8281CBE86D. This is for routing: engines compare tokens before they reuse anything.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -660,12 +679,14 @@ class KvStored(message.Message):
     BLOCK_HASHES_FIELD_NUMBER: builtins.int
     BLOCK_SIZE_FIELD_NUMBER: builtins.int
     parent_hash: builtins.int
-    """Chained hash of the block before the first one; absent at the start of a prompt."""
+    """Hash of the block before the first one; absent at the start of a prompt and in a snapshot, whose blocks come in no
+    order.
+    """
     block_size: builtins.int
     """Tokens per block."""
     @builtins.property
     def block_hashes(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Chained hashes of the blocks."""
+        """Hashes of the blocks, each following the one before except in a snapshot."""
 
     def __init__(
         self,
@@ -691,7 +712,7 @@ class KvRemoved(message.Message):
     BLOCK_HASHES_FIELD_NUMBER: builtins.int
     @builtins.property
     def block_hashes(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Chained hashes of the blocks."""
+        """Hashes of the blocks."""
 
     def __init__(
         self,

@@ -383,7 +383,8 @@ class Pong(message.Message):
 @typing.final
 class CallResult(message.Message):
     """CallResult answers a Call; methods that stream send several, the last one `final`. `Embed` sends its response in
-    parts: their bytes, joined, are the message.
+    parts: their bytes, joined, are the message. `WatchKvEvents` is final once it told what there is to tell, for which it
+    waits if need be; the caller goes on with the next sequence number when it can take more.
     """
 
     DESCRIPTOR: descriptor.Descriptor
