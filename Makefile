@@ -32,7 +32,8 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt libs/testing/pyproject.toml
 
 $(LITELLM): requirements/litellm.txt | $(VENV)/.runtime
 	$(BIN)/python -m venv --clear --without-pip $(@D)
-	$(BIN)/python -m pip --python $(@D)/bin/python --disable-pip-version-check install --quiet --no-deps -r $<
+	$(BIN)/python -m pip --python $(@D)/bin/python --disable-pip-version-check install --quiet --no-deps \
+		--no-compile -r $<
 	touch $@
 
 # package.json pins exact versions and its packages have no dependencies, so a lock file would add nothing.

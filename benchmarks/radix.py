@@ -1,4 +1,4 @@
-"""Cost of the radix cache: eviction per policy and number of leaves, matching a long prompt, and a miss.
+"""Cost of the radix cache: eviction per policy and number of leaves, long matches, misses, KV events.
 
     python benchmarks/radix.py [--no-model]
 
@@ -6,6 +6,9 @@ Leaves hang from one root with two pages each, the worst case for whoever keeps 
 Half of them, drawn at random, are looked up again before the first eviction, so that no policy finds them in
 the order of insertion. A miss is compared with a decode step of one row of the 135M model of `engine_cpu.py`,
 the shortest step there is: whatever else a step does makes the share smaller.
+
+Only the last table has a listener: what KV events add while nobody has asked for them, and while somebody
+watches and each insertion or eviction is a step of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rhizome_engine.core.kv_event_log import KvEventLog
 from rhizome_engine.kvcache.eviction import EvictionPolicy, LazyHeapPolicy, eviction_policy
 from rhizome_engine.kvcache.node import RadixNode
 from rhizome_engine.kvcache.page_pool import PagePool
 from rhizome_engine.kvcache.radix_cache import RadixCache
+from rhizome_transport.block_hashes import block_hashes
 
 PAGE_SIZE = 16
 PAGES_PER_LEAF = 2
@@ -59,17 +64,21 @@ POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
 }
 
 
-def fill(leaves: int, policy: str, page_size: int = PAGE_SIZE) -> tuple[RadixCache, NDArray[np.int32], float]:
+def fill(
+    leaves: int, policy: str, page_size: int = PAGE_SIZE, events: KvEventLog | None = None
+) -> tuple[RadixCache, NDArray[np.int32], float]:
     """A cache with that many leaves, their tokens, and the microseconds per insertion."""
     gc.collect()  # the tree before, lest freeing it counts as filling this one
     pool = PagePool(leaves * PAGES_PER_LEAF, page_size)
-    cache = RadixCache(pool, POLICIES[policy]())
+    cache = RadixCache(pool, POLICIES[policy](), [] if events is None else [events])
     tokens = np.random.default_rng(0).integers(0, VOCAB, (leaves, page_size * PAGES_PER_LEAF), dtype=np.int32)
     # First tokens differ, so that there are as many leaves as asked for even where a page is one token.
     tokens[:, 0] = np.random.default_rng(1).permutation(leaves)
     start = time.thread_time()  # one long run: by the clock, whatever else is going on would be in it
     for row in tokens:
         cache.insert("", row, pool.allocate(PAGES_PER_LEAF))
+        if events is not None:
+            events.commit()
     return cache, tokens, (time.thread_time() - start) / leaves * 1e6
 
 
@@ -174,6 +183,39 @@ def measure_misses(figures: dict[str, float], step_us: float | None) -> None:
             print(f"{length:>6} {'tokens':<9}{page_size:>10}{miss:>10.2f}{share:>11}")
 
 
+def measure_events(figures: dict[str, float], step_us: float | None) -> None:
+    """What `WatchKvEvents` costs whoever computes, and what its readers and routers cost."""
+    leaves = 10_000
+    print(f"\n{'KV events':<16}{'insert us/node':>16}{'evict us/node':>15}")
+    for name in ("none", "unwatched", "watched"):
+        events = None if name == "none" else KvEventLog(leaves * PAGES_PER_LEAF, PAGE_SIZE)
+        if events is not None and name == "watched":
+            events.snapshot()
+        cache, _, insert_us = fill(leaves, "lru", PAGE_SIZE, events)
+        snapshot_us = median_us(events.snapshot, 20) if events is not None else 0.0
+        start = time.thread_time()
+        while cache.evict(PAGES_PER_LEAF):
+            if events is not None:
+                events.commit()
+        evict_us = (time.thread_time() - start) / leaves * 1e6
+        figures[f"events_{name}_insert_us"] = round(insert_us, 2)
+        figures[f"events_{name}_evict_us"] = round(evict_us, 2)
+        print(f"{name:<16}{insert_us:>16.2f}{evict_us:>15.2f}")
+    added = sum(
+        figures[f"events_watched_{kind}_us"] - figures[f"events_none_{kind}_us"]
+        for kind in ("insert", "evict")
+    )
+    if step_us:
+        figures["events_percent_of_step"] = round(100 * added / step_us, 3)
+        share = f"{added:.0f} us more, {100 * added / step_us:.2f} % of a step"
+        print(f"one insertion and one eviction, watched: {share}")
+    figures["events_snapshot_us_20k_blocks"] = round(snapshot_us, 1)
+    prompt = np.random.default_rng(5).integers(0, VOCAB, LONG, dtype=np.int32)
+    figures["block_hashes_us_32k"] = round(median_us(lambda: block_hashes(prompt, PAGE_SIZE, "")), 1)
+    print(f"a snapshot of 20k blocks: {snapshot_us / 1e3:.1f} ms")
+    print(f"hashes of a 32k prompt: {figures['block_hashes_us_32k']:.0f} us")
+
+
 def main() -> None:
     """Print tables, and the figures as one JSON line."""
     parser = argparse.ArgumentParser(description="Cost of the radix cache.")
@@ -184,6 +226,7 @@ def main() -> None:
     measure_matches(figures)
     step_us = None if arguments.no_model else decode_step_us()
     measure_misses(figures, step_us)
+    measure_events(figures, step_us)
     if step_us:
         figures["decode_step_us_135m_1_row"] = round(step_us, 1)
         print(f"\na step: {step_us / 1e3:.2f} ms (135M Llama shape, float32, CPU, 1 row, context 256)")

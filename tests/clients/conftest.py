@@ -13,7 +13,7 @@ from rhizome_testing.openai_watch import every_answer_is_openais  # noqa: F401  
 from rhizome_testing.running_stack import RunningStack, demo_stack_settings, running_stack
 from rhizome_testing.watched_relay import watched_relay
 
-KEYS = {
+KEYS: dict[str, dict[str, object]] = {
     "sk-everything": {},
     "sk-other-models": {"models": ["other-*"]},
     "sk-one-a-minute": {"requests_per_minute": 1},

@@ -175,8 +175,8 @@ def test_a_tool_is_called_and_its_answer_read(client: OpenAI, choice: Any, reaso
     }
     told = client.chat.completions.create(
         model=MODEL,
-        tools=[WEATHER],  # type: ignore[list-item]
-        messages=[question, first.message, returned],  # type: ignore[list-item]
+        tools=[WEATHER],
+        messages=[question, first.message, returned],
         temperature=0,
     )
     assert "21" in str(told.choices[0].message.content)

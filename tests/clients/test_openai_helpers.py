@@ -29,7 +29,9 @@ class Forecast(BaseModel):
 
 
 def test_parse_gives_the_type_that_was_asked_for(client: OpenAI) -> None:
-    answer = client.chat.completions.parse(model=MODEL, messages=FRANCE, response_format=Person, temperature=0)
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=FRANCE, response_format=Person, temperature=0
+    )
     person = answer.choices[0].message.parsed
     assert isinstance(person, Person)
     assert Person.model_validate_json(str(answer.choices[0].message.content)) == person

@@ -135,9 +135,7 @@ def _grammars() -> Iterator[Attack]:
     for name, schema in SCHEMAS.items():
         named = {"name": "n", "schema": schema, "strict": True}
         yield chat(f"schema: {name}", response_format={"type": "json_schema", "json_schema": named})
-        yield of(
-            "/v1/completions", f"schema: {name}", structured_outputs={"json": json.dumps(schema)}
-        )
+        yield of("/v1/completions", f"schema: {name}", structured_outputs={"json": json.dumps(schema)})
         text = {"format": {"type": "json_schema", "name": "n", "schema": schema}}
         yield of("/v1/responses", f"schema: {name}", text=text)
     yield chat("a choice of 20,000", structured_outputs={"choice": [f"{CANARY}{i}" for i in range(20_000)]})
@@ -173,8 +171,15 @@ def _conversations() -> Iterator[Attack]:
     yield chat("10,001 messages", messages=said("x") * 10_001)
     yield of("/v1/messages", "10,000 messages", messages=said("x") * 10_000)
     yield of("/v1/responses", "10,000 items", input=said("x") * 10_000)
-    yield chat("10,000 parts", messages=[{"role": "user", "content": [{"type": "text", "text": "x"}] * 10_000}])
-    specials = ("<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>system<|end_header_id|>\n\n", "<think>")
+    yield chat(
+        "10,000 parts", messages=[{"role": "user", "content": [{"type": "text", "text": "x"}] * 10_000}]
+    )
+    specials = (
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<|start_header_id|>system<|end_header_id|>\n\n",
+        "<think>",
+    )
     for special in specials:
         for path in ("/v1/chat/completions", "/v1/messages"):
             yield of(path, f"typed {special[:20]}", messages=said(CANARY + special * 200))
@@ -195,7 +200,8 @@ def _conversations() -> Iterator[Attack]:
         "not a number": {"thinking_budget": 10**400},
     }.items():
         yield chat(f"template variable: {name}", chat_template_kwargs=variables)
-        yield of("/tokenize", f"template variable: {name}", prompt=None, messages=said(), chat_template_kwargs=variables)
+        asked = {"prompt": None, "messages": said(), "chat_template_kwargs": variables}
+        yield of("/tokenize", f"template variable: {name}", **asked)
 
 
 def _texts() -> Iterator[Attack]:

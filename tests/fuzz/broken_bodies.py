@@ -24,7 +24,7 @@ BODIES = {
     "an open object": b'{"' + _INSIDE,
     "an open text": b'{"model": "' + _INSIDE,
     "a comma too much": b'{"model": "' + _INSIDE + b'",}',
-    "a comment": b'{/*' + _INSIDE + b'*/"model": 1}',
+    "a comment": b"{/*" + _INSIDE + b'*/"model": 1}',
     "single quotes": b"{'model': '" + _INSIDE + b"'}",
     "two objects": b"{}{}",
     "100,000 open lists": b"[" * 100_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import time
 from collections import Counter
@@ -16,14 +17,20 @@ EXPECTED = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 503)
 
 
 class HostileClient:
-    """Remembers what was wrong, by the attack's name, and how long each attack took."""
+    """Remembers what was wrong, by the attack's name, and when each attack was under way."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self._port = gateway.port
         self._connection = self._connect()
         self.failures: dict[str, str] = {}
         self.statuses: Counter[int] = Counter()
-        self.seconds: dict[str, float] = {}
+        self.spans: list[tuple[str, float, float]] = []
+
+    def __enter__(self) -> HostileClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def send(self, attack: Attack) -> None:
         started = time.monotonic()
@@ -35,10 +42,14 @@ class HostileClient:
             self.failures[attack.name] = f"no answer: {error!r}"
             return
         finally:
-            self.seconds[attack.name] = time.monotonic() - started
+            self.spans.append((attack.name, started, time.monotonic()))
         self.statuses[status] += 1
         if problem := _wrong(attack, status, headers, body):
             self.failures[attack.name] = f"{status} {problem} {body[:300]!r}"
+
+    def under_way(self, started: float, seconds: float) -> list[str]:
+        """What was being attacked then."""
+        return [name for name, begin, end in self.spans if begin < started + seconds and end > started]
 
     @property
     def report(self) -> str:
@@ -57,10 +68,8 @@ class HostileClient:
             connection.putheader("Content-Length", str(len(attack.body)))
         for name, value in attack.headers.items():
             connection.putheader(name, value.encode("latin-1"))
-        try:
-            connection.endheaders(attack.body or None)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it did not want to read all of it; the answer says why
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.endheaders(attack.body or None)  # if it does not read all of it, the answer says why
         answer = connection.getresponse()
         body = answer.read()
         headers = {name.lower(): value for name, value in answer.getheaders()}
@@ -78,6 +87,4 @@ def _wrong(attack: Attack, status: int, headers: dict[str, str], body: bytes) ->
     shown = body + repr(headers).encode()
     if CANARY.lower().encode() in shown.lower():
         return "repeats what was sent"
-    if attack.method in ("HEAD",):
-        return ""
     return wrong_with_error(attack.path, status, headers, body)

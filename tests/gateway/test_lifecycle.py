@@ -54,8 +54,8 @@ async def test_nothing_about_the_inside_is_told(start_gateway, caplog) -> None:
         await eventually(lambda: len(engine.submits) == 2)
         await engine.__aexit__(None, None, None)
         answers = [await task for task in asked] + [await gateway.chat()]
-    assert [answer.status_code for answer in answers[1:]] == [500, 503]
-    assert "internal_error" in answers[0].text
+    assert [answer.status_code for answer in answers[1:]] == [503, 503]
+    assert "engine_unavailable" in answers[0].text
     for answer in answers:
         assert "127.0.0.1" not in answer.text and "calls" not in answer.text
     assert answers[-1].headers["x-request-id"] in caplog.text and engine.target in caplog.text

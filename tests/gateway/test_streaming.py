@@ -124,21 +124,22 @@ async def test_an_error_before_the_first_event_is_an_http_error(gateway, engine:
 
 async def test_an_error_in_the_middle_is_an_event(gateway, engine: TalkingEngine) -> None:
     lost = EngineError(grpc.StatusCode.ABORTED, "The engine was lost.", reason="ENGINE_LOST")
-    engine.script = lambda prompt: [Say("par"), Refuse(lost)]
+    engine.script = lambda prompt: [Say("par"), Pause(0.05), Refuse(lost)]
     answer = await gateway.chat(stream=True)
     assert answer.status_code == 200
     events = _events(answer.text)
     assert events[-1] == "[DONE]"
     assert events[-2]["error"] == {
-        "message": ANY, "type": "server_error", "param": None, "code": "internal_error",
+        "message": ANY, "type": "server_error", "param": None, "code": "engine_unavailable",
     }  # fmt: skip
     assert not any(event["choices"][0]["finish_reason"] for event in events[:-2])
-    with pytest.raises(openai.APIError, match="was lost"):
+    with pytest.raises(openai.APIError, match="No engine"):
         async for _ in await gateway.openai.chat.completions.create(
             model="talking-model", messages=HI, stream=True
         ):
             pass
-    assert (await gateway.chat()).status_code == 500
+    whole = await gateway.chat()
+    assert (whole.status_code, whole.headers["retry-after"]) == (503, "1")
 
 
 async def test_nothing_is_sent_while_the_request_waits(gateway, engine: TalkingEngine) -> None:

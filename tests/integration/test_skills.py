@@ -85,7 +85,10 @@ def through_the_stack(client: OpenAI, instance: Any) -> str:
     (call,) = message.tool_calls
     assert answer.choices[0].finish_reason == "tool_calls"
     assert call.type == "function"
-    arguments = json.loads(call.function.arguments)
+    try:
+        arguments = json.loads(call.function.arguments)
+    except json.JSONDecodeError:  # what the model wrote is no JSON, and is passed on as it is
+        return f'{{"name": "{call.function.name}", "parameters": {call.function.arguments}'
     return json.dumps({"name": call.function.name, "parameters": arguments}, ensure_ascii=False)
 
 

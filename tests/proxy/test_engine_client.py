@@ -56,7 +56,7 @@ async def test_closing_the_answer_cancels_at_the_engine(cluster, script, connect
 
 async def test_a_lost_engine_is_aborted_and_a_missing_one_unavailable(cluster, script, connect, eventually):
     engine = await cluster.engine(script.start_and_hold)
-    proxy = await cluster.proxy(engine)
+    proxy = await cluster.proxy(engine, resume_wait_s=0.0)
     client = connect(proxy)
     answers = client.generate(PROMPT)
     assert (await anext(answers)).HasField("started")

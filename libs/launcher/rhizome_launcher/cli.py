@@ -16,6 +16,7 @@ from rhizome_launcher.bench.errors import explained
 from rhizome_launcher.bench.serve_command import bench_serve
 from rhizome_launcher.keys import keys_app
 from rhizome_launcher.serve import EXIT_INTERRUPTED, run_until_interrupted
+from rhizome_launcher.simulate.command import simulate
 from rhizome_launcher.stack import StackError, StackSettings
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ bench_app.command("serve")(explained(bench_serve))
 bench_app.command("engine")(explained(bench_engine))
 eval_app.command("perplexity")(explained(eval_perplexity))
 eval_app.command("skills")(explained(eval_skills))
+app.command()(simulate)
 
 ModelOption = Annotated[
     Path,

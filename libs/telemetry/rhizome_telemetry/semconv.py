@@ -64,6 +64,7 @@ REQUEST_PREEMPTIONS = "rhizome.request.preemptions"
 REQUEST_FORCED_TOKENS = "rhizome.request.forced_tokens"
 EVENT_PICK = "rhizome.proxy.pick"
 EVENT_RETRY = "rhizome.proxy.retry"
+EVENT_RESUME = "rhizome.proxy.resume"
 EVENT_FIRST_TOKEN = "rhizome.first_token"  # noqa: S105 - a language model's token, not a secret
 EVENT_PREEMPTED = "rhizome.preempted"
 PICK_BACKEND = "rhizome.proxy.backend"

@@ -19,7 +19,7 @@ from typing import Any
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoRequest, GetModelInfoResponse
 from rhizome_testing.processes import ProcessFixture
-from rhizome_testing.talking_engine import Context, Pause, Say, Script, TalkingEngine
+from rhizome_testing.talking_engine import Context, Pause, Say, Script, Step, TalkingEngine
 from rhizome_text.tokenizer_files import read_tokenizer_files
 
 
@@ -70,7 +70,7 @@ def _engine(checkpoint: Path | None, **fields: Any) -> TalkingEngine:
 
 
 def _script(pause_s: float, text: str) -> Script:
-    steps = [Pause(pause_s), Say(text, at_once=True)]
+    steps: list[Step] = [Pause(pause_s), Say(text, at_once=True)]
     return lambda prompt: steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,6 @@ def watched_relay(url: str) -> Iterator[str]:
     server = uvicorn.Server(
         uvicorn.Config(
             _Relay(url),
-            port=0,
             lifespan="on",
             log_level="warning",
             server_header=False,
@@ -76,7 +76,7 @@ def watched_relay(url: str) -> Iterator[str]:
             timeout_graceful_shutdown=5,
         )
     )
-    listener = server.config.bind_socket()
+    listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), name="relay", daemon=True)
     thread.start()
     try:

@@ -1,20 +1,20 @@
 """Names for prefixes of prompts: one 64-bit hash per full block, chained from the first block on.
 
-Engines tell which blocks they cache by these hashes (`WatchKvEvents`), routers compute them for a prompt and see
-how much of it each engine holds. `KvStored` in `engine_service.proto` has the definition:
+Engines tell which blocks they cache by these hashes (`WatchKvEvents`); routers compute them for a prompt
+and see how much of it each engine holds. `KvStored` in `engine_service.proto` has the definition:
 
     hash[-1] = the first 8 bytes, little-endian, of BLAKE2b (8 bytes of digest) over the namespace in UTF-8
     hash[i]  = hash[i-1] + mix(id[0]*m[0] + id[1]*m[1] + ... + (i+1)*GOLDEN)      ids of block i, modulo 2^64
     m[j]     = mix((j+1)*GOLDEN) | 1
     mix      = the finaliser of SplitMix64 (Steele, Lea, Flood 2014), which is Stafford's "Mix13"
 
-Position and contents go through `mix` together, so what a block adds is different at each place: blocks in another
-order, moved or repeated have other hashes, and yet one cumulative sum chains them all. A hash needs nothing but
-its parent's, the position and its own tokens, so a chain can go on where it stopped.
+Position and contents go through `mix` together, so what a block adds is different at each place: blocks in
+another order, moved or repeated have other hashes, and yet one cumulative sum chains them all. A hash needs
+nothing but its parent's, the position and its own tokens, so a chain can go on where it stopped.
 
 This is a hint for routing and no key of a cache. Two prefixes that nobody made for the purpose collide with a
-probability of 2^-64; who wants a collision can compute one. It then misroutes a request, no more: an engine compares
-tokens before it reuses anything.
+probability of 2^-64; who wants a collision can compute one. It then misroutes a request, no more: an engine
+compares tokens before it reuses anything.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from numpy.typing import ArrayLike, NDArray
 BlockHashes = NDArray[np.uint64]
 
 _GOLDEN = np.array(0x9E3779B97F4A7C15, np.uint64)
+_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+_27, _30, _31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 
 def block_hashes(token_ids: ArrayLike, block_size: int, namespace: str) -> BlockHashes:
     """Hash every prefix of a prompt that ends with a full block.
 
-    An array of 32-bit integers is fastest; a list costs the time to read it, which is several times that to hash it.
+    An array of 32-bit integers is fastest; to read a list takes several times as long as to hash it.
 
     Args:
         token_ids: [n] integers from 0 to 2^32 - 1.
@@ -89,9 +92,9 @@ def _multipliers(block_size: int) -> BlockHashes:
 
 def _mix(values: NDArray[Any]) -> BlockHashes:
     """Spread every bit over all 64, in place."""
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
+    values ^= values >> _30
+    values *= _FIRST_FACTOR
+    values ^= values >> _27
+    values *= _SECOND_FACTOR
+    values ^= values >> _31
     return values

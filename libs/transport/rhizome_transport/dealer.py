@@ -101,8 +101,9 @@ class DealerConnection:
             try:
                 self._socket.send(payload, zmq.NOBLOCK)
             except zmq.Again:
-                self._writer = self._loop.create_future()
-                await self._writer
+                writable = self._writer = self._loop.create_future()
+                self._look_again()
+                await writable
             else:
                 self._look_again()
                 return
@@ -147,7 +148,8 @@ class DealerConnection:
     def _on_ready(self) -> None:
         """Read what there is, and let the writer go on if it can.
 
-        The descriptor tells of changes only, so whatever changed has to be dealt with now.
+        The descriptor tells of changes only, and every look at the socket may take what it has to tell. So
+        whatever a look shows has to be dealt with, or looked at again.
         """
         if self._closed:
             return
@@ -162,13 +164,17 @@ class DealerConnection:
             self._break()
         if arrived:
             self._wake(self._reader)
-        if self._writer is not None and self._events() & _POLLOUT:
-            self._wake(self._writer)
+        if self._writer is not None:
+            self._look_again()
 
     def _look_again(self) -> None:
-        """Sending may have used up the descriptor's news of something to read."""
-        if self._events() & _POLLIN:
+        """After anything but reading to the end: the descriptor's news may have been used up."""
+        events = self._events()
+        if events & _POLLIN:
             self._loop.call_soon(self._on_ready)
+        if events & _POLLOUT and self._writer is not None:
+            self._wake(self._writer)
+            self._writer = None
 
     def _events(self) -> int:
         try:

@@ -14,8 +14,8 @@
 | everything else | 500 | server_error | internal_error |
 
 A `reason` (UPPER_SNAKE, as `google.rpc.ErrorInfo` wants it) refines the OpenAI code:
-`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `QUEUE_FULL` becomes 503 /
-`overloaded`.
+`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `QUEUE_FULL` 503 / `overloaded`, `ENGINE_LOST`
+503 / `engine_unavailable`: an answer that was not given can be asked for again.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ _HTTP = {
 _HTTP_BY_REASON = {
     "CONTEXT_LENGTH_EXCEEDED": HttpError(400, "invalid_request_error", "context_length_exceeded"),
     "QUEUE_FULL": HttpError(503, "server_error", "overloaded"),
+    "ENGINE_LOST": HttpError(503, "server_error", "engine_unavailable"),
     "MODEL_LOADING": HttpError(503, "server_error", "model_loading"),
 }
 

@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import grpc
+from google.protobuf.message import DecodeError
+
 from rhizome.engine.v1.frames_pb2 import CallResult
 from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
 from rhizome.engine.v1.relay_pb2 import RelayEvent
@@ -59,6 +62,8 @@ class _Inbox(Generic[Item]):
 Arrived = list[int] | GenerateResponse
 """Token ids that came without text or log probabilities, or any other event."""
 
+_MOST_MERGED = 256
+"""Tokens in one delta; a reader that comes back after long can then stop between two of them."""
 _MOST_KNOWN = 65_536
 _LONGEST_KNOWN = 16
 _known_deltas: dict[bytes, tuple[int, ...]] = {}
@@ -114,8 +119,9 @@ class RequestInbox:
             self.used = True
             if self._on_arrival is not None:
                 items = self._items
-                if items and type(items[-1]) is list:
-                    items[-1].extend(token_ids)
+                last = items[-1] if items else None
+                if type(last) is list and len(last) < _MOST_MERGED:
+                    last.extend(token_ids)
                 else:
                     items.append([*token_ids])
             self._last_came = event.final
@@ -147,7 +153,11 @@ class RequestInbox:
 
     def _put_other(self, payload: bytes, final: bool) -> None:
         self.used = True
-        response = GenerateResponse.FromString(payload)
+        try:
+            response = GenerateResponse.FromString(payload)
+        except DecodeError:
+            self._error = EngineError(grpc.StatusCode.INTERNAL, "the engine sent what is no event")
+            return
         self._last_came = final or response.HasField("finished")
         delta = response.delta
         arrived: Arrived = response
@@ -168,11 +178,13 @@ def as_response(arrived: Arrived) -> GenerateResponse:
 def _merge(earlier: Arrived, later: Arrived) -> bool:
     """Add `later` to `earlier` if both are deltas of the same kind; whether they were."""
     if isinstance(later, list):
-        if not isinstance(earlier, list):
+        if not isinstance(earlier, list) or len(earlier) >= _MOST_MERGED:
             return False
         earlier.extend(later)
         return True
-    return not isinstance(earlier, list) and merge_delta(earlier, later)
+    if isinstance(earlier, list) or len(earlier.delta.token_ids) >= _MOST_MERGED:
+        return False
+    return merge_delta(earlier, later)
 
 
 class CallInbox(_Inbox[bytes]):

@@ -143,15 +143,17 @@ class Session:
         Readers are told once all frames were read: whoever cannot keep up gets fewer and longer pieces.
         """
         news: list[RequestInbox] = []
-        for payload in payloads:
-            try:
-                frame = PeerFrame.FromString(payload)
-            except DecodeError:
-                self.undecodable_frames += 1
-                continue
-            self._take(frame, news)
-        for inbox in news:
-            inbox.tell()
+        try:
+            for payload in payloads:
+                try:
+                    frame = PeerFrame.FromString(payload)
+                except DecodeError:
+                    self.undecodable_frames += 1
+                    continue
+                self._take(frame, news)
+        finally:  # whatever is wrong with a later frame
+            for inbox in news:
+                inbox.tell()
 
     def _take(self, frame: PeerFrame, news: list[RequestInbox]) -> None:
         requests = self.requests

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -39,7 +40,9 @@ class GatewayServer(uvicorn.Server):
                 gateway,
                 host=settings.host,
                 port=settings.port,
-                http=capped_protocol(settings.max_header_bytes, settings.header_timeout_s),
+                http=capped_protocol(
+                    settings.max_header_bytes, settings.header_timeout_s, settings.stalled_s
+                ),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -49,11 +52,21 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._gateway = gateway
+        self._drain_delay_s = settings.drain_delay_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to shut down; a second Ctrl-C forces it."""
+        """Begin to shut down; a second Ctrl-C forces it.
+
+        Who asks /ready now and then gets the time to see that it is off, before nobody answers any more.
+        """
         self._gateway.drain()
-        super().handle_exit(sig, frame)
+        delay_s, self._drain_delay_s = self._drain_delay_s, 0.0
+        if delay_s:
+            later = threading.Timer(delay_s, super().handle_exit, (sig, frame))
+            later.daemon = True
+            later.start()
+        else:
+            super().handle_exit(sig, frame)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -68,6 +68,7 @@ class GatewaySettings(BaseSettings):
         16_384, ge=1, description="requests that may be open in one process; more are refused with 503"
     )
     keep_alive_s: float = Field(15.0, gt=0, description="silence in a stream before a keep-alive comment")
+    stalled_s: float = Field(60.0, gt=0, description="time after which a client that reads nothing is gone")
     model_refresh_s: float = Field(5.0, gt=0, description="how often the engine is asked what it serves")
     keys_file: Path | None = Field(
         None, description="TOML file with the keys that may come in, made by 'rhizome keys new'"
@@ -97,6 +98,9 @@ class GatewaySettings(BaseSettings):
         0, ge=0, le=65535, description="second listener that has only /metrics, without a key; 0 for none"
     )
     metrics_host: str = Field("127.0.0.1", description="address of that listener")
+    drain_delay_s: float = Field(
+        0.0, ge=0, description="time between /ready turning off and no new connections, after SIGTERM"
+    )
     graceful_shutdown_s: int = Field(30, ge=0, description="time open requests have after SIGTERM")
 
     @classmethod

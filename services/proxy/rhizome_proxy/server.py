@@ -12,10 +12,12 @@ from rhizome_proxy.policies import POLICIES
 from rhizome_proxy.pool.discovery import Discovery, parse_targets
 from rhizome_proxy.pool.health import HealthPoller
 from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.service.admin import AdminServicer
 from rhizome_proxy.service.connect import ConnectService
 from rhizome_proxy.service.fleet import FleetService
 from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
 from rhizome_proxy.service.relay import RelayService
+from rhizome_proxy.service.retry_budget import RetryBudget
 from rhizome_proxy.service.route import Router
 from rhizome_proxy.settings import ProxySettings
 from rhizome_transport.channel import ENGINE_SERVICE
@@ -30,29 +32,50 @@ class ProxyServer:
     Attributes:
         port: where it listens, once started.
         registry: the pool.
+        router: chooses engines, and counts what became of requests.
     """
 
     def __init__(self, settings: ProxySettings) -> None:
         self.port = 0
         self._settings = settings
-        poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s)
+        poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s, settings.stall_timeout_s)
         engine_tls = settings.engine_tls()
-        self.registry = Registry(lambda address: RhizomeEngine(address, tls=engine_tls), poller.watch)
-        self._discovery = Discovery(parse_targets(settings.backends), self.registry, settings.dns_interval_s)
+        self.registry = Registry(
+            lambda address: RhizomeEngine(address, tls=engine_tls), poller.watch, settings.backend_rules()
+        )
+        self._discovery = Discovery(
+            parse_targets(settings.backends),
+            self.registry,
+            settings.dns_interval_s,
+            drain_timeout_s=settings.engine_drain_timeout_s,
+        )
         instance_id = uuid.uuid4().hex
-        router = Router(self.registry, POLICIES[settings.policy]())
+        self.router = router = Router(
+            self.registry,
+            POLICIES[settings.policy](),
+            budget=RetryBudget(settings.retry_share, settings.min_retries_per_s),
+            max_resumes=settings.max_resumes,
+            resume_wait_s=settings.resume_wait_s,
+            timeout_s=settings.backend_timeout_s,
+        )
         self._connect = ConnectService(router, instance_id=instance_id, window_frames=settings.window_frames)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._server = GrpcServer(
-            f"{host}:{settings.port}",
+            _join(settings.host, settings.port),
             service_names=(ENGINE_SERVICE, PROXY_SERVICE),
             open_requests=lambda: self._connect.open_requests,
             tls=settings.tls(),
         )
         handlers = {"Connect": self._connect.handler()}
-        handlers |= RelayService(router).handlers() | FleetService(self.registry, instance_id).handlers()
+        handlers |= RelayService(router).handlers()
+        handlers |= FleetService(self.registry, instance_id, self._connect.abort).handlers()
         self._server.add_handlers(ENGINE_SERVICE, handlers)
         self._server.add(add_ProxyServiceServicer_to_server, ProxyServicer(self.registry))
+        self._admin: GrpcServer | None = None
+        if settings.admin_port:
+            self._admin = GrpcServer(
+                _join(settings.admin_host, settings.admin_port), service_names=(PROXY_SERVICE,)
+            )
+            self._admin.add(add_ProxyServiceServicer_to_server, AdminServicer(self.registry))
         self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
@@ -70,6 +93,9 @@ class ProxyServer:
         self._refreshing = asyncio.create_task(self._discovery.run(), name="discovery")
         self._server.set_serving(PROXY_SERVICE, True)
         self.port = await self._server.start()
+        if self._admin is not None:
+            self._admin.set_serving(PROXY_SERVICE, True)
+            _log.info("listening on port %d for operators", await self._admin.start())
         _log.info(
             "listening on port %d; %d of %d engines are ready",
             self.port,
@@ -91,6 +117,8 @@ class ProxyServer:
         finished = await self._server.drain_and_stop(
             self._settings.drain_timeout_s if grace_s is None else grace_s
         )
+        if self._admin is not None:
+            await self._admin.drain_and_stop(0.0)
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
@@ -98,5 +126,9 @@ class ProxyServer:
         return finished
 
     def _announce(self) -> None:
-        """The proxy serves what its engines serve."""
+        """The proxy serves what its engines serve; that it doubts them is not its callers' business."""
         self._server.set_serving(ENGINE_SERVICE, bool(self.registry.ready()))
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

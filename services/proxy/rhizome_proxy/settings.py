@@ -6,16 +6,26 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
 from rhizome_proxy.policies import POLICIES
+from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
 from rhizome_proxy.pool.discovery import parse_targets
+from rhizome_proxy.pool.outlier import OutlierRules
 from rhizome_transport.tls import ClientTls, ServerTls
 
 PROGRAM = "rhizome-proxy"
+
+_COMMON_NAMES: Final = {
+    "backends": "BACKENDS",
+    "max_allowed_request_queue": "MAX_ALLOWED_REQUEST_QUEUE",
+    "max_allowed_deferred": "MAX_ALLOWED_DEFERRED",
+    "poll_interval_s": "METRICS_CACHE_TTL_SECONDS",
+    "backend_timeout_s": "BACKEND_TIMEOUT_SECONDS",
+}
 
 
 class ProxySettings(BaseSettings):
@@ -46,6 +56,40 @@ class ProxySettings(BaseSettings):
         64, description="Frames with events that an engine may send ahead of a reader, for each stream."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
+    admin_host: str = Field("127.0.0.1", description="Address of the listener for operators.")
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Its port: all of ProxyService, to add, drain and remove engines; 0 switches it off."
+    )
+    engine_drain_timeout_s: float = Field(
+        30.0, ge=0, description="Seconds until requests of an engine that DNS dropped go on at others."
+    )
+    stall_timeout_s: float = Field(
+        10.0, gt=0, description="Requests of an engine that is silent for so long go on at others."
+    )
+    max_resumes: NonNegativeInt = Field(
+        3, description="Engines that may be lost under a request that goes on at another each time."
+    )
+    resume_wait_s: float = Field(
+        5.0, ge=0, description="Seconds such a request waits for an engine if none takes it at once."
+    )
+    retry_share: float = Field(
+        0.2, ge=0, description="Refused requests that may try another engine, a share."
+    )
+    min_retries_per_s: float = Field(3.0, ge=0, description="So many may whatever the share.")
+    eject_after: PositiveInt = Field(3, description="Failures in a row after which an engine gets nothing.")
+    max_ejected: float = Field(0.5, ge=0, le=1, description="Largest share of engines that get nothing so.")
+    slow_start_s: float = Field(
+        10.0, ge=0, description="Seconds until an engine that came back gets its share."
+    )
+    max_allowed_request_queue: NonNegativeInt | None = Field(
+        None, description="An engine that runs more requests is busy: others come first."
+    )
+    max_allowed_deferred: NonNegativeInt | None = Field(
+        None, description="An engine in whose queue more requests wait is busy: others come first."
+    )
+    backend_timeout_s: float | None = Field(
+        None, gt=0, description="Longest time for a request; what its caller says where that is less."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
     tls_cert: Path | None = Field(None, description="PEM certificate of the listener, which speaks TLS then.")
     tls_key: Path | None = Field(None, description="Its private key.")
@@ -64,9 +108,11 @@ class ProxySettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _accept_common_names(cls, values: Any) -> Any:
-        """`BACKENDS` is what deployments of other proxies already set."""
-        if isinstance(values, dict) and "backends" not in values and os.environ.get("BACKENDS"):
-            values["backends"] = os.environ["BACKENDS"]
+        """Deployments of other proxies already set these."""
+        if isinstance(values, dict):
+            for field, name in _COMMON_NAMES.items():
+                if field not in values and os.environ.get(name):
+                    values[field] = os.environ[name]
         return values
 
     @field_validator("backends")
@@ -91,6 +137,15 @@ class ProxySettings(BaseSettings):
         self.tls()
         self.engine_tls()
         return self
+
+    def backend_rules(self) -> BackendRules:
+        """When an engine is busy or ejected."""
+        return BackendRules(
+            outlier=OutlierRules(self.eject_after, self.max_ejected, self.slow_start_s),
+            max_running=self.max_allowed_request_queue,
+            max_waiting=self.max_allowed_deferred,
+            load_max_age_s=max(LOAD_MAX_AGE_S, 3 * self.poll_interval_s),
+        )
 
     def tls(self) -> ServerTls | None:
         """How the listener speaks TLS; None for plaintext."""

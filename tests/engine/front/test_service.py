@@ -62,13 +62,6 @@ async def test_watch_load_speaks_when_something_changed(stub: Any) -> None:
     watch.cancel()
 
 
-async def test_later_methods_are_unimplemented(stub: Any) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.WatchKvEvents(messages.WatchKvEventsRequest()).read()
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "WatchKvEvents" in (caught.value.details() or "")
-
-
 async def test_admin_has_a_listener_of_its_own(stub: Any, shared_engine: EngineProcess) -> None:
     await run(stub, text_request("A prompt that is long enough to fill a page of the cache"))
     async with grpc.aio.insecure_channel(shared_engine.admin_target) as channel:

@@ -20,14 +20,15 @@ class HostTier:
         self.pages = {}
         self.calls = []
 
-    def stored(self, namespace, token_ids, pages):
-        self.calls.append(("stored", namespace, token_ids.tolist(), pages.tolist()))
+    def stored(self, node):
+        self.calls.append(("stored", node.namespace, node.prefix_ids().tolist(), node.pages.tolist()))
 
-    def removed(self, namespace, token_ids, pages):
-        self.calls.append(("removed", namespace, token_ids.tolist(), pages.tolist()))
+    def removed(self, node, pages):
+        token_ids = node.prefix_ids()
+        self.calls.append(("removed", node.namespace, token_ids.tolist(), pages.tolist()))
         first = len(token_ids) // PAGE_SIZE - len(pages)
         for index, page in enumerate(pages, start=first + 1):
-            prefix = (namespace, *token_ids[: index * PAGE_SIZE].tolist())
+            prefix = (node.namespace, *token_ids[: index * PAGE_SIZE].tolist())
             assert prefix not in self.pages, "moved twice"
             self.pages[prefix] = self.device[page].copy()
 

@@ -119,20 +119,20 @@ class Mirror(dict):
         super().__init__()
         self.pool = pool
 
-    def steps(self, namespace, token_ids, pages):
-        size, tokens = self.pool.page_size, token_ids.tolist()
+    def steps(self, node, pages):
+        size, tokens = self.pool.page_size, node.prefix_ids().tolist()
         assert len(tokens) % size == 0
         ends = range(len(tokens) - (len(pages) - 1) * size, len(tokens) + 1, size)
-        return zip([(namespace, *tokens[:end]) for end in ends], pages.tolist(), strict=True)
+        return zip([(node.namespace, *tokens[:end]) for end in ends], pages.tolist(), strict=True)
 
-    def stored(self, namespace, token_ids, pages):
-        for key, page in self.steps(namespace, token_ids, pages):
+    def stored(self, node):
+        for key, page in self.steps(node, node.pages):
             assert key not in self
             self[key] = page
 
-    def removed(self, namespace, token_ids, pages):
+    def removed(self, node, pages):
         assert not set(pages.tolist()) & set(self.pool.free_pages.tolist())
-        for key, page in self.steps(namespace, token_ids, pages):
+        for key, page in self.steps(node, pages):
             assert self.pop(key) == page
 
 
@@ -144,17 +144,17 @@ class RadixCacheMachine(stateful.RuleBasedStateMachine):
         self.pool = PagePool(NUM_PAGES, page_size)
         self.policy = make_policy()
         self.mirror = Mirror(self.pool)
-        self.cache = RadixCache(self.pool, self.policy, [self.mirror])
-        self.time = 0.0
+        self.cache = RadixCache(self.pool, self.policy, self.listeners())
+        self.time, self.known_version = 0.0, -1
         self.pinned = PinnedPrefixes(self.cache, page_size, PIN_BUDGET, lambda: self.time)
         self.brute = BruteForce(page_size)
-        self.locked = []
-        self.pins = {}
+        self.locked, self.pins, self.probes = [], {}, {}
         self.evicted, self.flushed = Counter(), Counter()
-        self.probes = {}
-        self.known_version = -1
         for prompt in cached:  # most runs would spend most of their steps on an empty tree
             self.insert_one("", self.tokens(prompt), lock=False)
+
+    def listeners(self):
+        return [self.mirror]
 
     def tokens(self, prompt):
         """Draw few symbols per page, so that prompts share pages and parts of pages at every page size."""

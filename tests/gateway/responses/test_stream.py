@@ -178,7 +178,7 @@ async def test_a_client_that_leaves_stops_the_engine(gateway, engine: TalkingEng
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_failed_stream_begins_like_any_other(engine: TalkingEngine, late: bool) -> None:
     """Also when the engine refuses after the first comment."""
-    engine.script = lambda prompt: [Say("a"), BREAKDOWN] if not late else [Pause(0.1), BREAKDOWN]
+    engine.script = lambda prompt: [Say("a"), Pause(0.05), BREAKDOWN] if not late else [Pause(0.1), BREAKDOWN]
     async with responses_gateway(engine, keep_alive_s=0.02) as gateway:
         events = await streamed(gateway)
     assert [event["type"] for event in (events[0], events[-1])] == ["response.created", "response.failed"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.policies.least_loaded import LeastLoaded
-from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.backend import Backend, BackendRules
 
 
 def backend(name: str, in_flight: int = 0, reported: int | None = None, own: int = 0) -> Backend:
@@ -58,10 +58,10 @@ async def test_half_a_report_is_unknown(field):
     assert half.foreign_requests() is None
 
 
-async def test_an_old_report_is_unknown(monkeypatch):
+async def test_an_old_report_is_unknown():
     old = backend("old", reported=0)
     assert old.foreign_requests() == 0
-    monkeypatch.setattr("rhizome_proxy.pool.backend.LOAD_MAX_AGE_S", 0.0)
+    old.rules = BackendRules(load_max_age_s=0.0)
     assert old.foreign_requests() is None
 
 

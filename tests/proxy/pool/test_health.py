@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -83,8 +84,8 @@ LATE = EngineError(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow")
 async def watch():
     tasks = []
 
-    def start(backend: Backend, interval_s: float = 0.001) -> None:
-        tasks.append(asyncio.create_task(HealthPoller(interval_s, 1.0).watch(backend)))
+    def start(backend: Backend, interval_s: float = 0.001, stall_s: float = 10.0) -> None:
+        tasks.append(asyncio.create_task(HealthPoller(interval_s, 1.0, stall_s).watch(backend)))
 
     yield start
     for task in tasks:
@@ -117,3 +118,28 @@ async def test_a_broken_check_marks_down_and_goes_on(watch, eventually, caplog):
     watch(backend)
     await eventually(lambda: backend.ready)
     assert states == [State.DOWN, State.READY]
+
+
+async def test_a_busy_engine_is_not_a_dead_one(watch, eventually):
+    """Its checks are not answered, but its streams deliver."""
+
+    class Busy(Slow):
+        async def probe(self, timeout_s: float) -> Probe:
+            await asyncio.sleep(0.001)
+            backend.heard_at = time.monotonic()
+            return await super().probe(timeout_s)
+
+    backend, states, cut = Backend("b", "b:1", Busy(GOOD, *[LATE] * 20, GOOD)), [], []
+    backend.cuts.add(lambda: cut.append(True))
+    backend.on_change = lambda: states.append(backend.state)
+    watch(backend, stall_s=0.0)
+    await eventually(lambda: len(backend.engine.outcomes) == 1)
+    assert (states, cut) == ([State.READY], [])
+
+
+async def test_a_silent_engine_is_given_up(watch, eventually):
+    backend, cut = Backend("b", "b:1", Slow(GOOD, LATE)), []
+    backend.cuts.add(lambda: cut.append(True))
+    watch(backend, stall_s=0.05)
+    await eventually(lambda: bool(cut))
+    assert backend.state is State.DOWN

@@ -13,9 +13,9 @@ async def test_a_name_is_taken_once(cluster):
         proxy.registry.add(engine.address)
 
 
-async def test_removing_an_engine_breaks_what_is_open_there(cluster, script):
+async def test_removing_the_only_engine_breaks_what_is_open_there(cluster, script):
     engine = await cluster.engine(script.start_and_hold)
-    proxy = await cluster.proxy(engine)
+    proxy = await cluster.proxy(engine, resume_wait_s=0.0)
     peer = await cluster.peer(proxy)
     await peer.submit("r1")
     await peer.wait_events("r1", 1)
@@ -52,6 +52,19 @@ async def test_a_retired_engine_leaves_when_its_requests_ended(cluster, script, 
     await peer.outcome("r2")
     assert len(proxy.registry) == 2
     await peer.cancel("r1")
+    await eventually(lambda: len(proxy.registry) == 1)
+
+
+async def test_a_retired_engine_hands_on_what_outlasts_its_time(cluster, script, eventually):
+    engine, other = await cluster.engine(script.start_and_hold), await cluster.engine()
+    proxy = await cluster.proxy(engine)
+    peer = await cluster.peer(proxy)
+    await peer.submit("r1")
+    await peer.wait_events("r1", 1)
+    proxy.registry.add(other.address)
+    await eventually(lambda: len(proxy.registry.ready()) == 2)
+    proxy.registry.retire(engine.address, timeout_s=0.02)
+    assert (await peer.outcome("r1")).response.HasField("finished")
     await eventually(lambda: len(proxy.registry) == 1)
 
 

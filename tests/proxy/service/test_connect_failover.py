@@ -97,10 +97,10 @@ async def test_an_engine_lost_before_the_first_event_is_replaced_unseen(cluster,
         assert peer.tokens(request_id) == TOKENS
 
 
-async def test_an_engine_lost_after_the_first_event_ends_the_request_as_aborted(cluster, script):
+async def test_an_engine_lost_after_the_first_event_ends_what_may_not_be_resumed(cluster, script):
     engine = await cluster.engine(script.start_and_hold)
     other = await cluster.engine(script.start_and_hold)
-    peer = await cluster.peer(await cluster.proxy(engine, other))
+    peer = await cluster.peer(await cluster.proxy(engine, other, max_resumes=0))
     await peer.submit("r1")
     await peer.submit("r2")
     await peer.wait_events("r1", 1)
@@ -119,7 +119,8 @@ async def test_unavailable_after_the_first_event_becomes_aborted(cluster, script
         await peer.send(script.started(submit.request.request_id))
         await peer.send(script.refused(submit.request.request_id, GONE))
 
-    peer = await cluster.peer(await cluster.proxy(await cluster.engine(start_and_die)))
+    engine = await cluster.engine(start_and_die)
+    peer = await cluster.peer(await cluster.proxy(engine, resume_wait_s=0.0))
     await peer.submit("r1")
     error = await peer.error("r1")
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ENGINE_LOST")

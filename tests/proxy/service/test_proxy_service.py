@@ -50,9 +50,9 @@ async def test_counts_what_failed_before_its_first_event(cluster, script):
 
 
 @pytest.mark.parametrize("method", ["AddBackend", "RemoveBackend", "DrainBackend", "WatchBackends"])
-async def test_changing_the_pool_is_not_offered_and_says_what_is(cluster, method):
+async def test_changing_the_pool_is_not_offered_to_everybody(cluster, method):
     stub = ProxyServiceStub(cluster.channel(await cluster.proxy(await cluster.engine())))
     call = getattr(stub, method)(getattr(proxy_pb2, f"{method}Request")())
-    with pytest.raises(grpc.aio.AioRpcError, match=f"{method} is not implemented yet; ") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match="--admin-port") as caught:
         await (call.read() if method == "WatchBackends" else call)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

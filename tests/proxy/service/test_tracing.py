@@ -92,7 +92,7 @@ async def test_a_peer_that_vanishes_ends_its_spans_as_cancelled(cluster, script,
 
 async def test_a_lost_engine_ends_the_spans_as_errors(cluster, script, sink):
     engine = await cluster.engine(script.start_and_hold)
-    peer = await cluster.peer(await cluster.proxy(engine))
+    peer = await cluster.peer(await cluster.proxy(engine, resume_wait_s=0.0))
     await peer.submit("r1", trace=TRACE)
     await peer.wait_events("r1", 1)
     await engine.kill()
@@ -100,6 +100,22 @@ async def test_a_lost_engine_ends_the_spans_as_errors(cluster, script, sink):
     server, (attempt,) = await spans_of(sink, 2)
     assert (server.status, attempt.status) == ("ERROR", "ERROR")
     assert server.attributes["rpc.response.status_code"] == "ABORTED"
+
+
+async def test_a_resume_is_an_event_and_a_further_attempt(cluster, script, sink, eventually):
+    engines = [await cluster.engine(script.start_and_hold) for _ in range(2)]
+    peer = await cluster.peer(await cluster.proxy(*engines))
+    await peer.submit("r1", trace=TRACE)
+    await peer.wait_events("r1", 1)
+    lost, other = engines if engines[0].submits else reversed(engines)
+    other.script = script.answer
+    await lost.kill()
+    await peer.outcome("r1")
+    server, attempts = await spans_of(sink, 3)
+    assert server.status != "ERROR" and len(attempts) == 2
+    (resume,) = [event.attributes for event in server.events if event.name == "rhizome.proxy.resume"]
+    assert resume["rhizome.proxy.backend"] == lost.address
+    assert resume["error.type"] == "UNAVAILABLE"
 
 
 async def test_generate_is_traced_by_its_metadata(cluster, sink):

@@ -69,7 +69,7 @@ class CallHandler:
         try:
             method = self._methods.get(call.method)
             if method is None:
-                known = ", ".join(sorted([*self._methods, "Drain", "Embed", "WarmPrefix"]))
+                known = ", ".join(sorted([*self._methods, "Drain", "Embed", "WarmPrefix", "WatchKvEvents"]))
                 raise EngineError(
                     grpc.StatusCode.UNIMPLEMENTED,
                     f"{call.method!r} cannot be called in a frame; what can: {known}",

@@ -27,6 +27,7 @@ from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
+from rhizome_engine.core.kv_event_log import KvEventLog
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
@@ -62,6 +63,9 @@ class EngineCore:
         eos_token_ids: the checkpoint's end-of-sequence tokens.
         clock: monotonic seconds; deadlines are on it.
         grammars: compiles grammars; None refuses requests that have one.
+
+    Attributes:
+        kv_events: what comes into the prefix cache and leaves it.
     """
 
     def __init__(
@@ -86,8 +90,9 @@ class EngineCore:
             eos_token_ids=frozenset(id_ for id_ in eos_token_ids if 0 <= id_ < vocab_size),
         )
         self._pool = PagePool(runner.num_pages, runner.page_size)
-        self._cache = RadixCache(self._pool, eviction_policy(config.eviction_policy))
         page_size = runner.page_size
+        self.kv_events = KvEventLog(runner.num_pages, page_size)
+        self._cache = RadixCache(self._pool, eviction_policy(config.eviction_policy), [self.kv_events])
         self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // page_size), page_size)
         self._sampling = SamplingRows(config.num_slots, vocab_size)
         pinned = config.max_pinned_tokens

@@ -20,6 +20,7 @@ from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler
 from rhizome_engine.core.embed_call import EmbedCall, aborted, drained
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
+from rhizome_engine.core.kv_watches import KvWatches
 from rhizome_engine.core.long_calls import DrainCall, WarmPrefixCall, failed
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.request_histograms import RequestHistograms
@@ -38,7 +39,7 @@ _IDLE_POLL_MS = 200
 _GRAMMAR_POLL_MS = 2
 """While every open request waits for its grammar to be compiled."""
 _LOAD_INTERVAL_S = 0.25
-_LONG_CALLS = ("Drain", "Embed", "WarmPrefix")
+_LONG_CALLS = ("Drain", "Embed", "WarmPrefix", "WatchKvEvents")
 
 Owner = Peer | WarmPrefixCall | EmbedCall
 """Whose a request is."""
@@ -73,6 +74,7 @@ class CoreServer:
         self._open: dict[tuple[Owner, str], Request] = {}
         self._load_calls: list[tuple[Peer, Call]] = []
         self._drain_calls: list[tuple[Peer, DrainCall]] = []
+        self._kv_watches = KvWatches(core.kv_events, model.info.instance_id, frames.reply)
         self._draining = False
         self._stopping = False
         self._step = 0
@@ -104,6 +106,7 @@ class CoreServer:
                 self._answer_load_calls()
             if self._drain_calls:
                 self._continue_drain()
+            self._kv_watches.tell()
             self._frames.flush(self._step, self._load_when_due())
             if self._orphans.is_orphaned(self._frames.peers):
                 _log.warning("no front for %.0f s; the core stops", self._orphans.grace_s)
@@ -146,6 +149,7 @@ class CoreServer:
         for owner, request_id in list(self._open):
             if not isinstance(owner, Peer) and owner.is_of(peer, cancel.request_id):
                 self._core.cancel(request_id, owner)
+        self._kv_watches.cancel(peer, cancel.request_id)
 
     def _check_not_draining(self) -> None:
         if self._draining:
@@ -178,6 +182,8 @@ class CoreServer:
                 self._drain_calls.append((peer, DrainCall(call)))
                 _log.info("draining: %d requests are open", len(self._open))
                 self._draining = True
+            elif call.method == "WatchKvEvents":
+                self._kv_watches.add(peer, call)
             elif call.method == "Embed":
                 self._check_not_draining()
                 embed = EmbedCall(peer, call, self._model)
@@ -249,6 +255,7 @@ class CoreServer:
         if ended:
             _log.info("cancelled %d requests of peer %s, which is gone", ended, peer.name)
         self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
+        self._kv_watches.forget(peer)
 
     def _abort(self, request_id: str) -> None:
         for owner, open_id in list(self._open):

@@ -18,6 +18,7 @@ from rhizome_engine.front.text_prompt import decode, encode
 from rhizome_telemetry.propagation import from_metadata, to_proto
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
+from rhizome_transport.kv_watch import watch_kv_events
 from rhizome_transport.load_watch import watch_load
 from rhizome_transport.servicer import EngineServicerBase
 from rhizome_transport.tokenizer_chunks import split_files
@@ -29,8 +30,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class EngineService(EngineServicerBase):
     """Answers from the core where the core knows, and itself where text is concerned.
-
-    WatchKvEvents comes later and answers UNIMPLEMENTED.
 
     Args:
         link: gives the link to a serving core or raises EngineError.
@@ -46,7 +45,7 @@ class EngineService(EngineServicerBase):
         self._generation = TextGeneration(link, tokenizer)
 
     def raw_handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """`Connect` and `Embed` without (de)serialisers: bytes come and go."""
+        """`Connect`, `Embed` and `WatchKvEvents` without (de)serialisers: bytes come and go."""
 
         async def connect(requests: AsyncIterator[bytes], context: Context) -> None:
             await self._bridge.connect(context)
@@ -54,6 +53,7 @@ class EngineService(EngineServicerBase):
         return {
             "Connect": grpc.stream_stream_rpc_method_handler(connect),
             "Embed": grpc.unary_unary_rpc_method_handler(self._embed),
+            "WatchKvEvents": grpc.unary_stream_rpc_method_handler(self._watch_kv_events),
         }
 
     async def _embed(self, request: bytes, context: Context) -> bytes:
@@ -65,6 +65,16 @@ class EngineService(EngineServicerBase):
             lambda client: client.call("Embed", request, timeout_s=timeout_s, trace=trace)
         )
         return b"".join(answers)  # parts of one message
+
+    async def _watch_kv_events(self, request: bytes, context: Context) -> AsyncGenerator[bytes, None]:
+        """Changes of the prefix cache, as the core tells them."""
+
+        def call(start: bytes) -> Awaitable[list[bytes]]:
+            return self._ask(lambda client: client.call("WatchKvEvents", start, timeout_s=None))
+
+        async with aclosing(watch_kv_events(call, request)) as changes:
+            async for message in changes:
+                yield message
 
     async def Generate(  # noqa: N802
         self, request: GenerateRequest, context: Context

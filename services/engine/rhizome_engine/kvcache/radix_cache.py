@@ -198,7 +198,7 @@ class RadixCache:
             node = self._add_leaf(node, token_ids[len(known) * self._page_size :], new)
             self._roots[namespace] = root
             for listener in self._listeners:
-                listener.stored(namespace, token_ids.copy(), new.copy())
+                listener.stored(node)
         self._use(node)  # the leaf as well: a policy has to hear of it before it hears of its parent
         return Insertion(node, np.concatenate([known, new]), duplicates)
 
@@ -324,10 +324,8 @@ class RadixCache:
         """Take pages from the tail of an unlocked leaf; without pages it leaves the tree."""
         keep = len(leaf.pages) - num_pages
         taken = leaf.pages[keep:]
-        if self._listeners:
-            token_ids = leaf.prefix_ids()
-            for listener in self._listeners:
-                listener.removed(leaf.namespace, token_ids, taken)
+        for listener in self._listeners:
+            listener.removed(leaf, taken)
         if keep:
             # Views, so that cutting a long leaf page by page stays O(1) each.
             leaf.key, leaf.pages = leaf.key[: keep * self._page_size], leaf.pages[:keep]

@@ -16,7 +16,7 @@ from rhizome_gateway.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from rhizome_gateway.schema.fields import Fields, Whole, refuse
+from rhizome_gateway.schema.fields import Fields, ModelName, Whole, refuse
 from rhizome_gateway.schema.sampling import MAX_STOP_CHARS, MAX_STOP_STRINGS
 
 MAX_TURNS = 100_000
@@ -145,7 +145,7 @@ _NoEffect = Annotated[Any, Field(description="no effect")]
 class CountTokensRequest(Fields):
     """A conversation whose tokens are counted; what matters to an answer only may be there."""
 
-    model: str = Field(min_length=1)
+    model: ModelName
     messages: list[Turn] = Field(min_length=1, max_length=MAX_TURNS)
     system: TextBlocks | None = None
     max_tokens: Whole | None = Field(None, ge=1, lt=2**31)

@@ -82,10 +82,11 @@ def presented_key(scope: Scope) -> bytes | None:
 
 
 def _refusal(missing: bool) -> ApiError:
-    problem = "There is no usable API key in this request." if missing else "This API key is not valid here."
+    # Clients such as LiteLLM know a wrong key by OpenAI's own words.
+    problem = "There is no usable API key in this request." if missing else "Incorrect API key provided."
     return ApiError(
         401,
-        f"{problem} Send one as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.",
+        f"{problem} Send a valid one as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )

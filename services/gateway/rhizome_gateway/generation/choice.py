@@ -27,7 +27,8 @@ from rhizome_gateway.generation.events import (
     TokenLogprobs,
 )
 from rhizome_gateway.parsing.base import OutputParser
-from rhizome_text.text_stream import TextChunk, TextStream
+from rhizome_text.detokenizer import IncrementalDetokenizer
+from rhizome_text.stop import StopStrings
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 
@@ -35,16 +36,19 @@ from rhizome_transport.errors import EngineError
 class Choice:
     """Turns the tokens of one answer into events; nothing here waits.
 
-    A stop string is the gateway's business: once one is complete, `satisfied` is true, the engine is to be
+    Stop strings are the gateway's business: they end the *answer*, so they are looked for in its text, not in
+    thinking or in the arguments of tool calls. Once one is complete, `satisfied` is true, the engine is to be
     told, and only the request's usage and timings are waited for.
 
     Args:
         tokenizer: shared by all answers of a model.
         stop_strings: end the answer.
         include_stop: whether the stop string that ended it is shown.
+        min_tokens: stop strings do not count before so many tokens.
         skip_special_tokens: leave tokens such as `<|eot_id|>` out of the text.
         visible_ids: special tokens that are text all the same, because the parser looks for them.
         parser: finds thinking and tool calls; None where there is nothing to find.
+        ending: the last tokens of the prompt, where the answer goes on from its text.
 
     Attributes:
         satisfied: a stop string was found.
@@ -54,11 +58,13 @@ class Choice:
     __slots__ = (
         "_begun",
         "_called",
+        "_detokenizer",
+        "_min_tokens",
         "_parser",
+        "_plain",
         "_reasoning_tokens",
         "_skip_special_tokens",
-        "_stop",
-        "_text",
+        "_stops",
         "_thinking",
         "_tokenizer",
         "_used",
@@ -72,26 +78,26 @@ class Choice:
         *,
         stop_strings: Sequence[str] = (),
         include_stop: bool = False,
+        min_tokens: int = 0,
         skip_special_tokens: bool = True,
         visible_ids: frozenset[int] = frozenset(),
         parser: OutputParser | None = None,
+        ending: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._text = TextStream(
-            tokenizer,
-            stop_strings,
-            skip_special_tokens=skip_special_tokens,
-            include_stop=include_stop,
-            visible_ids=visible_ids,
-        )
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, visible_ids)
+        if ending:
+            self._detokenizer.push(ending)
         self._parser = parser
+        self._stops = StopStrings(stop_strings, include=include_stop) if stop_strings else None
+        self._plain = parser is None and self._stops is None
+        self._min_tokens = min_tokens
         self._begun = Started()
         self._used = 0
         self._reasoning_tokens = 0
         self._thinking = bool(getattr(parser, "inside", False))
         self._called = False
-        self._stop: str | None = None
         self.satisfied = False
         self.ended = False
 
@@ -107,12 +113,11 @@ class Choice:
 
     def feed_tokens(self, token_ids: Sequence[int]) -> Sequence[Event]:
         """Take tokens that came without log probabilities: the usual case, and the fast one."""
-        if self.satisfied:
-            return ()
-        if self._parser is not None:
-            return self._parsed(token_ids, (), self._parser)
-        chunk = self._push(token_ids)
-        return (Text(chunk.text),) if chunk.text else ()
+        if not self._plain:
+            return self._singly(token_ids, ())
+        self._used += len(token_ids)
+        text = self._detokenizer.push(token_ids)
+        return (Text(text),) if text else ()
 
     def feed(self, response: GenerateResponse) -> Sequence[Event]:
         """Take what the engine said.
@@ -122,7 +127,7 @@ class Choice:
         """
         kind = response.WhichOneof("event")
         if kind == "delta":
-            return () if self.satisfied else self._delta(response.delta)
+            return self._delta(response.delta)
         if kind == "started":
             self._begun = response.started
             return (Begun(self._begun.prompt_tokens, self._begun.cached_tokens),)
@@ -138,63 +143,82 @@ class Choice:
         return self._end("stop", begun.prompt_tokens, begun.cached_tokens, Timings())
 
     def _delta(self, delta: TokenDelta) -> Sequence[Event]:
-        if self._parser is not None:
-            return self._parsed(delta.token_ids, delta.logprobs, self._parser)
-        chunk = self._push(delta.token_ids)
-        logprobs = self._logprobs(delta.token_ids[: chunk.num_tokens], delta.logprobs)
-        return (Text(chunk.text, logprobs),) if chunk.text or logprobs else ()
+        if not self._plain:
+            return self._singly(delta.token_ids, delta.logprobs)
+        self._used += len(delta.token_ids)
+        text = self._detokenizer.push(delta.token_ids)
+        logprobs = self._logprobs(delta.token_ids, delta.logprobs)
+        return (Text(text, logprobs),) if text or logprobs else ()
 
-    def _parsed(
-        self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob], parser: OutputParser
-    ) -> Sequence[Event]:
-        """Token by token, so that counting thinking tokens does not depend on how they were grouped."""
+    def _singly(self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob]) -> Sequence[Event]:
+        """Token by token, so that what is counted does not depend on how they were grouped."""
         events: list[Event] = []
         for position, token_id in enumerate(token_ids):
-            chunk = self._push((token_id,))
-            thinking = self._thinking
-            parsed = self._noted(parser.push(chunk.text)) if chunk.text else ()
-            # A token counts as thinking unless it begins or continues the answer.
-            self._reasoning_tokens += (thinking or self._thinking) and bool(chunk.num_tokens)
-            if likelihoods and (logprobs := self._logprobs((token_id,), likelihoods[position:])):
-                parsed = _with_logprobs(parsed, logprobs, self._thinking)
-            events += parsed
             if self.satisfied:
                 break
+            self._used += 1
+            text = self._detokenizer.push((token_id,))
+            thinking = self._thinking
+            new = self._shown(self._parsed(text)) if text else []
+            # A token counts as thinking unless it begins or continues the answer.
+            self._reasoning_tokens += thinking or self._thinking
+            if likelihoods and (logprobs := self._logprobs((token_id,), likelihoods[position:])):
+                new = _with_logprobs(new, logprobs, self._thinking)
+            events += new
         return events
 
-    def _push(self, token_ids: Sequence[int]) -> TextChunk:
-        chunk = self._text.push(token_ids)
-        self._used += chunk.num_tokens
-        if chunk.matched_stop is not None:
-            self.satisfied, self._stop = True, chunk.matched_stop
-        return chunk
+    def _parsed(self, text: str) -> Sequence[ParsedEvent]:
+        if self._parser is None:
+            return (Text(text),)
+        events = self._parser.push(text)
+        self._thinking = bool(getattr(self._parser, "inside", False))
+        return events
 
-    def _noted(self, events: Sequence[ParsedEvent]) -> Sequence[ParsedEvent]:
+    def _shown(self, events: Sequence[ParsedEvent]) -> list[ParsedEvent]:
+        """What of some events is shown: up to the stop string, and without what may become one."""
+        shown: list[ParsedEvent] = []
+        stops = self._stops
         for event in events:
             if isinstance(event, CallBegun):
                 self._called = True
-        self._thinking = bool(getattr(self._parser, "inside", False))
-        return events
+            if stops is None or self._used < self._min_tokens:
+                shown.append(event)
+            elif isinstance(event, Text):
+                text, matched = stops.push(event.text)
+                if text:
+                    shown.append(Text(text))
+                if matched is not None:
+                    self.satisfied = True
+                    break
+            else:
+                if held := stops.flush():  # no stop string reaches from text into a call
+                    shown.append(Text(held))
+                shown.append(event)
+        return shown
 
     def _finished(self, finished: Finished) -> Sequence[Event]:
         if finished.reason == FinishReason.FINISH_REASON_CANCELLED and not self.satisfied:
             raise EngineError(grpc.StatusCode.ABORTED, "The engine ended the request before it was done.")
-        length = finished.reason == FinishReason.FINISH_REASON_LENGTH and not self.satisfied
         usage = finished.usage
         if not self.satisfied:
             self._used = usage.completion_tokens
+        length = finished.reason == FinishReason.FINISH_REASON_LENGTH
         return self._end(
             "length" if length else "stop", usage.prompt_tokens, usage.cached_tokens, finished.timings
         )
 
     def _end(self, reason: str, prompt_tokens: int, cached_tokens: int, timings: Timings) -> Sequence[Event]:
         events: list[Event] = []
-        rest = "" if self.satisfied else self._text.finish().text
-        if self._parser is not None:
-            events += self._noted(self._parser.push(rest)) if rest else ()
-            events += self._noted(self._parser.finish())
-        elif rest:
-            events.append(Text(rest))
+        if not self.satisfied:
+            rest = self._detokenizer.finish()
+            last: list[ParsedEvent] = list(self._parsed(rest)) if rest else []
+            if self._parser is not None:
+                last += self._parser.finish()
+            events += self._shown(last)
+            if self._stops is not None and not self.satisfied and (held := self._stops.flush()):
+                events.append(Text(held))
+        if self.satisfied:
+            reason = "stop"
         if self._called and reason == "stop":
             reason = "tool_calls"
         self.ended = True
@@ -206,7 +230,7 @@ class Choice:
                 self._used,
                 min(self._reasoning_tokens, self._used),
                 timings,
-                self._stop,
+                self._stops.matched if self._stops is not None else None,
             )
         )
         return events
@@ -220,9 +244,7 @@ class Choice:
         return [(i, logprob) for i, logprob in pairs if tokenizer.is_text(i, skip)]
 
 
-def _with_logprobs(
-    events: Sequence[ParsedEvent], logprobs: TokenLogprobs, thinking: bool
-) -> Sequence[ParsedEvent]:
+def _with_logprobs(events: list[ParsedEvent], logprobs: TokenLogprobs, thinking: bool) -> list[ParsedEvent]:
     """Give log probabilities to the first text among the events, or to an empty one."""
     for position, event in enumerate(events):
         if isinstance(event, Text | Reasoning):

@@ -83,6 +83,7 @@ async def run_job(runtime: Runtime, exchange: Exchange, job: Job) -> None:
                 stream=job.stream,
                 choices_per_prompt=job.choices_per_prompt,
                 keep_alive_s=settings.keep_alive_s,
+                stalled_s=settings.stalled_s,
                 timeout_s=settings.request_timeout_s,
                 trace=to_proto(span.trace_parent),
                 meter=meter,

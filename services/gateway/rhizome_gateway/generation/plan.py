@@ -96,6 +96,7 @@ def plan_choices(
                 served.tokenizer,
                 stop_strings=fields.stop_strings,
                 include_stop=bool(fields.include_stop_str_in_output),
+                min_tokens=fields.min_tokens or 0,
                 skip_special_tokens=fields.skip_special_tokens is not False,
                 visible_ids=output.visible_ids,
                 parser=output.parser() if output.parser is not None else None,

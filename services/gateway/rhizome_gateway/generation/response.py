@@ -20,7 +20,7 @@ from functools import partial
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
-from rhizome_gateway.errors import ApiError
+from rhizome_gateway.errors import ApiError, stopping_error
 from rhizome_gateway.generation.choice import Choice
 from rhizome_gateway.generation.events import Ended, Event
 from rhizome_gateway.generation.summary import Answer, Summary
@@ -30,12 +30,19 @@ from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.metrics.generation import GenerationMeter
 from rhizome_transport.client import EngineClient
 from rhizome_transport.errors import EngineError
+from rhizome_transport.inbox import Arrived
 from rhizome_transport.request_stream import RequestStream
 
 _log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 64
 """Open engine requests of one HTTP request; others follow, so that it never fills the engine's queue."""
+
+_REFUSAL_S = 0.25
+"""How long the status line waits for other choices once one has begun: an engine refuses faster."""
+
+_MOST_PER_TURN = 8
+"""Deltas, of up to some hundred tokens, that one call takes where a reader has fallen behind."""
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -63,6 +70,7 @@ class Generation:
         stream: send pieces as they come.
         choices_per_prompt: so many choices in a row share a prompt.
         keep_alive_s: silence in a stream before a keep-alive.
+        stalled_s: time that a client may read nothing.
         timeout_s: time for the engine, None for no limit.
         trace: the parent span of what the engine does.
         meter: measures it.
@@ -78,6 +86,7 @@ class Generation:
         stream: bool,
         choices_per_prompt: int,
         keep_alive_s: float,
+        stalled_s: float,
         timeout_s: float | None,
         trace: TraceContext | None,
         meter: GenerationMeter,
@@ -92,12 +101,14 @@ class Generation:
         self._answers = [] if stream else [Answer() for _ in choices]
         self._choices_per_prompt = choices_per_prompt
         self._keep_alive_s = keep_alive_s
+        self._stalled_s = stalled_s
         self._timeout_s = timeout_s
         self._trace = trace
         self._meters = [meter.choice() for _ in choices]
         self._streams: list[RequestStream] = []
         self._unsent: list[bytes] = []
         self._begun = False
+        self._awaited = set(range(len(choices))[:MAX_AT_ONCE])
         self._open = len(choices)
         self._failure: ApiError | None = None
         self._last_sent = 0.0
@@ -124,9 +135,10 @@ class Generation:
             ApiError: the engine refused or failed before anything was sent.
         """
         connection = self._connection
-        connection.on_lost = self._wake
+        connection.on_writable = self._resume
         try:
             await self._open_streams(range(len(self._choices))[:MAX_AT_ONCE])
+            connection.on_lost = self._wake
             if self._room is not None:
                 self._opening = asyncio.create_task(self._open_rest())
             if self._writer is not None:
@@ -172,22 +184,20 @@ class Generation:
 
     def _pump(self, index: int) -> None:
         """Take what there is for a choice, unless the client has to catch up first: then it merges."""
-        if self._connection.paused or self._failure is not None or index >= len(self._streams):
+        if self._failure is not None or index >= len(self._streams):
             return
         stream, choice = self._streams[index], self._choices[index].choice
         try:
-            while (arrived := stream.take()) is not None:
-                if isinstance(arrived, list):
-                    events = choice.feed_tokens(arrived)
-                    self._meters[index].observe_tokens(time.monotonic(), len(arrived))
-                else:
-                    events = choice.feed(arrived)
-                    if num_tokens := len(arrived.delta.token_ids):
-                        self._meters[index].observe_tokens(time.monotonic(), num_tokens)
-                if events:
-                    self._emit(index, events)
-                if choice.satisfied and not choice.ended:
-                    stream.cancel(satisfied=True)
+            for _ in range(_MOST_PER_TURN):
+                # Before the status line, what slows the connection down is the answer to an earlier request.
+                if self._timer is not None and self._connection.paused:
+                    return
+                if (arrived := stream.take()) is None:
+                    break
+                self._feed(index, arrived)
+            else:  # others on the loop have waited long enough
+                self._loop.call_soon(self._pump, index)
+                return
             if stream.ended and not choice.ended:
                 raise ApiError.broken_answer()
         except EngineError as error:
@@ -197,6 +207,22 @@ class Generation:
                 self._fail(self._exchange.failure(error))
         except Exception as error:
             self._fail(self._exchange.failure(error))
+
+    def _feed(self, index: int, arrived: Arrived) -> None:
+        choice = self._choices[index].choice
+        if choice.satisfied and isinstance(arrived, list):
+            return
+        if isinstance(arrived, list):
+            events = choice.feed_tokens(arrived)
+            self._meters[index].observe_tokens(time.monotonic(), len(arrived))
+        else:
+            events = choice.feed(arrived)
+            if num_tokens := len(arrived.delta.token_ids):
+                self._meters[index].observe_tokens(time.monotonic(), num_tokens)
+        if events:
+            self._emit(index, events)
+        if choice.satisfied and not choice.ended:
+            self._streams[index].cancel(satisfied=True)
 
     def _emit(self, index: int, events: Sequence[Event]) -> None:
         last = events[-1]
@@ -211,8 +237,12 @@ class Generation:
         else:
             for event in events:
                 self._answers[index].add(event)
-        if not self._open or not self._begun:
-            self._begun = True
+        if index in self._awaited:
+            self._awaited.discard(index)
+            if not self._begun or not self._awaited:
+                self._begun = True
+                self._wake()
+        if not self._open:
             self._wake()
 
     def _write(self, writer: StreamWriter, index: int, events: Sequence[Event]) -> None:
@@ -266,36 +296,55 @@ class Generation:
         # request into its queue: refusals come at once.
         if not self._done and not self._begun:
             await self._wait(self._keep_alive_s)
-        if self._connection.lost:
-            return
-        if self._failure is not None and not self._begun:
-            raise self._failure
-        first = b"".join(self._unsent) if self._begun else writer.keep_alive
-        await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
-        self._unsent.clear()
-        self._last_sent = time.monotonic()
-        self._connection.on_writable = self._resume
-        self._timer = self._loop.call_later(self._keep_alive_s, self._keep_alive)
-        self._resume()  # what came while the first bytes went out
-        while not self._done:
-            await self._wait()
+        deadline = self._loop.time() + _REFUSAL_S  # one of several choices may still be refused
+        while (
+            not self._done and self._begun and self._awaited and (left_s := deadline - self._loop.time()) > 0
+        ):
+            await self._wait(left_s)
         if self._connection.lost:
             return
         if self._failure is not None:
-            await self._exchange.end(writer.broken_off(self._failure))
+            raise self._failure
+        first = self._take_unsent() if self._begun else writer.keep_alive
+        await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
+        self._last_sent = time.monotonic()
+        self._timer = self._loop.call_later(self._keep_alive_s, self._keep_alive)
+        if late := self._take_unsent():  # what came while the first bytes went out
+            self._connection.write_chunk(late)
+        self._resume()
+        try:
+            while not self._done:
+                await self._wait()
+        except asyncio.CancelledError:  # the process ends, and has no time left
+            self._connection.write_last(writer.broken_off(stopping_error()))
+            raise
+        if self._connection.lost:
             return
-        await self._exchange.end(writer.end())
+        failure = self._failure
+        await self._exchange.end(writer.end() if failure is None else writer.broken_off(failure))
+
+    def _take_unsent(self) -> bytes:
+        chunks, self._unsent = self._unsent, []
+        return b"".join(chunks)
 
     def _resume(self) -> None:
         for index in range(len(self._streams)):
             self._pump(index)
 
     def _keep_alive(self) -> None:
-        """Break the silence, if there was one; and come again when the next could be over."""
-        left_s = self._last_sent + self._keep_alive_s - time.monotonic()
+        """Break the silence, if there was one; and come again when the next could be over.
+
+        A client that reads nothing for `stalled_s` counts as gone: its connection would never break.
+        """
+        now = time.monotonic()
+        left_s = self._last_sent + self._keep_alive_s - now
         if left_s < 0.001:
             left_s = self._keep_alive_s
-            if self._writer is not None and not self._connection.paused:
-                self._last_sent = time.monotonic()
-                self._connection.write_chunk(self._writer.keep_alive)
+            if not self._connection.paused:
+                self._last_sent = now
+                if self._writer is not None:
+                    self._connection.write_chunk(self._writer.keep_alive)
+            elif now - self._last_sent >= self._stalled_s:
+                self._connection.abort()
+                return
         self._timer = self._loop.call_later(left_s, self._keep_alive)

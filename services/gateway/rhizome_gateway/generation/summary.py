@@ -25,16 +25,35 @@ class CollectedCall:
 
     id: str
     name: str
-    arguments: str = ""
+    _pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """What the model wrote; joined once, as an answer may come in a hundred thousand pieces."""
+        return "".join(self._pieces)
+
+    def add(self, text: str) -> None:
+        """Take more of the arguments."""
+        self._pieces.append(text)
 
 
 @dataclass(slots=True)
 class CollectedText:
     """Text of a whole answer without a call in it, or thinking; log probabilities as in `Text`."""
 
-    text: str
     thinking: bool
     logprobs: list[tuple[int, TokenLogprob]] = field(default_factory=list)
+    _pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self._pieces)
+
+    def add(self, event: Text | Reasoning) -> None:
+        """Take more."""
+        self._pieces.append(event.text)
+        self.logprobs += event.logprobs
 
 
 @dataclass(slots=True)
@@ -42,22 +61,34 @@ class Answer:
     """One choice of a whole response.
 
     Attributes:
-        text: the answer.
-        reasoning: the thinking before it.
-        calls: tool calls.
-        parts: text, thinking and calls once more, in the order in which they came.
-        logprobs: of the answer's tokens, where they were asked for.
+        parts: text, thinking and tool calls, in the order in which they came.
         prompt_logprobs: of the prompt's tokens from the second on, where they were asked for.
         ended: how it ended; `None` while it has not.
     """
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[CollectedCall] = field(default_factory=list)
     parts: list[CollectedText | CollectedCall] = field(default_factory=list)
-    logprobs: list[tuple[int, TokenLogprob]] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     ended: Ended | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return "".join([part.text for part in self._texts if not part.thinking])
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking before it."""
+        return "".join([part.text for part in self._texts if part.thinking])
+
+    @property
+    def calls(self) -> list[CollectedCall]:
+        """Tool calls."""
+        return [part for part in self.parts if isinstance(part, CollectedCall)]
+
+    @property
+    def logprobs(self) -> list[tuple[int, TokenLogprob]]:
+        """Of all tokens, where they were asked for."""
+        return [entry for part in self._texts for entry in part.logprobs]
 
     @property
     def finish_reason(self) -> str:
@@ -67,19 +98,13 @@ class Answer:
     def add(self, event: Event) -> None:
         """Take the next event."""
         match event:
-            case Text():
-                self.text += event.text
-                self._add_text(event, thinking=False)
-                self.logprobs += event.logprobs
-            case Reasoning():
-                self.reasoning += event.text
-                self._add_text(event, thinking=True)
-                self.logprobs += event.logprobs
+            case Text() | Reasoning():
+                if event.text or event.logprobs:
+                    self._text_for(event).add(event)
             case CallBegun():
-                self.calls.append(CollectedCall(event.id, event.name))
-                self.parts.append(self.calls[-1])
+                self.parts.append(CollectedCall(event.id, event.name))
             case CallArguments():
-                self.calls[event.call].arguments += event.text
+                self.calls[event.call].add(event.text)
             case PromptScored():
                 self.prompt_logprobs += event.logprobs
             case Ended():
@@ -87,13 +112,18 @@ class Answer:
             case Begun():
                 pass
 
-    def _add_text(self, event: Text | Reasoning, *, thinking: bool) -> None:
+    @property
+    def _texts(self) -> list[CollectedText]:
+        return [part for part in self.parts if isinstance(part, CollectedText)]
+
+    def _text_for(self, event: Text | Reasoning) -> CollectedText:
+        thinking = isinstance(event, Reasoning)
         last = self.parts[-1] if self.parts else None
         if isinstance(last, CollectedText) and last.thinking == thinking:
-            last.text += event.text
-            last.logprobs += event.logprobs
-        elif event.text or event.logprobs:
-            self.parts.append(CollectedText(event.text, thinking, list(event.logprobs)))
+            return last
+        part = CollectedText(thinking)
+        self.parts.append(part)
+        return part
 
 
 class Summary:

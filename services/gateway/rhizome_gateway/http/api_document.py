@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI cannot know of routes that it does not serve, and one form for all errors.
+"""The OpenAPI document: what FastAPI does not know of routes that it does not serve, and how errors look.
 
 Every error of a route is told apart by its status only; the body has one schema per API. So the document has
 one response per status and API, and operations refer to it.

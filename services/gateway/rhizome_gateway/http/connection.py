@@ -40,6 +40,11 @@ class ClientConnection:
         return self._cycle.response_complete
 
     @property
+    def started(self) -> bool:
+        """Whether the status line was sent."""
+        return self._cycle.response_started
+
+    @property
     def paused(self) -> bool:
         """Whether the client reads too slowly, so that nothing more should be written."""
         return self._cycle.flow.write_paused
@@ -49,6 +54,17 @@ class ClientConnection:
         cycle = self._cycle
         if not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def write_last(self, body: bytes) -> None:
+        """Write the last piece where nobody can wait any more, and hang up."""
+        self.write_chunk(body)
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(b"0\r\n\r\n")
+            self._cycle.transport.close()
+
+    def abort(self) -> None:
+        """Hang up at once, whatever was not sent yet."""
+        self._cycle.transport.abort()
 
     def lose(self) -> None:
         """The client is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ class HotRoutes:
                     headers={"Allow": "POST"},
                 )
             with self._runtime.guard.enter(caller_of(scope)) as exchange.permit:
-                await route.handle(exchange)
+                await _unless_lost(exchange, route.handle)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -96,3 +97,23 @@ class HotRoutes:
             if exchange.started:
                 raise
             await exchange.fail(failure)
+
+
+async def _unless_lost(exchange: Exchange, handle: Handler) -> None:
+    """Handle a request, and stop with whatever it waits for when its client leaves.
+
+    Raises:
+        ClientDisconnect: it left.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    exchange.connection.on_lost = task.cancel
+    try:
+        await handle(exchange)
+    except asyncio.CancelledError:
+        if not exchange.connection.lost or task.uncancel():
+            raise
+        await exchange.see_departure()
+        raise ClientDisconnect from None
+    finally:
+        exchange.connection.on_lost = None

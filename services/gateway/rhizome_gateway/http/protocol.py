@@ -15,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection
 
+_MOST_PIPELINED = 16
+"""Requests on one connection that are not answered; no client of this API sends a second."""
+
 
 class _HeadersTooLargeError(Exception):
     """Ends the parsing of a request."""
@@ -59,8 +62,10 @@ class _UpgradeIgnoringProtocol(HttpToolsProtocol):
             data = self._parse(data)
 
     def _parse(self, data: bytes) -> bytes:
-        """Return what is left behind the headers of a request that offered an upgrade."""
-        self._unset_keepalive_if_required()
+        """Return what is left behind the headers of a request that offered an upgrade.
+
+        The time-out between requests goes on until one begins: any byte would switch it off for ever.
+        """
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -89,7 +94,15 @@ class _ConnectedProtocol(_UpgradeIgnoringProtocol):
             self.open_connections = [c for c in self.open_connections if not c.complete]
             connection = ClientConnection(self.cycle)
             self.open_connections.append(connection)
+            if len(self.open_connections) > _MOST_PIPELINED:
+                self.transport.close()
             self.cycle.scope[SCOPE_KEY] = connection  # type: ignore[literal-required]
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # uvicorn stops reading while a large body or a pipelined request waits, and would not see the client
+        # leave. All of this request is here, so what comes now is small, or somebody's next request.
+        self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -108,7 +121,9 @@ class _CappedProtocol(_ConnectedProtocol):
 
     max_header_bytes: int
     header_timeout_s: float
+    stalled_s: float
     header_bytes = 0
+    in_headers = False
     header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -120,14 +135,28 @@ class _CappedProtocol(_ConnectedProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self.header_bytes = 0
-        if not self.resuming and self.header_timer is None:
-            self._expect_headers()
+        if not self.resuming:
+            self._unset_keepalive_if_required()
+            self.header_bytes, self.in_headers = 0, True
+            # Behind a request that is not answered yet, nothing has to come in time.
+            if self.header_timer is None and self._is_idle():
+                self._expect_headers()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self.in_headers = False
         self._stop_waiting()
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+        if self.in_headers:  # the next request began before this answer was complete
+            self._unset_keepalive_if_required()
+            self._stop_waiting()
+            self._expect_headers()
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -135,7 +164,8 @@ class _CappedProtocol(_ConnectedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self.in_headers or self.resuming:  # trailers are no headers, whatever they say
+            super().on_header(name, value)
 
     def send_400_response(self, msg: str) -> None:
         if self.header_bytes > self.max_header_bytes:
@@ -173,9 +203,23 @@ class _CappedProtocol(_ConnectedProtocol):
         if self.header_bytes > self.max_header_bytes:
             raise _HeadersTooLargeError  # httptools turns it into a parser error
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Called some seconds after an answer, if no request began."""
+        self._close()
+
+    def _close(self) -> None:
+        """Hang up once all is sent; a client that does not read it must not keep the connection for ever."""
+        self.transport.close()
+        self.loop.call_later(self.stalled_s, self.transport.abort)
+
+    def _is_idle(self) -> bool:
+        """Whether all requests so far were answered."""
+        return all(connection.complete for connection in self.open_connections)
+
     def _refuse(self, error: ApiError) -> None:
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.close()  # an answer to an earlier request is on its way; nothing fits into it
+        waiting = [connection for connection in self.open_connections if not connection.complete]
+        if len(waiting) > 1 or (waiting and waiting[0].started):
+            self._close()  # an answer to an earlier request is on its way; nothing fits into it
             return
         body = error.body()
         head = (
@@ -183,15 +227,22 @@ class _CappedProtocol(_ConnectedProtocol):
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._close()
 
 
-def capped_protocol(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
+def capped_protocol(
+    max_header_bytes: int, header_timeout_s: float, stalled_s: float
+) -> type[HttpToolsProtocol]:
     """Make the protocol class for uvicorn.
 
     Args:
         max_header_bytes: most bytes of URL and headers that are kept.
         header_timeout_s: time for all headers of a request, from its first byte or the connection's begin.
+        stalled_s: time that a client has to read the rest of an answer when the connection ends.
     """
-    limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+    limits = {
+        "max_header_bytes": max_header_bytes,
+        "header_timeout_s": header_timeout_s,
+        "stalled_s": stalled_s,
+    }
     return type("GatewayProtocol", (_CappedProtocol,), limits)

@@ -14,12 +14,14 @@ from rhizome_gateway.routes.models import default_sampling
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Is the gateway alive?")
 async def health() -> dict[str, str]:
     """200 while the process runs, whatever the engines do."""
     return {"status": "healthy"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can the gateway answer?")
 async def ready(request: Request) -> JSONResponse:
     """200 while an engine answers and the gateway is not shutting down, else 503."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 INT64_MAX = 2**63 - 1
@@ -33,6 +33,9 @@ def _whole(value: Any) -> Any:
     exact = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
     return int(value) if exact else value
 
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+"""A model's name; it comes back in every chunk, so it is short."""
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer, written with or without a fraction of zero."""

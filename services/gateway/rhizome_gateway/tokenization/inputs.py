@@ -152,7 +152,8 @@ def too_long(limit: int, tokens: str, name: str, max_tokens: int | None) -> ApiE
     asked = f" and {max_tokens} were asked for the answer" if max_tokens else ""
     return ApiError(
         400,
-        f"This model's context holds {limit} tokens, but '{name}' has {tokens}{asked}. "
+        # Clients such as LiteLLM know this error by OpenAI's own words.
+        f"This model's maximum context length is {limit} tokens, but '{name}' has {tokens}{asked}. "
         f"Shorten it{' or ask for a shorter answer' if max_tokens else ''}.",
         code="context_length_exceeded",
         param=name,

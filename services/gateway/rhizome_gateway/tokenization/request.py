@@ -7,13 +7,13 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from rhizome_gateway.openai.chat.request import MAX_MESSAGES
-from rhizome_gateway.schema.fields import Fields, refuse
+from rhizome_gateway.schema.fields import Fields, ModelName, refuse
 
 
 class TokenizeRequest(Fields):
     """A text, or a conversation as the model reads it."""
 
-    model: str | None = Field(None, min_length=1, description="the model served, unless given")
+    model: ModelName | None = Field(None, description="the model served, unless given")
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES, description="as in a chat request"
@@ -38,5 +38,5 @@ class TokenizeRequest(Fields):
 class DetokenizeRequest(Fields):
     """Tokens to show as text."""
 
-    model: str | None = Field(None, min_length=1, description="the model served, unless given")
+    model: ModelName | None = Field(None, description="the model served, unless given")
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]

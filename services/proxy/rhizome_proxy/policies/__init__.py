@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from rhizome_proxy.policies.base import Policy
+from rhizome_proxy.policies.cost import Cost
 from rhizome_proxy.policies.least_loaded import LeastLoaded
+from rhizome_proxy.policies.power_of_two import PowerOfTwo
+from rhizome_proxy.policies.round_robin import RoundRobin
+from rhizome_proxy.policies.session import Session
 
-POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {"least_loaded": LeastLoaded}
+POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+    "cost": Cost,
+    "least_loaded": LeastLoaded,
+    "power_of_two": PowerOfTwo,
+    "round_robin": RoundRobin,
+    "session": Session,
+}
 """Policies by the name that the settings use."""

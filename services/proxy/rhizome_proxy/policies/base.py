@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.pool.backend import Backend
 
 
-class Policy(Protocol):
+class Placement:
+    """A request that was sent to a backend, as far as its policy cares; this one does not."""
+
+    __slots__ = ()
+
+    def emitted(self, tokens: int) -> None:
+        """The request has so many tokens more."""
+
+    def end(self) -> None:
+        """The request left the backend. Further calls do nothing."""
+
+
+_NO_PLACEMENT = Placement()
+
+
+class Policy(ABC):
     """Puts backends in the order in which a request should try them.
 
     Attributes:
@@ -18,11 +34,26 @@ class Policy(Protocol):
 
     name: str
 
-    def order(self, backends: Sequence[Backend], request: GenerateRequest | None) -> list[Backend]:
+    @abstractmethod
+    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
         """Order all of `backends`, best first.
 
         Args:
             backends: those that are ready and were not tried; may be empty.
             request: what is to be run; `None` for a call that is no generation.
         """
-        ...
+
+    def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
+        """Hear that a request is sent to `backend`; what is returned hears how it goes on."""
+        return _NO_PLACEMENT
+
+    async def follow(self, backend: Backend) -> None:  # noqa: B027 - most policies need nothing
+        """Learn from `backend` whatever it tells by itself, until cancelled; runs while it is in the pool."""
+
+    def retain(self, names: Collection[str]) -> None:  # noqa: B027 - the same
+        """Forget all backends but these: the others left the pool."""
+
+
+def ask_of(request: Ask | GenerateRequest | None) -> Ask | None:
+    """The request as policies see it."""
+    return Ask.of_generation(request) if isinstance(request, GenerateRequest) else request

@@ -6,14 +6,18 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome_proxy.kinds.base import Engine
+from rhizome_proxy.pool.outlier import Outlier, OutlierRules
 
 LOAD_MAX_AGE_S = 2.0
 """A load report older than this says nothing about now."""
+
+_BRIEF_S = 1.0
+"""A backend that was away for less comes back with its caches warm; a full one may have room again."""
 
 
 class State(enum.Enum):
@@ -22,6 +26,7 @@ class State(enum.Enum):
     UNKNOWN = proxy_pb2.BACKEND_STATE_UNKNOWN
     READY = proxy_pb2.BACKEND_STATE_READY
     DOWN = proxy_pb2.BACKEND_STATE_DOWN
+    EJECTED = proxy_pb2.BACKEND_STATE_EJECTED
     DRAINING = proxy_pb2.BACKEND_STATE_DRAINING
 
 
@@ -40,19 +45,39 @@ class LoadReport:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class BackendRules:
+    """What the settings say about every backend.
+
+    Attributes:
+        outlier: when it is ejected.
+        max_running: with more requests running than this it is busy; `None` for no limit.
+        max_waiting: the same for requests that wait in its queue.
+        load_max_age_s: a load report older than this says nothing about now.
+    """
+
+    outlier: OutlierRules = field(default_factory=OutlierRules)
+    max_running: int | None = None
+    max_waiting: int | None = None
+    load_max_age_s: float = LOAD_MAX_AGE_S
+
+
 class Lease:
     """One request's place in a backend's in-flight count, given back exactly once."""
 
-    __slots__ = ("_backend", "_open")
+    __slots__ = ("_backend", "_open", "_trial")
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, trial: bool) -> None:
         self._backend = backend
         self._open = True
+        self._trial = trial
 
     def release(self, *, failed: bool = False) -> None:
         """Give the place back; `failed` means before the first event. Further calls do nothing."""
         if self._open:
             self._open = False
+            if self._trial:
+                self._backend.outlier.trial = False
             self._backend._released(failed=failed)
 
 
@@ -70,9 +95,27 @@ class Backend:
         in_flight: requests that this proxy has open there.
         total: requests that this proxy has sent there.
         failed: requests that failed there before their first event.
+        outlier: how its requests went.
+        heard_at: when it last sent anything, in seconds of the monotonic clock.
+        cuts: each ends one open stream or call, whose requests then go elsewhere.
+        priority: its group; others of a lower number get requests first.
+        base_weight: its share of requests beside others.
     """
 
-    def __init__(self, name: str, address: str, engine: Engine) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        engine: Engine,
+        rules: BackendRules | None = None,
+        may_eject: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.rules = rules or BackendRules()
+        self.outlier = Outlier(self.rules.outlier, may_eject)
+        self.heard_at = time.monotonic()
+        self.cuts: set[Callable[[], object]] = set()
+        self.priority = 0
+        self.base_weight = 1.0
         self.name = name
         self.address = address
         self.engine = engine
@@ -87,13 +130,42 @@ class Backend:
         self.on_suspect: Callable[[], None] = lambda: None
         self._health = State.UNKNOWN
         self._draining = False
+        self._down_since: float | None = None
+        self._full_until = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def state(self) -> State:
-        """Whether it gets requests; draining wins over what the health checks say."""
-        return State.DRAINING if self._draining else self._health
+        """Whether it gets requests; draining wins over what checks say, and checks over how requests went."""
+        if self._draining:
+            return State.DRAINING
+        return State.EJECTED if self._health is State.READY and self.outlier.ejected else self._health
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it serves by its own words, however requests went there."""
+        return self._health is State.READY and not self._draining
+
+    @property
+    def weight(self) -> float:
+        """Its share of requests beside others; less than `base_weight` for a while after it came back."""
+        return self.base_weight * self.outlier.weight
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is over a threshold, or just said that it is full: others come first."""
+        if time.monotonic() < self._full_until:
+            return True
+        rules = self.rules
+        if rules.max_running is None and rules.max_waiting is None:
+            return False
+        foreign = self.foreign_requests()
+        waiting = self.report.load.waiting_requests if self.report is not None and foreign is not None else 0
+        running = self.in_flight + (foreign or 0) - waiting
+        return (rules.max_running is not None and running > rules.max_running) or (
+            rules.max_waiting is not None and waiting > rules.max_waiting
+        )
 
     @property
     def checked(self) -> bool:
@@ -103,22 +175,41 @@ class Backend:
     @property
     def ready(self) -> bool:
         """Whether it gets requests."""
-        return self._health is State.READY and not self._draining
+        return self.healthy and not self.outlier.ejected
 
     def mark_ready(self, models: tuple[str, ...] = ()) -> None:
         """It answered a check and serves."""
         self.models = models or self.models
+        if self._down_since is not None and time.monotonic() - self._down_since > _BRIEF_S:
+            self.outlier.returned()
+        self._down_since = None
         self._set_health(State.READY, "")
 
     def mark_down(self, reason: str) -> None:
         """It does not answer, or says that it does not serve; its last load report is void."""
         self.report = None
+        if self._health is State.READY:
+            self._down_since = time.monotonic()
         self._set_health(State.DOWN, reason)
 
     def suspect(self, reason: str) -> None:
-        """A request found it broken: nothing new goes there until a check, made at once, says otherwise."""
+        """A request found it broken: nothing new goes there until a check, made at once, says otherwise.
+
+        All that fails before that check is one failure.
+        """
+        if self._health is State.READY:
+            self.outlier.failed()
         self.mark_down(reason)
         self.on_suspect()
+
+    def full(self, retry_after_s: float | None) -> None:
+        """It refused a request because it has no room: others come first for a moment."""
+        self._full_until = time.monotonic() + min(_BRIEF_S, retry_after_s or _BRIEF_S)
+
+    def cut(self) -> None:
+        """Break every stream and call that is open there; what can go on elsewhere does."""
+        for end in list(self.cuts):
+            end()
 
     def drain(self, draining: bool = True) -> None:
         """Send it nothing new, or let it get requests again."""
@@ -134,7 +225,7 @@ class Backend:
         self.in_flight += 1
         self.total += 1
         self._idle.clear()
-        return Lease(self)
+        return Lease(self, trial=self.outlier.begin())
 
     def observe_load(self, load: Load | None, own: int | None = None) -> None:
         """Keep a load report; `None` voids the last one.
@@ -155,7 +246,7 @@ class Backend:
         it opened since is in `in_flight`.
         """
         report = self.report
-        if report is None or time.monotonic() - report.at > LOAD_MAX_AGE_S:
+        if report is None or time.monotonic() - report.at > self.rules.load_max_age_s:
             return None
         if not report.load.HasField("running_requests") or not report.load.HasField("waiting_requests"):
             return None

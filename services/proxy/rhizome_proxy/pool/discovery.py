@@ -62,11 +62,19 @@ def parse_targets(text: str) -> tuple[Target, ...]:
 class Discovery:
     """Keeps the registry in line with the targets.
 
-    An engine that DNS no longer names gets nothing new and leaves when its open requests ended. A look-up
-    that fails changes nothing: a broken resolver must not empty the pool.
+    An engine that DNS no longer names gets nothing new and leaves when its open requests ended, or went on
+    elsewhere after `drain_timeout_s`. A look-up that fails changes nothing: a broken resolver must not empty
+    the pool.
     """
 
-    def __init__(self, targets: tuple[Target, ...], registry: Registry, interval_s: float) -> None:
+    def __init__(
+        self,
+        targets: tuple[Target, ...],
+        registry: Registry,
+        interval_s: float,
+        drain_timeout_s: float | None = None,
+    ) -> None:
+        self._drain_timeout_s = drain_timeout_s
         self._static = [target.address for target in targets if not target.resolve]
         self._names = {target: frozenset[str]() for target in targets if target.resolve}
         self._registry = registry
@@ -95,7 +103,7 @@ class Discovery:
             else:
                 self._registry.restore(address)
         for address in sorted(before - after - set(self._static)):
-            self._registry.retire(address)
+            self._registry.retire(address, self._drain_timeout_s)
 
     def _named(self) -> set[str]:
         return {address for addresses in self._names.values() for address in addresses}

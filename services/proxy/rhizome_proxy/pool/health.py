@@ -9,7 +9,7 @@ import time
 
 import grpc
 
-from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.backend import Backend, State
 from rhizome_transport.errors import EngineError
 
 TIMEOUTS_UNTIL_DOWN = 3
@@ -28,9 +28,12 @@ class HealthPoller:
         interval_s: least time between two checks, in seconds; the time is drawn from [1, 2) times as much, so
             that several proxies do not ask in step.
         timeout_s: how long a check may take.
+        stall_s: an engine that answered no check and sent no event for so long is given up: what is open
+            there goes elsewhere.
     """
 
-    def __init__(self, interval_s: float, timeout_s: float) -> None:
+    def __init__(self, interval_s: float, timeout_s: float, stall_s: float = 10.0) -> None:
+        self._stall_s = stall_s
         self._interval_s = interval_s
         self._timeout_s = timeout_s
 
@@ -50,31 +53,36 @@ class HealthPoller:
 
     async def _check(self, backend: Backend, timeouts: int) -> int:
         """Check once; returns how many checks in a row were not answered."""
-        own = backend.in_flight
+        own, began = backend.in_flight, time.monotonic()
         try:
             probe = await backend.engine.probe(self._timeout_s)
         except EngineError as error:
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and timeouts + 1 < TIMEOUTS_UNTIL_DOWN:
-                backend.observe_load(None)
-                return timeouts + 1
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                if backend.heard_at > began:  # too busy to answer, but not to work
+                    timeouts = -1
+                elif time.monotonic() - backend.heard_at >= self._stall_s:
+                    backend.cut()
+                if timeouts + 1 < TIMEOUTS_UNTIL_DOWN:
+                    backend.observe_load(None)
+                    return timeouts + 1
             self._down(backend, f"{error.code.name}: {error.message}")
             return timeouts + 1
         except Exception as error:
             _log.exception("the check of backend %s failed", backend.name)
             self._down(backend, f"the check failed: {error}")
             return timeouts
-        backend.last_seen = time.time()
+        backend.last_seen, backend.heard_at = time.time(), time.monotonic()
         if not probe.serving:
             self._down(backend, probe.reason)
             return 0
         # Requests may have started or ended while the report travelled; it may contain any of them.
         backend.observe_load(probe.load, max(own, backend.in_flight))
-        if not backend.ready:
+        if backend.state in (State.UNKNOWN, State.DOWN):
             _log.info("backend %s is ready", backend.name)
         backend.mark_ready(probe.models)
         return 0
 
     def _down(self, backend: Backend, reason: str) -> None:
-        if backend.ready or not backend.checked:
+        if backend.healthy or not backend.checked:
             _log.warning("backend %s is down: %s", backend.name, reason)
         backend.mark_down(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -49,6 +50,11 @@ class ConnectService:
         self._draining.set()
         for session in self._sessions:
             session.draining = True
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Note that engines are told to end these requests."""
+        for session in self._sessions:
+            session.abort(request_ids)
 
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
         """The method's handler, with frames left as bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import grpc
@@ -12,6 +13,11 @@ import grpc.aio
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.service import frames
 from rhizome_transport.errors import EngineError, from_rpc_error
+
+_BROKEN = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
+)
+"""How a stream ends whose engine or network failed; other codes say that the peer or the proxy did wrong."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +34,9 @@ class EngineLink:
         window_frames: frames with events that the engine may send ahead of the peer.
         on_frame: called with each serialised EngineFrame.
         on_lost: called once when the stream ended, unless `close` ended it.
+
+    Attributes:
+        reached: the engine has answered on this stream, so it may have what was sent there.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class EngineLink:
         on_lost: Callable[[EngineLink, EngineError], None],
     ) -> None:
         self.backend = backend
+        self.reached = False
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._grant_at = max(1, window_frames // 2)
@@ -47,6 +57,7 @@ class EngineLink:
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self.send(frames.hello(peer_name, window_frames))
         self._call = backend.engine.connect()
+        backend.cuts.add(self._call.cancel)
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
 
@@ -64,17 +75,18 @@ class EngineLink:
     def close(self) -> None:
         """End the stream; the engine cancels what is open on it."""
         self._reader.cancel()
-        self._writer.cancel()
-        self._call.cancel()
+        self._end()
 
     async def _read(self) -> None:
         error = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
         try:
             while isinstance(frame := await self._call.read(), bytes):
+                self.reached = True
+                self.backend.heard_at = time.monotonic()
                 self._on_frame(self, frame)
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
-            if error.code is grpc.StatusCode.UNAVAILABLE:
+            if error.code in _BROKEN:
                 self.backend.suspect(f"its stream broke: {error.message}")
         except asyncio.CancelledError:
             # grpc also raises this in readers of a call that somebody else cancelled: a closed channel.
@@ -84,9 +96,13 @@ class EngineLink:
         except Exception as failure:
             _log.exception("a frame of backend %s could not be handled", self.backend.name)
             error = EngineError(grpc.StatusCode.INTERNAL, f"a frame could not be handled: {failure}")
+        self._end()
+        self._on_lost(self, error)
+
+    def _end(self) -> None:
         self._writer.cancel()
         self._call.cancel()
-        self._on_lost(self, error)
+        self.backend.cuts.discard(self._call.cancel)
 
     async def _write(self) -> None:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
@@ -77,9 +78,21 @@ def _sum_durations(durations: Iterable[Duration]) -> Duration:
 
 
 class FleetService:
-    """Answers for the pool as a whole."""
+    """Answers for the pool as a whole.
 
-    def __init__(self, registry: Registry, instance_id: str) -> None:
+    Args:
+        registry: the pool.
+        instance_id: this proxy's.
+        on_abort: told the ids of requests that engines are about to end.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        instance_id: str,
+        on_abort: Callable[[Iterable[str]], None] = lambda request_ids: None,
+    ) -> None:
+        self._on_abort = on_abort
         self._registry = registry
         self._instance_id = instance_id
         self._sequence = itertools.count(1)
@@ -95,6 +108,8 @@ class FleetService:
 
     async def _abort(self, request: bytes, context: Context) -> bytes:
         """Ask every engine, because ids do not tell where a request is."""
+        with contextlib.suppress(DecodeError):  # the engines say what is wrong with it
+            self._on_abort(engine_pb2.AbortRequest.FromString(request).request_ids)
         await asyncio.gather(*(self._abort_at(backend, request) for backend in self._registry))
         return engine_pb2.AbortResponse().SerializeToString()
 

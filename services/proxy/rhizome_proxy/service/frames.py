@@ -21,6 +21,7 @@ from rhizome.engine.v1.frames_pb2 import (
 )
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, Finished, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 
@@ -69,6 +70,12 @@ def request_cancelled(request_id: str) -> bytes:
     finished = GenerateResponse(finished=Finished(reason=FINISH_REASON_CANCELLED))
     event = RequestEvent(request_id=request_id, response=finished, final=True)
     return EngineFrame(events=[event]).SerializeToString()
+
+
+def request_finished(request_id: str, response: bytes) -> bytes:
+    """Ends a request with a serialised GenerateResponse."""
+    event = RelayEvent(request_id=request_id, response=response, final=True)
+    return RelayFrame(events=[event]).SerializeToString()
 
 
 def parse_client_frame(payload: bytes) -> ClientFrame:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
-import grpc
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,14 +11,23 @@ from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome.proxy.v1 import proxy_service_pb2_grpc as proxy_grpc
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
-from rhizome_transport.errors import EngineError
+from rhizome_transport.servicer import unimplemented
 
 PROXY_SERVICE = "rhizome.proxy.v1.ProxyService"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+def _for_operators(method: str) -> Any:
+    """A method that this listener does not offer."""
+
+    async def decline(self: object, request: object, context: Context) -> NoReturn:
+        raise unimplemented(f"{PROXY_SERVICE}/{method}", "operators call it at --admin-port")
+
+    return decline
+
+
 class ProxyServicer(proxy_grpc.ProxyServiceServicer):
-    """Shows the pool. Changing it waits for a listener that only operators reach: this one is everybody's."""
+    """Shows the pool, on the listener that is everybody's; changing it is `AdminServicer`'s, on its own."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -30,21 +38,10 @@ class ProxyServicer(proxy_grpc.ProxyServiceServicer):
         """List the pool, sorted by name."""
         return proxy_pb2.ListBackendsResponse(backends=[describe(backend) for backend in self._registry])
 
-    async def AddBackend(self, request: object, context: Context) -> Any:  # noqa: N802
-        """Not offered yet."""
-        raise _not_yet("AddBackend", "name the engine in --backends, or use dns:///name:port")
-
-    async def RemoveBackend(self, request: object, context: Context) -> Any:  # noqa: N802
-        """Not offered yet."""
-        raise _not_yet("RemoveBackend", "stop the engine, or take it out of DNS")
-
-    async def DrainBackend(self, request: object, context: Context) -> Any:  # noqa: N802
-        """Not offered yet."""
-        raise _not_yet("DrainBackend", "send the engine SIGTERM: it finishes what it has")
-
-    def WatchBackends(self, request: object, context: Context) -> Any:  # noqa: N802
-        """Not offered yet."""
-        raise _not_yet("WatchBackends", "call ListBackends again and again")
+    AddBackend: Any = _for_operators("AddBackend")
+    RemoveBackend: Any = _for_operators("RemoveBackend")
+    DrainBackend: Any = _for_operators("DrainBackend")
+    WatchBackends: Any = _for_operators("WatchBackends")
 
 
 def describe(backend: Backend) -> proxy_pb2.Backend:
@@ -67,9 +64,3 @@ def describe(backend: Backend) -> proxy_pb2.Backend:
         seen.FromNanoseconds(int(backend.last_seen * 1e9))
         message.last_seen.CopyFrom(seen)
     return message
-
-
-def _not_yet(method: str, instead: str) -> EngineError:
-    return EngineError(
-        grpc.StatusCode.UNIMPLEMENTED, f"{PROXY_SERVICE}/{method} is not implemented yet; {instead}"
-    )

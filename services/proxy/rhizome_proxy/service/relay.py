@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -15,11 +16,13 @@ from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.kinds.base import EngineCall
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.service.route import Route, Router, engine_lost, may_try_next
+from rhizome_proxy.service.continuation import Continuation
+from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, Router, is_loss, may_try_next
 from rhizome_telemetry.propagation import from_metadata, to_metadata
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError, from_rpc_error
 
+_now = time.monotonic
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _REQUESTS: Final[dict[str, type[Message]]] = {
@@ -54,37 +57,68 @@ class RelayService:
         route = Route(
             self._router, method, generation, request.model, from_metadata(context.invocation_metadata())
         )
-        started = done = False
+        # Only a generation tells pieces of an answer before it has the whole.
+        continuation = Continuation(generation, _now()) if generation is not None else None
+        seen = False
         try:
-            while not done:
+            while True:
                 attempt = route.next_attempt()
                 call = attempt.backend.engine.call(
                     method,
                     payload,
-                    timeout_s=context.time_remaining(),
+                    timeout_s=self._time_left(context),
                     metadata=to_metadata(attempt.trace_parent),
                 )
+                attempt.backend.cuts.add(call.cancel)
+                begun = False
                 try:
                     while (answer := await _read(call, attempt.backend)) is not None:
-                        started = True
-                        yield answer
-                    done = True
+                        if not begun:
+                            begun = True
+                            route.answered()
+                        told = continuation.take(answer, _now()) if continuation is not None else answer
+                        if told is not None:
+                            seen = True
+                            yield told
+                    break
                 except EngineError as error:
-                    if started or not may_try_next(error):
+                    why = _departure(error, begun=begun)
+                    if why is None:
                         raise
-                    route.refused(error)
+                    possible = continuation is not None and continuation.possible
+                    route.leave(error, why, seen=seen, possible=possible)
+                    if seen and why is Departure.LOST:
+                        assert continuation is not None and generation is not None
+                        if not continuation.resume():
+                            yield continuation.end(_now())
+                            break
+                        payload = generation.SerializeToString()
                 finally:
+                    attempt.backend.cuts.discard(call.cancel)
                     call.cancel()
             route.end()
         except EngineError as error:
-            if started and error.code is grpc.StatusCode.UNAVAILABLE:
+            if seen and may_try_next(error):
                 # UNAVAILABLE promises that nothing was emitted, and a caller would send the request again.
-                error = engine_lost(attempt.backend, error)
-            route.end(error.code.name, error.message, failed=not started)
+                error = route.broken_off(error)
+            route.end(error.code.name, error.message, failed=not seen)
             raise error from None
         finally:
             # Unless the request ended above, the caller is gone: this task was cancelled.
             route.end("CANCELLED", "the caller is gone")
+
+    def _time_left(self, context: Context) -> float | None:
+        limits = (context.time_remaining(), self._router.timeout_s)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _departure(error: EngineError, *, begun: bool) -> Departure | None:
+    """Why an error ends an attempt and not the request, `None` where it ends the request."""
+    if is_loss(error) and (begun or error.reason == ENGINE_LOST):
+        return Departure.LOST
+    if begun or not may_try_next(error):
+        return None
+    return Departure.REFUSED if error.reason else Departure.UNREACHED
 
 
 async def _read(call: EngineCall, backend: Backend) -> bytes | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.base import Policy
-from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.service.retry_budget import RetryBudget
 from rhizome_telemetry import semconv
 from rhizome_telemetry.propagation import TraceParent
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span
@@ -22,6 +25,10 @@ RETRY_AFTER_S: Final = 1.0
 """When to try again if nobody was ready; checks find an engine that came back faster than that."""
 
 ENGINE_LOST: Final = "ENGINE_LOST"
+CRASH_LOOP: Final = "CRASH_LOOP"
+
+_LEAST_LOSSES: Final = 3
+"""So many engines may be lost under a request that has not begun to answer, even where none may resume."""
 
 _TRY_NEXT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 _log = logging.getLogger(__name__)
@@ -32,6 +39,11 @@ def may_try_next(error: EngineError) -> bool:
     return error.code in _TRY_NEXT
 
 
+def is_loss(error: EngineError) -> bool:
+    """Whether an engine says that what it had of the request is gone."""
+    return error.reason == ENGINE_LOST or error.code is grpc.StatusCode.UNAVAILABLE
+
+
 def engine_lost(backend: Backend, error: EngineError) -> EngineError:
     """What a caller is told who has read part of an answer that nobody will continue."""
     return EngineError(
@@ -40,6 +52,26 @@ def engine_lost(backend: Backend, error: EngineError) -> EngineError:
         "the answer is incomplete, send the request again",
         reason=ENGINE_LOST,
     )
+
+
+def _crash_loop(losses: int, error: EngineError) -> EngineError:
+    return EngineError(
+        grpc.StatusCode.ABORTED,
+        f"{losses} engines were lost one after another while they ran this request, the last one with: "
+        f"{error.message or error.code.name}; it is not sent to another one, as it may be the cause",
+        reason=CRASH_LOOP,
+    )
+
+
+class Departure(enum.Enum):
+    """Why a request leaves an engine."""
+
+    REFUSED = enum.auto()
+    """The engine said so, before its first event."""
+    UNREACHED = enum.auto()
+    """The engine never had it."""
+    LOST = enum.auto()
+    """The engine had it, and it or its connection is gone."""
 
 
 class Attempt:
@@ -89,6 +121,9 @@ class Route:
         self._model = model
         self._tried: set[str] = set()
         self._refusals: list[EngineError] = []
+        self._lost_at: Backend | None = None
+        self._losses = 0
+        router.budget.request()
         self._span = start_server_span(self._method, parent)
         if request is not None:
             self._span.set_attributes(
@@ -119,13 +154,49 @@ class Route:
         self.attempt = Attempt(backend, self._method, self._span.trace_parent)
         return self.attempt
 
-    def refused(self, error: EngineError) -> None:
-        """End the attempt: the engine refused or broke before its first event, and another may take it."""
+    def answered(self) -> None:
+        """The engine sent its first event of this attempt."""
+        if self.attempt is not None:
+            self.attempt.backend.outlier.succeeded()
+
+    def leave(self, error: EngineError, why: Departure, *, seen: bool = False, possible: bool = True) -> None:
+        """End the attempt, so that another engine may take the request or go on with it.
+
+        Args:
+            error: what ended it.
+            why: refusals cost the budget for retries, losses count towards a crash loop.
+            seen: the caller has got an event.
+            possible: another engine can go on with what the caller has got.
+
+        Raises:
+            EngineError: the request must not go elsewhere.
+        """
         assert self.attempt is not None
-        self._refusals.append(error)
-        _log.info("backend %s did not take a request: %s", self.attempt.backend.name, error.message)
-        self.attempt.end(error.code.name, error.message, failed=True)
+        backend, router = self.attempt.backend, self._router
+        self.attempt.end(error.code.name, error.message, failed=not seen)
         self.attempt = None
+        if why is Departure.LOST:
+            self._lose(backend, error, seen=seen, possible=possible)
+            return
+        _log.info("backend %s did not take a request: %s", backend.name, error.message)
+        self._refusals.append(error)
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            backend.full(error.retry_after_s)
+        elif why is Departure.REFUSED:
+            backend.suspect(f"it refused a request: {error.message}")
+        if why is Departure.REFUSED and not seen and not router.budget.take():
+            router.counts.retries_denied += 1
+            raise error
+        router.counts.retries += 1
+
+    def forgive(self) -> None:
+        """Let engines be tried again that refused or were lost."""
+        self._tried.clear()
+        self._refusals.clear()
+
+    def broken_off(self, error: EngineError) -> EngineError:
+        """What a caller is told who has got part of the answer, where `error` ends the request."""
+        return error if self._lost_at is None else engine_lost(self._lost_at, error)
 
     def end(self, code: str = "OK", message: str = "", *, failed: bool = False) -> None:
         """End the request, and the attempt that is open; further calls do nothing.
@@ -140,18 +211,82 @@ class Route:
             self.attempt = None
         end_rpc_span(self._span, code, message, server=True)
 
+    def _lose(self, backend: Backend, error: EngineError, *, seen: bool, possible: bool) -> None:
+        router = self._router
+        self._lost_at = backend
+        if backend.state is not State.DRAINING:  # a drain is not the request's fault
+            self._losses += 1
+        limit = router.max_resumes if seen else max(router.max_resumes, _LEAST_LOSSES)
+        if self._losses > max(1, limit):
+            router.counts.crash_loops += 1
+            raise _crash_loop(self._losses, error)
+        if not seen:
+            router.counts.retries += 1
+            return
+        if not possible or self._losses > limit:
+            raise engine_lost(backend, error)
+        router.counts.resumes += 1
+        self._tried = {backend.name}  # those that were full may have room by now
+        self._span.add_event(
+            semconv.EVENT_RESUME, {semconv.PICK_BACKEND: backend.name, semconv.ERROR_TYPE: error.code.name}
+        )
+        _log.info("a request goes on elsewhere: backend %s was lost: %s", backend.name, error.message)
+
+
+@dataclass(slots=True)
+class RouteCounts:
+    """What became of requests whose engine did not answer them, since the proxy started.
+
+    Attributes:
+        retries: requests that went to another engine before their first event.
+        retries_denied: those that would have, but the budget for retries was used up.
+        resumes: requests that went on at another engine after their first event.
+        crash_loops: requests given up because too many engines were lost under them.
+    """
+
+    retries: int = 0
+    retries_denied: int = 0
+    resumes: int = 0
+    crash_loops: int = 0
+
 
 class Router:
-    """Chooses engines for all requests of this proxy."""
+    """Chooses engines for all requests of this proxy.
 
-    def __init__(self, registry: Registry, policy: Policy) -> None:
+    Args:
+        registry: the engines.
+        policy: puts them in order.
+        budget: for retries of refused requests.
+        max_resumes: so many engines may be lost under one request.
+        resume_wait_s: how long a request that has begun waits for an engine to go on at.
+        timeout_s: the longest that any request may take; `None` for what the caller says.
+
+    Attributes:
+        counts: for metrics.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        policy: Policy,
+        *,
+        budget: RetryBudget | None = None,
+        max_resumes: int = 3,
+        resume_wait_s: float = 5.0,
+        timeout_s: float | None = None,
+    ) -> None:
         self.registry = registry
         self.policy = policy
+        self.budget = budget or RetryBudget()
+        self.max_resumes = max_resumes
+        self.resume_wait_s = resume_wait_s
+        self.timeout_s = timeout_s
+        self.counts = RouteCounts()
 
     def pick(
         self, request: GenerateRequest | None, model: str, tried: set[str] | frozenset[str] = frozenset()
     ) -> Backend | None:
-        """The best engine that is ready and was not tried.
+        """The best engine that is ready and was not tried; a busy one only where all are.
 
         Engines that are known to serve another model are left out, unless all are: then one of them may say
         in its own words that it does not know the model.
@@ -160,7 +295,8 @@ class Router:
         if model:
             ready = [backend for backend in ready if not backend.models or model in backend.models] or ready
         untried = [backend for backend in ready if backend.name not in tried]
-        ordered = self.policy.order(untried, request)
+        calm = [backend for backend in untried if not backend.busy]
+        ordered = self.policy.order(calm or untried, request)
         return ordered[0] if ordered else None
 
     def nobody_left(self, refusals: Sequence[EngineError]) -> EngineError:

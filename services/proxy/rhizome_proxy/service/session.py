@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -14,13 +15,17 @@ from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateResponse
 from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
 from rhizome_proxy.service import frames
+from rhizome_proxy.service.continuation import Continuation
 from rhizome_proxy.service.engine_link import EngineLink
 from rhizome_proxy.service.outbox import Outbox
-from rhizome_proxy.service.route import Route, Router, engine_lost, may_try_next
+from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, Router, is_loss, may_try_next
 from rhizome_telemetry.propagation import from_proto, to_proto
 from rhizome_telemetry.tracing import tracing_enabled
 from rhizome_transport.errors import EngineError
 
+_WAIT_STEP_S = 0.1
+_WINDOW_FULL = "CONTEXT_LENGTH_EXCEEDED"
+_DRAINED = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended what was open when it went away")
 _log = logging.getLogger(__name__)
 
 
@@ -38,23 +43,29 @@ class OpenRequest:
 
     Attributes:
         request_id: unique among the peer's open requests.
-        submit: as the peer sent it; until the first event another engine may have to take it.
+        submit: as the peer sent it, or what is left of it: another engine may have to take it.
+        continuation: what the peer has got.
         deadline: when the caller gives up, in seconds of the loop's clock; `None` is never.
         route: its way through the pool.
         link: the engine's stream that it is on.
-        started: the peer has seen an event, so the request can no longer go elsewhere.
+        seen: the peer has got an event, so that another engine can only go on, not begin.
+        begun: the engine that it is at has sent an event.
         cancelled: the peer asked to end it.
         satisfied: the peer asked to end it because it has all that it wants.
+        wait_until: how long it waits for an engine to go on at, in seconds of the loop's clock.
     """
 
     request_id: str
     submit: Submit
+    continuation: Continuation
     deadline: float | None
     route: Route
     link: EngineLink | None = None
-    started: bool = False
+    seen: bool = False
+    begun: bool = False
     cancelled: bool = False
     satisfied: bool = False
+    wait_until: float = 0.0
 
 
 class PeerSession:
@@ -79,6 +90,7 @@ class PeerSession:
         self._window_frames = window_frames
         self._requests: dict[str, OpenRequest] = {}
         self._links: dict[str, EngineLink] = {}
+        self._leaving: list[tuple[OpenRequest, EngineError, Departure]] = []
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -117,6 +129,15 @@ class PeerSession:
             case _:
                 _log.warning("peer %s sent a frame of an unknown kind; it is ignored", self._peer_name)
 
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Note that engines are told to end these requests, so that none of them goes on elsewhere."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.cancelled = True
+                if request.link is None:
+                    self._end_cancelled(request)
+
     def close(self) -> None:
         """The peer is gone: end its streams, so that the engines cancel what it had open."""
         for link in self._links.values():
@@ -136,10 +157,13 @@ class PeerSession:
             route.end(refusal.code.name, refusal.message)
             self._outbox.put_events(frames.request_failed(request_id, refusal))
             return
-        deadline = None
+        now, deadline = self._loop.time(), None
+        limits = [self._router.timeout_s] if self._router.timeout_s is not None else []
         if submit.HasField("timeout"):
-            deadline = self._loop.time() + submit.timeout.ToNanoseconds() / 1e9
-        request = OpenRequest(request_id, submit, deadline, route)
+            limits.append(submit.timeout.ToNanoseconds() / 1e9)
+        if limits:
+            deadline = now + min(limits)
+        request = OpenRequest(request_id, submit, Continuation(submit.request, now), deadline, route)
         self._requests[request_id] = request
         self.idle.clear()
         self._dispatch(request)
@@ -165,10 +189,14 @@ class PeerSession:
 
     def _cancel(self, cancel: Cancel) -> None:
         request = self._requests.get(cancel.request_id)
-        if request is not None and request.link is not None:
-            request.cancelled = True
-            request.satisfied = cancel.satisfied
+        if request is None:
+            return
+        request.cancelled = True
+        request.satisfied = cancel.satisfied
+        if request.link is not None:
             request.link.send(frames.cancel(cancel))
+        else:
+            self._end_cancelled(request)
 
     # Towards the engines
 
@@ -185,7 +213,7 @@ class PeerSession:
                 submit.timeout.FromNanoseconds(int(left_s * 1e9))
             attempt = request.route.next_attempt()
         except EngineError as error:
-            self._fail(request, error)
+            self._wait_or_fail(request, error)
             return
         submit.trace.CopyFrom(to_proto(attempt.trace_parent))
         request.link = self._links.get(attempt.backend.name) or EngineLink(
@@ -198,14 +226,40 @@ class PeerSession:
         self._links[attempt.backend.name] = request.link
         request.link.send(ClientFrame(submit=submit).SerializeToString())
 
-    def _elsewhere(self, request: OpenRequest, error: EngineError) -> None:
-        """The engine refused or broke before the first event, so the peer need not know."""
-        request.route.refused(error)
-        if request.cancelled:
-            self._end(request, "OK" if request.satisfied else "CANCELLED")
-            self._outbox.put_events(frames.request_cancelled(request.request_id))
+    def _wait_or_fail(self, request: OpenRequest, error: EngineError) -> None:
+        """No engine takes the request now; one that has begun is worth a moment until one does."""
+        if not request.seen or not may_try_next(error):
+            self._fail(request, error)
+        elif self._loop.time() < request.wait_until:
+            request.link = None
+            request.route.forgive()
+            self._loop.call_later(_WAIT_STEP_S, self._dispatch_again, request)
         else:
+            self._fail(request, request.route.broken_off(error))
+
+    def _dispatch_again(self, request: OpenRequest) -> None:
+        if self._requests.get(request.request_id) is request and request.link is None:
             self._dispatch(request)
+
+    def _leave(self, request: OpenRequest, error: EngineError, why: Departure) -> None:
+        """The engine refused the request or was lost: another one takes it, or goes on with it."""
+        continuation = request.continuation
+        try:
+            request.route.leave(error, why, seen=request.seen, possible=continuation.possible)
+        except EngineError as verdict:
+            if not request.cancelled:
+                self._fail(request, verdict)
+                return
+        if request.cancelled:
+            self._end_cancelled(request)
+            return
+        request.begun = False
+        if request.seen and why is Departure.LOST:
+            request.wait_until = self._loop.time() + self._router.resume_wait_s
+            if not continuation.resume():
+                self._finish(request)
+                return
+        self._dispatch(request)
 
     # From the engines
 
@@ -223,44 +277,80 @@ class PeerSession:
             request = self._requests.get(event.request_id)
             if request is None or request.link is not link:
                 hidden.append(index)
-            elif event.final or not request.started:
-                verdict = self._on_first_or_last(request, event)
+            elif event.final or not request.continuation.streaming:
+                verdict = self._on_event(request, event)
                 changed |= verdict is _Verdict.CHANGED
                 if verdict is _Verdict.HIDE:
                     hidden.append(index)
-        if len(hidden) == len(frame.events):
-            if hidden:
-                link.consumed()
-            return
-        for index in reversed(hidden):
-            del frame.events[index]
-        if hidden or changed:
-            payload = frame.SerializeToString()
-        self._outbox.put_events(payload, link.consumed)
+            else:
+                request.continuation.log += event.response
+        if len(hidden) < len(frame.events):
+            for index in reversed(hidden):
+                del frame.events[index]
+            if hidden or changed:
+                payload = frame.SerializeToString()
+            self._outbox.put_events(payload, link.consumed)
+        elif hidden:
+            link.consumed()
+        # Only now, so that what a request's end adds to the outbox comes after what it has in this frame.
+        leaving, self._leaving = self._leaving, []
+        for departure in leaving:
+            self._leave(*departure)
 
-    def _on_first_or_last(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
-        verdict = _Verdict.PASS
+    def _on_event(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
+        """Look at an event that is not just more tokens."""
         if event.HasField("status"):
-            error = EngineError.from_status(event.status)
-            if not request.started and may_try_next(error):
-                self._elsewhere(request, error)
-                return _Verdict.HIDE
-            if request.started and error.code is grpc.StatusCode.UNAVAILABLE:
-                # UNAVAILABLE promises that nothing was emitted, and a peer would send the request again.
-                assert request.link is not None
-                error = engine_lost(request.link.backend, error)
-                event.status.CopyFrom(error.to_status())
-                verdict = _Verdict.CHANGED
-            self._end(request, error.code.name, error.message, failed=not request.started)
-            return verdict
-        request.started = True
+            return self._on_status(request, event)
+        if not request.begun:
+            request.begun = True
+            request.route.answered()
+        continuation = request.continuation
+        response = event.response
+        if event.final and not request.cancelled and self._was_drained(request, response):
+            self._leaving.append((request, _DRAINED, Departure.LOST))
+            return _Verdict.HIDE
+        told = continuation.take(response, self._loop.time())
         if event.final:
             cancelled = request.cancelled and not request.satisfied
             if tracing_enabled():
-                finished = GenerateResponse.FromString(event.response).finished
+                finished = GenerateResponse.FromString(response).finished
                 cancelled = finished.reason == FINISH_REASON_CANCELLED
             self._end(request, "CANCELLED" if cancelled else "OK")
-        return verdict
+        if told is None:
+            return _Verdict.HIDE
+        request.seen = True
+        if told is response:
+            return _Verdict.PASS
+        event.response = told
+        return _Verdict.CHANGED
+
+    def _on_status(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
+        error = EngineError.from_status(event.status)
+        assert request.link is not None
+        lost = is_loss(error) and (request.begun or error.reason == ENGINE_LOST)
+        if lost:
+            request.link.backend.suspect(f"it lost a request: {error.message}")
+        if lost or (not request.begun and may_try_next(error)):
+            self._leaving.append((request, error, Departure.LOST if lost else Departure.REFUSED))
+            return _Verdict.HIDE
+        if request.begun or not request.seen:
+            self._end(request, error.code.name, error.message, failed=not request.seen)
+            return _Verdict.PASS
+        if error.reason == _WINDOW_FULL:
+            event.response = request.continuation.end(self._loop.time())
+            self._end(request, "OK")
+        else:
+            error = request.route.broken_off(error)
+            event.status.CopyFrom(error.to_status())
+            self._end(request, error.code.name, error.message)
+        return _Verdict.CHANGED
+
+    def _was_drained(self, request: OpenRequest, response: bytes) -> bool:
+        """Whether an engine that is going away ended a request which nobody had cancelled."""
+        assert request.link is not None
+        if request.link.backend.healthy:
+            return False
+        return GenerateResponse.FromString(response).finished.reason == FINISH_REASON_CANCELLED
 
     def _on_lost(self, link: EngineLink, error: EngineError) -> None:
         """An engine's stream ended: what had not started goes elsewhere, the rest fails."""
@@ -275,20 +365,26 @@ class PeerSession:
             len(stranded),
             error.message,
         )
+        why = Departure.LOST if link.reached else Departure.UNREACHED
         for request in stranded:
-            if not request.started:
-                self._elsewhere(request, error)
-            elif request.cancelled:
-                self._end(request, "OK" if request.satisfied else "CANCELLED")
-                self._outbox.put_events(frames.request_cancelled(request.request_id))
-            else:
-                self._fail(request, engine_lost(backend, error))
+            self._leave(request, error, why)
 
     # Ends
 
     def _fail(self, request: OpenRequest, error: EngineError) -> None:
         self._end(request, error.code.name, error.message)
         self._outbox.put_events(frames.request_failed(request.request_id, error))
+
+    def _finish(self, request: OpenRequest) -> None:
+        """End a request that had got all its tokens before its engine was lost."""
+        self._end(request, "OK")
+        response = request.continuation.end(self._loop.time())
+        self._outbox.put_events(frames.request_finished(request.request_id, response))
+
+    def _end_cancelled(self, request: OpenRequest) -> None:
+        """End a request that the peer has cancelled and whose engine can no longer say so."""
+        self._end(request, "OK" if request.satisfied else "CANCELLED")
+        self._outbox.put_events(frames.request_cancelled(request.request_id))
 
     def _end(self, request: OpenRequest, code: str, message: str = "", *, failed: bool = False) -> None:
         request.route.end(code, message, failed=failed)

@@ -257,7 +257,7 @@ class DrainBackendRequest(message.Message):
     """Its name."""
     @builtins.property
     def timeout(self) -> duration_pb2.Duration:
-        """Give up waiting after this time; absent waits for ever."""
+        """What is still open after this time goes on at other engines; absent waits for ever."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class DrainBackendResponse(message.Message):
 
     IN_FLIGHT_REQUESTS_FIELD_NUMBER: builtins.int
     in_flight_requests: builtins.int
-    """Requests still open; 0 unless the time ran out."""
+    """Requests that were open when the time ran out."""
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ProxyServiceStub:
-    """ProxyService shows and changes the pool of backends.
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class ProxyServiceStub:
 
 
 class ProxyServiceServicer:
-    """ProxyService shows and changes the pool of backends.
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
     """
 
     def ListBackends(self, request, context):
@@ -81,14 +83,15 @@ class ProxyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveBackend(self, request, context):
-        """RemoveBackend forgets one; its open requests fail.
+        """RemoveBackend forgets one at once; its open requests go on elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainBackend(self, request, context):
-        """DrainBackend sends it nothing new and returns when its open requests ended.
+        """DrainBackend sends it nothing new and returns when its open requests ended or went on elsewhere; it stays in the
+        pool until RemoveBackend, and AddBackend takes the drain back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +141,8 @@ def add_ProxyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProxyService:
-    """ProxyService shows and changes the pool of backends.
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProxyServiceStub:
-    """ProxyService shows and changes the pool of backends."""
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,15 +40,19 @@ class ProxyServiceStub:
     AddBackend: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.AddBackendRequest, _proxy_service_pb2.AddBackendResponse]
     """AddBackend adds one."""
     RemoveBackend: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.RemoveBackendRequest, _proxy_service_pb2.RemoveBackendResponse]
-    """RemoveBackend forgets one; its open requests fail."""
+    """RemoveBackend forgets one at once; its open requests go on elsewhere."""
     DrainBackend: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.DrainBackendRequest, _proxy_service_pb2.DrainBackendResponse]
-    """DrainBackend sends it nothing new and returns when its open requests ended."""
+    """DrainBackend sends it nothing new and returns when its open requests ended or went on elsewhere; it stays in the
+    pool until RemoveBackend, and AddBackend takes the drain back.
+    """
     WatchBackends: _grpc.UnaryStreamMultiCallable[_proxy_service_pb2.WatchBackendsRequest, _proxy_service_pb2.WatchBackendsResponse]
     """WatchBackends lists the pool again whenever it changed."""
 
 @_typing.type_check_only
 class ProxyServiceAsyncStub(ProxyServiceStub):
-    """ProxyService shows and changes the pool of backends."""
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListBackends: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.ListBackendsRequest, _proxy_service_pb2.ListBackendsResponse]  # type: ignore[assignment]
@@ -54,14 +60,18 @@ class ProxyServiceAsyncStub(ProxyServiceStub):
     AddBackend: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.AddBackendRequest, _proxy_service_pb2.AddBackendResponse]  # type: ignore[assignment]
     """AddBackend adds one."""
     RemoveBackend: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.RemoveBackendRequest, _proxy_service_pb2.RemoveBackendResponse]  # type: ignore[assignment]
-    """RemoveBackend forgets one; its open requests fail."""
+    """RemoveBackend forgets one at once; its open requests go on elsewhere."""
     DrainBackend: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.DrainBackendRequest, _proxy_service_pb2.DrainBackendResponse]  # type: ignore[assignment]
-    """DrainBackend sends it nothing new and returns when its open requests ended."""
+    """DrainBackend sends it nothing new and returns when its open requests ended or went on elsewhere; it stays in the
+    pool until RemoveBackend, and AddBackend takes the drain back.
+    """
     WatchBackends: _aio.UnaryStreamMultiCallable[_proxy_service_pb2.WatchBackendsRequest, _proxy_service_pb2.WatchBackendsResponse]  # type: ignore[assignment]
     """WatchBackends lists the pool again whenever it changed."""
 
 class ProxyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ProxyService shows and changes the pool of backends."""
+    """ProxyService shows and changes the pool of backends. Everybody may list it; the rest is for operators, on a listener
+    of its own.
+    """
 
     @_abc_1.abstractmethod
     def ListBackends(
@@ -85,7 +95,7 @@ class ProxyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _proxy_service_pb2.RemoveBackendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_proxy_service_pb2.RemoveBackendResponse, _abc.Awaitable[_proxy_service_pb2.RemoveBackendResponse]]:
-        """RemoveBackend forgets one; its open requests fail."""
+        """RemoveBackend forgets one at once; its open requests go on elsewhere."""
 
     @_abc_1.abstractmethod
     def DrainBackend(
@@ -93,7 +103,9 @@ class ProxyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _proxy_service_pb2.DrainBackendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_proxy_service_pb2.DrainBackendResponse, _abc.Awaitable[_proxy_service_pb2.DrainBackendResponse]]:
-        """DrainBackend sends it nothing new and returns when its open requests ended."""
+        """DrainBackend sends it nothing new and returns when its open requests ended or went on elsewhere; it stays in the
+        pool until RemoveBackend, and AddBackend takes the drain back.
+        """
 
     @_abc_1.abstractmethod
     def WatchBackends(

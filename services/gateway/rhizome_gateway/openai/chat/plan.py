@@ -51,7 +51,8 @@ async def plan_chat(
     prompt = await chat_prompt(served, request, tools if request.offered_tools else None)
     formats = served.text.formats
     thinking = None
-    if formats.reasoning is not None and request.reasoning_effort != "none":
+    # Some templates open the thinking whatever they are told.
+    if formats.reasoning is not None and (request.reasoning_effort != "none" or prompt.opens_reasoning):
         thinking = Thinking(formats.reasoning, prompt.opens_reasoning)
     parser = _parser(formats, request, thinking)
     return plan_choices(

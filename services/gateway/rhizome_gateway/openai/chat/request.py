@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rhizome_gateway.openai.messages import Message, Tool
-from rhizome_gateway.schema.fields import INT64_MAX, Fields, Whole, refuse
+from rhizome_gateway.schema.fields import INT64_MAX, Fields, ModelName, Whole, refuse
 from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
 
@@ -50,7 +50,7 @@ ToolChoice = Annotated[str | NamedTool, BeforeValidator(_known_choice)]
 class ChatCompletionRequest(SamplingFields):
     """A conversation that the model is to continue."""
 
-    model: str = Field(min_length=1)
+    model: ModelName
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31)
     max_tokens: Whole | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")

@@ -10,24 +10,7 @@ from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta, TokenLo
 from rhizome_gateway.generation.choice import Choice
 from rhizome_gateway.generation.events import Ended, Event, PromptScored, Text, TokenLogprobs
 from rhizome_gateway.openai.completions.shown import ShownChoice
-from rhizome_text.text_stream import TextStream
 from rhizome_text.tokenizer import Tokenizer
-
-
-class ContinuedText(TextStream):
-    """The text of an answer that goes on from its prompt, rather than beginning a text of its own.
-
-    Args:
-        tokenizer: of the model.
-        ending: the last tokens of the prompt.
-        **options: see `TextStream`.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, tokenizer: Tokenizer, ending: Sequence[int], **options: Any) -> None:
-        super().__init__(tokenizer, **options)
-        self._detokenizer.push(ending)
 
 
 class ContinuingChoice(Choice):
@@ -41,7 +24,7 @@ class ContinuingChoice(Choice):
         end_ids: tokens that end the answer, but that the engine was told to report like any other.
         collector: takes all that is shown, at once, so that what a long prompt's log probabilities cost is
             spread over the time that the engine takes for them. None where a stream shows it.
-        **options: of the text, see `TextStream`.
+        **options: see `Choice`.
     """
 
     __slots__ = ("_collector", "_end_ids", "_ended_by_token")
@@ -55,8 +38,7 @@ class ContinuingChoice(Choice):
         collector: ShownChoice | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(tokenizer)
-        self._text = ContinuedText(tokenizer, ending, **options)
+        super().__init__(tokenizer, ending=ending, **options)
         self._end_ids = end_ids
         self._collector = collector
         self._ended_by_token = False

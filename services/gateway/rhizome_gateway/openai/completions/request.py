@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from rhizome_gateway.openai.chat.request import StreamOptions
-from rhizome_gateway.schema.fields import Whole, refuse
+from rhizome_gateway.schema.fields import ModelName, Whole, refuse
 from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
 from rhizome_gateway.tokenization.inputs import TextInputs
@@ -19,7 +19,7 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionRequest(SamplingFields):
     """Text that the model is to go on with."""
 
-    model: str = Field(min_length=1)
+    model: ModelName
     prompt: TextInputs
     max_tokens: Whole | None = Field(
         None, ge=0, lt=2**31, description=f"{DEFAULT_MAX_TOKENS} unless given; 0 only reads the prompt"

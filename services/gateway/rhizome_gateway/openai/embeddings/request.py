@@ -6,14 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rhizome_gateway.schema.fields import Fields, Whole, refuse
+from rhizome_gateway.schema.fields import Fields, ModelName, Whole, refuse
 from rhizome_gateway.tokenization.inputs import TextInputs
 
 
 class EmbeddingRequest(Fields):
     """Texts to turn into vectors."""
 
-    model: str = Field(min_length=1)
+    model: ModelName
     input: TextInputs
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="base64 is that of the numbers as little-endian float32"

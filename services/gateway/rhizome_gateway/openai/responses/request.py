@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rhizome_gateway.openai.responses.items import Input
 from rhizome_gateway.openai.responses.tools import DeclaredTool
-from rhizome_gateway.schema.fields import Fields, Whole, refuse
+from rhizome_gateway.schema.fields import Fields, ModelName, Whole, refuse
 
 _STORED = {
     "previous_response_id": "responses are not stored here; send the whole conversation in input",
@@ -99,7 +99,7 @@ ToolChoice = Annotated[ToolPolicy, BeforeValidator(_as_policy, json_schema_input
 class InputTokensRequest(Fields):
     """A conversation whose tokens are counted."""
 
-    model: str = Field(min_length=1)
+    model: ModelName
     input: Input
     instructions: str | None = None
     tools: list[DeclaredTool] | None = Field(None, max_length=256)

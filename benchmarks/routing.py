@@ -1,0 +1,232 @@
+"""Cost and quality of the proxy's routing: hit ratio on a trace, time per decision, memory.
+
+    python benchmarks/routing.py [--trace FILE] [--requests N] [--prompts N]
+
+Hit ratio: 8 simulated engines of 1,000 blocks of 512 tokens run the trace in its own time. An engine keeps
+its blocks by least recent use and serves a request in (tokens not cached) / 8,000 s + 20 ms per token of
+output. The policies are the proxy's own, on real prompts and hashes, with one of three views of the caches:
+exact (events at once), events (50 ms late), guess (no events). `hotspot` is the busiest engine's requests
+over the mean, `work` its seconds.
+
+Decision: order and hashing of a new prompt of 32,768 tokens, 64 engines that have reported load and hold
+random parts of it; from an array and from a protobuf request. Memory: resident growth over so many distinct
+prompts, after as many as fill the index. The last line is all of it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import heapq
+import itertools
+import json
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
+from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.policies import POLICIES
+from rhizome_proxy.policies.ask import Ask
+from rhizome_proxy.policies.base import Policy
+from rhizome_proxy.policies.cost import Cost
+from rhizome_proxy.pool.backend import Backend, Lease
+from rhizome_proxy.prefix.index import PrefixIndex
+
+BLOCK = 512
+ENGINES = 8
+ENGINE_BLOCKS = 1_000
+PREFILL_TOKENS_PER_S = 8_000
+TOKEN_S = 0.020
+EVENT_LAG_S = 0.050
+TRACE = Path(__file__).parents[2] / "shared/data/mooncake_conversation_trace.jsonl"
+REFERENCE_HIT_RATIO = 0.172
+
+
+def read_trace(path: Path, limit: int) -> Iterator[tuple[float, list[int], int]]:
+    """When, ids of the blocks, tokens of output; conversations that grow where there is no file."""
+    if path.exists():
+        with path.open() as lines:
+            for line in itertools.islice(lines, limit):
+                row = json.loads(line)
+                yield row["timestamp"] / 1000, row["hash_ids"], row["output_length"]
+        return
+    draw, fresh = random.Random(0), itertools.count(1)
+    talks: list[list[int]] = []
+    for number in range(limit):
+        if not talks or draw.random() < 0.4:
+            talks.append([0])
+        talk = draw.choice(talks[-500:])
+        talk.extend(next(fresh) for _ in range(draw.randint(1, 20)))
+        yield number * 0.3, list(talk), draw.randint(10, 600)
+
+
+class SimulatedCache:
+    """An engine's blocks; tells an index what changed."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[int, None] = OrderedDict()
+
+    def run(self, hashes: list[int]) -> tuple[int, list[int], list[int]]:
+        """How many blocks were cached, which came and which went."""
+        cached = next((n for n, one in enumerate(hashes) if one not in self.blocks), len(hashes))
+        came = [one for one in hashes if one not in self.blocks]
+        for one in reversed(hashes):
+            self.blocks[one] = None
+            self.blocks.move_to_end(one)
+        went = [self.blocks.popitem(last=False)[0] for _ in range(len(self.blocks) - ENGINE_BLOCKS)]
+        return cached, came, went
+
+
+def replay(name: str, view: str, path: Path, limit: int) -> dict[str, float]:
+    """Run the trace with one policy."""
+    now = 0.0
+    policy: Policy = Cost(seed=0, clock=lambda: now) if name == "cost" else POLICIES[name]()
+    index: PrefixIndex | None = policy.index if isinstance(policy, Cost) else None
+    backends = [Backend(f"engine-{n}", "", None) for n in range(ENGINES)]  # type: ignore[arg-type]
+    caches = {backend.name: SimulatedCache() for backend in backends}
+    requests, work = dict.fromkeys(caches, 0), dict.fromkeys(caches, 0.0)
+    if index is not None:
+        for backend in backends:
+            index.set_pool(backend.name, ENGINE_BLOCKS * BLOCK, BLOCK)
+            index.set_exact(backend.name, view != "guess")
+    later: list[tuple[float, int, Any]] = []
+    order = itertools.count()
+    hits = blocks = 0
+    for at, ids, output in read_trace(path, limit):
+        while later and later[0][0] <= at:
+            now, _, action = heapq.heappop(later)
+            action()
+        now = at
+        ask = Ask(np.repeat(np.array(ids, np.uint32), BLOCK), affinity_key=str(ids[1:2]))
+        backend = policy.order(backends, ask)[0]
+        lease, placement = backend.lease(), policy.place(backend, ask)
+        hashes = ask.chain(BLOCK).hashes
+        cached, came, went = caches[backend.name].run(hashes)
+        hits, blocks = hits + cached, blocks + len(hashes)
+        took_s = (len(hashes) - cached) * BLOCK / PREFILL_TOKENS_PER_S + output * TOKEN_S
+        requests[backend.name] += 1
+        work[backend.name] += took_s
+
+        def finish(lease: Lease = lease, placement: Any = placement) -> None:
+            lease.release()
+            placement.end()
+
+        heapq.heappush(later, (at + took_s, next(order), finish))
+        if index is not None and view != "guess":
+
+            def tell(name: str = backend.name, came: list[int] = came, went: list[int] = went) -> None:
+                index.stored(name, came)
+                index.removed(name, went)
+
+            if view == "exact":
+                tell()
+            else:
+                heapq.heappush(later, (at + EVENT_LAG_S, next(order), tell))
+    return {
+        "hit_ratio": round(hits / blocks, 4),
+        "hotspot": round(max(requests.values()) * ENGINES / sum(requests.values()), 3),
+        "work": round(max(work.values()) * ENGINES / sum(work.values()), 3),
+    }
+
+
+def percentiles(times_s: list[float]) -> dict[str, float]:
+    """Microseconds."""
+    times = sorted(times_s)
+    return {
+        "p50_us": round(times[len(times) // 2] * 1e6),
+        "p99_us": round(times[len(times) * 99 // 100] * 1e6),
+    }
+
+
+def decide(rounds: int = 2_000) -> dict[str, dict[str, float]]:
+    """Time of decisions at 64 engines and 32k tokens."""
+    tokens, draw = 32_768, np.random.default_rng(0)
+    policy = Cost(seed=0)
+    backends = [Backend(f"engine-{n}", "", None) for n in range(64)]  # type: ignore[arg-type]
+    load = Load(kv_pages_total=65_536, page_size=16, kv_pages_in_use=100, waiting_tokens=0)
+    load.running_requests = load.waiting_requests = 1
+    prompts = [draw.integers(0, 128_000, tokens, dtype=np.uint32) for _ in range(20)]
+    policy.order(backends, None)
+    for backend in backends:
+        backend.observe_load(load)
+        policy.order([backend], None)
+        filler = draw.integers(0, 2**57, 4_000, dtype=np.uint64).tolist()
+        policy.index.dispatched(backend.name, filler)
+        for prompt in prompts:
+            part = Ask(prompt[: draw.integers(0, tokens)])
+            policy.index.dispatched(backend.name, part.chain(16).hashes)
+    times: dict[str, list[float]] = {"array": [], "protobuf": [], "place": []}
+    gc.collect()
+    gc.freeze()  # a proxy freezes what it starts with
+    for turn in range(rounds):
+        if turn % 50 == 0:
+            for backend in backends:
+                backend.observe_load(load)
+        prompt = prompts[turn % len(prompts)]
+        request = GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())) if turn % 10 == 0 else None
+        start = time.perf_counter()
+        ask = Ask(prompt)
+        first = policy.order(backends, ask)[0]
+        middle = time.perf_counter()
+        placement = policy.place(first, ask)
+        end = time.perf_counter()
+        placement.end()
+        times["array"].append(middle - start)
+        times["place"].append(end - middle)
+        if request is not None:
+            start = time.perf_counter()
+            policy.order(backends, request)
+            times["protobuf"].append(time.perf_counter() - start)
+    return {name: percentiles(taken) for name, taken in times.items()}
+
+
+def grow(prompts: int) -> dict[str, float]:
+    """Resident memory while distinct prompts pass."""
+    policy, draw, process = Cost(seed=0), np.random.default_rng(0), psutil.Process()
+    backends = [Backend(f"engine-{n}", "", None) for n in range(4)]  # type: ignore[arg-type]
+    per_prompt, marks = 512, []
+    for count in range(prompts + 1):
+        if count % (prompts // 10) == 0:
+            gc.collect()
+            marks.append(process.memory_info().rss)
+        ask = Ask(draw.integers(0, 128_000, per_prompt, dtype=np.uint32))
+        policy.place(policy.order(backends, ask)[0], ask).end()
+    warm = marks[len(marks) // 2 :]
+    slope = float(np.polyfit(np.arange(len(warm)) * prompts / 10, warm, 1)[0])
+    return {"prompts": prompts, "bytes_per_prompt": round(slope, 3), "rss_mib": round(marks[-1] / 2**20, 1)}
+
+
+def main() -> None:
+    """Run all, print JSON last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trace", type=Path, default=TRACE)
+    parser.add_argument("--requests", type=int, default=12_031)
+    parser.add_argument("--prompts", type=int, default=1_000_000)
+    args = parser.parse_args()
+    result: dict[str, Any] = {"trace": args.trace.name if args.trace.exists() else "synthetic", "replay": {}}
+    runs = [(name, "none") for name in POLICIES if name != "cost"]
+    runs += [("cost", view) for view in ("exact", "events", "guess")]
+    for name, view in runs:
+        row = result["replay"][f"{name} {view}".removesuffix(" none")] = replay(
+            name, view, args.trace, args.requests
+        )
+        print(f"{name:14} {view:7} {row}")
+    exact = result["replay"]["cost events"]["hit_ratio"]
+    result["of_reference"] = round(exact / REFERENCE_HIT_RATIO, 3) if args.trace.exists() else None
+    result["decision"] = decide()
+    print(result["decision"])
+    result["memory"] = grow(args.prompts)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

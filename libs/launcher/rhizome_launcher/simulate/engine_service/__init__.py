@@ -1,0 +1,1 @@
+"""Rhizome's own contract, `EngineService` over gRPC, in front of a simulated engine."""

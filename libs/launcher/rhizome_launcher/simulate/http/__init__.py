@@ -1,0 +1,1 @@
+"""The HTTP surface that all simulated servers share: connections, completions, failures."""

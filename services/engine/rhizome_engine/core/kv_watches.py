@@ -1,0 +1,96 @@
+"""`WatchKvEvents` inside the frame stream.
+
+A call is answered once there is something to tell, and then it is over; whoever can take more calls again
+(`rhizome_transport.kv_watch`). A slow reader therefore has nothing of its own here but one call, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEventsResponse
+from rhizome.engine.v1.frames_pb2 import Call, CallResult
+from rhizome_engine.core.kv_event_log import KvEventLog
+from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_server import Peer
+
+_MOST_WATCHES = 256
+_MOST_MESSAGES = 256
+"""In one answer; more would hold up the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """A call that waits, with the first sequence number it wants; None for a snapshot."""
+
+    peer: Peer
+    call_id: str
+    start: int | None
+
+
+class KvWatches:
+    """Calls of `WatchKvEvents` that wait for news.
+
+    Args:
+        log: of the core's cache.
+        instance_id: of the core.
+        reply: sends an answer.
+    """
+
+    def __init__(self, log: KvEventLog, instance_id: str, reply: Callable[[Peer, CallResult], None]) -> None:
+        self._log = log
+        # Serialised messages that are joined are one message.
+        self._suffix = WatchKvEventsResponse(instance_id=instance_id).SerializeToString()
+        self._reply = reply
+        self._watches: list[_Watch] = []
+
+    def add(self, peer: Peer, call: Call) -> None:
+        """Take a call; `tell` answers it.
+
+        Raises:
+            DecodeError: the request is no WatchKvEventsRequest.
+            EngineError: RESOURCE_EXHAUSTED, too many wait already.
+        """
+        request = WatchKvEventsRequest.FromString(call.request)
+        if len(self._watches) >= _MOST_WATCHES:
+            text = f"{_MOST_WATCHES} readers watch the cache already; close some, or share one among them"
+            raise EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        start = request.start_sequence if request.HasField("start_sequence") else None
+        self._watches.append(_Watch(peer, call.call_id, start))
+
+    def cancel(self, peer: Peer, call_id: str) -> None:
+        """Forget a call; unknown ones are ignored."""
+        self._watches = [
+            watch for watch in self._watches if watch.peer is not peer or watch.call_id != call_id
+        ]
+
+    def forget(self, peer: Peer) -> None:
+        """Forget all calls of a peer that is gone."""
+        self._watches = [watch for watch in self._watches if watch.peer is not peer]
+
+    def tell(self) -> None:
+        """End a step: answer every call that has something to hear of."""
+        self._log.commit()
+        if not self._watches:
+            return
+        waiting: list[_Watch] = []
+        snapshot: bytes | None = None
+        for watch in self._watches:
+            known = None if watch.start is None else self._log.since(watch.start, _MOST_MESSAGES)
+            if known is None:
+                snapshot = snapshot or self._log.snapshot()
+                known = [snapshot]
+            if known:
+                self._answer(watch, known)
+            else:
+                waiting.append(watch)
+        self._watches = waiting
+
+    def _answer(self, watch: _Watch, messages: list[bytes]) -> None:
+        for number, message in enumerate(messages, start=1):
+            response = message + self._suffix
+            final = number == len(messages)
+            self._reply(watch.peer, CallResult(call_id=watch.call_id, response=response, final=final))

@@ -1,0 +1,51 @@
+"""What the proxy itself answers when it cannot relay: OpenAI's envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class HttpError(Exception):
+    """An error that the client is told.
+
+    Attributes:
+        status: HTTP status.
+        message: what was wrong and what to do; never the client's input, never an address.
+        code: the error's name, for programs.
+        headers: to send along.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The envelope."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return orjson.dumps(
+            {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+        )
+
+
+def bad_request(message: str) -> HttpError:
+    """A request that is not well-formed HTTP."""
+    return HttpError(400, "bad_request", message)
+
+
+def unavailable(message: str, retry_after_s: float = 1.0) -> HttpError:
+    """Nothing can take the request now, but waiting may help."""
+    return HttpError(503, "backend_unavailable", message, headers=(retry_after(retry_after_s),))
+
+
+def retry_after(seconds: float) -> tuple[bytes, bytes]:
+    """The header that says how long to wait, at least a second."""
+    return b"retry-after", b"%d" % max(1, -int(-seconds // 1))

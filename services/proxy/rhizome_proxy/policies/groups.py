@@ -1,0 +1,42 @@
+"""Priority groups: the backends of a later one get requests while all of the earlier ones are down or busy.
+
+    order = first those that are not busy, then the busy ones; among either by group; within it by policy
+
+`priority` of a backend is its group, 0 the first. So a spare pool, or somebody else's expensive API, takes
+what the own engines have no room for, and nothing while they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome_proxy.policies.ask import Ask
+from rhizome_proxy.policies.base import Placement, Policy
+from rhizome_proxy.pool.backend import Backend
+
+
+class PriorityGroups(Policy):
+    """Puts what `policy` ordered into groups; its name is the policy's."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.name = policy.name
+        self.policy = policy
+
+    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
+        """Order `backends` group by group."""
+        ordered = self.policy.order(backends, request)
+        ordered.sort(key=lambda backend: (backend.busy, backend.priority))
+        return ordered
+
+    def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
+        """See `Policy`."""
+        return self.policy.place(backend, request)
+
+    async def follow(self, backend: Backend) -> None:
+        """See `Policy`."""
+        await self.policy.follow(backend)
+
+    def retain(self, names: Collection[str]) -> None:
+        """See `Policy`."""
+        self.policy.retain(names)

@@ -1,0 +1,1 @@
+"""Which backend holds which prefixes of prompts."""

@@ -1,0 +1,78 @@
+"""A prompt as the prefix index sees it: some of the hashes of its prefixes.
+
+Engines name what they cache by chained hashes of blocks (`rhizome_transport.block_hashes`), 16 tokens long by
+default. To keep each of them costs 200 bytes per block and engine, and routing needs no such precision, so
+the index keeps a sample: the hashes whose lowest bits are zero, about one in `SAMPLE_TOKENS` tokens. The hash
+itself decides, not its position, so everybody samples alike, even where events come in no order (a snapshot).
+A cached prefix looks shorter than it is, by `SAMPLE_TOKENS` on average. Blocks of `SAMPLE_TOKENS` and more
+are all kept. Of a long prompt more bits have to be zero for a hash to be looked up, so that a look-up takes
+no longer with its length.
+
+Text is treated the same way: four bytes stand for a token, so a chunk of `TEXT_BLOCK` of them is 256 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rhizome_transport.block_hashes import BlockHashes, block_hashes
+
+SAMPLE_TOKENS: Final = 64
+MOST_PROBES: Final = 128
+TEXT_TOKEN_BYTES: Final = 4
+TEXT_BLOCK: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The sampled prefixes of one prompt, shortest first.
+
+    Attributes:
+        sample: [n] their hashes.
+        probes: [m] those of the hashes to look up, at most about `MOST_PROBES`.
+        tokens: [m] how long the prefixes are that the probes name.
+    """
+
+    sample: BlockHashes
+    probes: list[int]
+    tokens: list[int]
+
+    @property
+    def hashes(self) -> list[int]:
+        """`sample` as Python's integers."""
+        hashes: list[int] = self.sample.tolist()
+        return hashes
+
+
+def chain_of(token_ids: NDArray[np.uint32], block_size: int, namespace: str) -> Chain:
+    """Sample the prefixes of a prompt that end with a full block of `block_size` tokens."""
+    hashes = block_hashes(token_ids, block_size, namespace)
+    mask = sample_mask(block_size)
+    kept = np.flatnonzero((hashes & np.uint64(mask)) == 0)
+    sample, probed = hashes[kept], kept
+    while len(hashes) > (mask + 1) * MOST_PROBES:
+        mask = mask << 1 | 1
+    if mask != sample_mask(block_size):
+        probed = kept[(sample & np.uint64(mask)) == 0]
+    return Chain(sample, hashes[probed].tolist(), ((probed + 1) * block_size).tolist())
+
+
+def sampled(hashes: Iterable[int], block_size: int) -> list[int]:
+    """Those of `hashes`, named by an engine with blocks of `block_size` tokens, that the index keeps."""
+    mask = sample_mask(block_size)
+    return [one for one in hashes if not one & mask]
+
+
+def sample_mask(block_size: int) -> int:
+    """A hash is kept where these bits are zero."""
+    return (1 << (SAMPLE_TOKENS // block_size).bit_length() - 1) - 1 if block_size < SAMPLE_TOKENS else 0
+
+
+def text_tokens(text: bytes) -> NDArray[np.uint32]:
+    """Text as numbers, four bytes each; the last bytes that make no full one count nowhere."""
+    return np.frombuffer(text, "<u4", count=len(text) // TEXT_TOKEN_BYTES)

@@ -1,0 +1,400 @@
+"""A request whose engine is lost after its first event goes on at another one, and nobody can tell."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.proxy.conftest import Cluster, ScriptedEngine
+
+from rhizome.engine.v1.engine_service_pb2 import AbortRequest
+from rhizome.engine.v1.frames_pb2 import RequestEvent
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_CANCELLED,
+    FINISH_REASON_LENGTH,
+    Finished,
+    GenerateRequest,
+    GenerateResponse,
+    PromptLogprobs,
+    Started,
+    TokenDelta,
+    TokenIds,
+    TokenLogprob,
+)
+from rhizome_testing.hash_runner import expected_tokens
+from rhizome_transport.errors import EngineError
+
+PROMPT = [3, 1, 4, 1, 5, 9]
+SEED, CACHED = 77, 2
+LOST = EngineError(grpc.StatusCode.ABORTED, "the core ended", reason="ENGINE_LOST")
+LOST_EARLY = EngineError(grpc.StatusCode.UNAVAILABLE, "the core ended", reason="ENGINE_LOST")
+
+
+def whole_answer(request: GenerateRequest, group: int = 1) -> list[GenerateResponse]:
+    """What an engine says to a request; token, score and log probability follow from what came before."""
+    ids, resumed = list(request.token_ids.ids), request.resumed_tokens
+    seed = request.sampling.seed if request.sampling.HasField("seed") else SEED
+    prompt = ids[: len(ids) - resumed]
+    events = [GenerateResponse(started=Started(prompt_tokens=len(prompt), cached_tokens=len(ids), seed=seed))]
+    if not resumed:
+        events[0].started.cached_tokens = CACHED
+    if request.HasField("prompt_logprobs"):
+        scores = [TokenLogprob(logprob=-token) for token in prompt[1:]]
+        events += [
+            GenerateResponse(prompt_logprobs=PromptLogprobs(logprobs=scores[at : at + 2]))
+            for at in range(0, len(scores), 2)
+        ]
+    tokens = expected_tokens(ids, request.stop.max_tokens - resumed)
+    for at in range(0, len(tokens), group):
+        delta = TokenDelta(token_ids=tokens[at : at + group])
+        if request.sampling.HasField("top_logprobs"):
+            delta.logprobs.extend(TokenLogprob(logprob=-token) for token in delta.token_ids)
+        events.append(GenerateResponse(delta=delta))
+    finished = Finished(reason=FINISH_REASON_LENGTH)
+    finished.usage.prompt_tokens = len(prompt)
+    finished.usage.completion_tokens = resumed + len(tokens)
+    finished.usage.cached_tokens = len(ids)
+    finished.timings.decode_time.FromMilliseconds(1)
+    events.append(GenerateResponse(finished=finished))
+    return events
+
+
+def losing(breaks: list[int], *, kill: bool = False, group: int = 1):
+    """A script for all engines: the n-th attempt is lost after breaks[n] events, later ones are not."""
+
+    killers: list[asyncio.Task[None]] = []
+
+    async def script(peer, submit):
+        request = submit.request
+        events = whole_answer(request, group)
+        sent = min(breaks.pop(0), len(events) - 1) if breaks else len(events)
+        for event in events[:sent]:
+            final = event.HasField("finished")
+            await peer.send(RequestEvent(request_id=request.request_id, response=event, final=final))
+        if sent < len(events):
+            if kill:
+                killers.append(asyncio.create_task(peer.engine.kill()))  # the script ends with its engine
+                return
+            error = LOST if sent else LOST_EARLY
+            await peer.send(RequestEvent(request_id=request.request_id, status=error.to_status(), final=True))
+
+    return script
+
+
+def ask(max_tokens: int = 8, **fields) -> GenerateRequest:
+    request = GenerateRequest(request_id="r1", token_ids=TokenIds(ids=PROMPT), **fields)
+    request.stop.max_tokens = max_tokens
+    return request
+
+
+async def submit(peer, request, **fields) -> None:
+    await peer.send(submit={"request": request, **fields})
+
+
+def check_whole(events: list[RequestEvent], request: GenerateRequest) -> None:
+    """The caller sees one answer that one engine could have given."""
+    kinds = [event.response.WhichOneof("event") for event in events]
+    assert kinds[0] == "started" and kinds.count("started") == 1
+    assert kinds[-1] == "finished" and kinds.count("finished") == 1 and None not in kinds
+    assert [event.final for event in events] == [False] * (len(events) - 1) + [True]
+    started = events[0].response.started
+    assert (started.prompt_tokens, started.cached_tokens, started.seed) == (len(PROMPT), CACHED, SEED)
+    tokens = [i for event in events for i in event.response.delta.token_ids]
+    assert tokens == expected_tokens(PROMPT, request.stop.max_tokens)
+    logprobs = [-int(one.logprob) for event in events for one in event.response.delta.logprobs]
+    assert logprobs == (tokens if request.sampling.HasField("top_logprobs") else [])
+    scores = [-int(one.logprob) for event in events for one in event.response.prompt_logprobs.logprobs]
+    assert scores == (PROMPT[1:] if request.HasField("prompt_logprobs") else [])
+    finished = events[-1].response.finished
+    usage = finished.usage
+    assert finished.reason == FINISH_REASON_LENGTH
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(PROMPT), request.stop.max_tokens)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    breaks=st.lists(st.integers(0, 12), max_size=3),
+    kill=st.booleans(),
+    group=st.integers(1, 3),
+    logprobs=st.booleans(),
+    scores=st.booleans(),
+)
+def test_an_answer_is_the_same_wherever_its_engines_are_lost(breaks, kill, group, logprobs, scores):
+    request = ask()
+    if logprobs:
+        request.sampling.top_logprobs = 0
+    if scores:
+        request.prompt_logprobs = 0
+
+    async def run() -> None:
+        cluster = Cluster()
+        try:
+            script = losing(list(breaks), kill=kill, group=group)
+            engines = [await cluster.engine(script) for _ in range(4)]
+            proxy = await cluster.proxy(*engines)
+            peer = await cluster.peer(proxy)
+            await submit(peer, request)
+            await peer.outcome("r1")
+            events = peer.events("r1")
+            check_whole(events, request)
+            seen_loss = [at for at in breaks if at]
+            if seen_loss and not kill:
+                assert events[-1].response.finished.usage.cached_tokens == CACHED
+                assert proxy.router.counts.resumes >= 1
+            assert all(backend.in_flight == 0 for backend in proxy.registry)
+        finally:
+            await cluster.stop()
+
+    asyncio.run(run())
+
+
+async def test_the_next_engine_is_asked_for_the_rest_with_the_seed_in_use(cluster):
+    script = losing([4])
+    first, second = await cluster.engine(script), await cluster.engine(script)
+    peer = await cluster.peer(await cluster.proxy(first, second))
+    request = ask(prompt_logprobs=None)
+    request.sampling.presence_penalty = 0.5
+    await submit(peer, request, timeout={"seconds": 60})
+    await peer.outcome("r1")
+    again = (first.submits + second.submits)[:]
+    again.sort(key=lambda one: one.request.resumed_tokens)
+    resumed = again[1]
+    assert list(resumed.request.token_ids.ids) == PROMPT + expected_tokens(PROMPT, 3)
+    assert (resumed.request.resumed_tokens, resumed.request.sampling.seed) == (3, SEED)
+    assert (resumed.request.sampling.presence_penalty, resumed.request.stop.max_tokens) == (0.5, 8)
+    assert 0 < resumed.timeout.ToNanoseconds() < 60e9
+
+
+async def test_a_request_that_another_proxy_resumed_is_resumed_again(cluster):
+    script = losing([3])
+    peer = await cluster.peer(await cluster.proxy(await cluster.engine(script), await cluster.engine(script)))
+    request = ask(prompt_logprobs=None)
+    request.token_ids.ids.extend(expected_tokens(PROMPT, 2))
+    request.resumed_tokens = 2
+    await submit(peer, request)
+    final = await peer.outcome("r1")
+    assert list(peer.tokens("r1")) == expected_tokens(PROMPT, 8)[2:]
+    assert final.response.finished.usage.completion_tokens == 8
+    assert final.response.finished.usage.prompt_tokens == len(PROMPT)
+
+
+async def test_timings_are_those_of_the_whole(cluster, script, eventually):
+    killers = []
+
+    async def start_and_hold(peer, submit):
+        events = whole_answer(submit.request)
+        for event in events[:3]:
+            await peer.send(RequestEvent(request_id="r1", response=event))
+        await asyncio.sleep(0.1)
+        killers.append(asyncio.create_task(peer.engine.kill()))
+
+    first = await cluster.engine(start_and_hold)
+    second = await cluster.engine(start_and_hold)
+    peer = await cluster.peer(await cluster.proxy(first, second))
+    await submit(peer, ask())
+    await eventually(lambda: bool(first.submits or second.submits))
+    (second if first.submits else first).script = losing([])
+    times = (await peer.outcome("r1")).response.finished.timings
+    assert times.decode_time.ToMilliseconds() >= 90  # the second engine says 1 ms
+    assert times.time_to_first_token.ToMilliseconds() < 90
+
+
+async def test_an_opt_out_ends_the_request_as_aborted(cluster):
+    script = losing([3])
+    proxy = await cluster.proxy(await cluster.engine(script), await cluster.engine(script))
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask(no_resume=True))
+    error = await peer.error("r1")
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ENGINE_LOST")
+    assert len(peer.tokens("r1")) == 2
+    assert proxy.router.counts.resumes == 0
+
+
+async def test_a_request_that_kills_engines_is_given_up_and_says_so(cluster):
+    script = losing([3] * 9)
+    engines = [await cluster.engine(script) for _ in range(6)]
+    proxy = await cluster.proxy(*engines, max_resumes=2)
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask(max_tokens=30))
+    error = await peer.error("r1")
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "CRASH_LOOP")
+    assert "3 engines were lost" in error.message
+    assert list(peer.tokens("r1")) == expected_tokens(PROMPT, len(peer.tokens("r1")))
+    assert sum(len(engine.submits) for engine in engines) == 3
+    assert (proxy.router.counts.resumes, proxy.router.counts.crash_loops) == (2, 1)
+
+
+async def test_a_request_that_kills_engines_before_its_first_event_spares_the_rest(cluster):
+    script = losing([0] * 20, kill=True)
+    engines = [await cluster.engine(script) for _ in range(8)]
+    peer = await cluster.peer(await cluster.proxy(*engines))
+    await submit(peer, ask())
+    assert (await peer.error("r1")).reason == "CRASH_LOOP"
+    assert sum(len(engine.submits) for engine in engines) == 4
+
+
+async def test_without_another_engine_it_waits_for_one(cluster, eventually):
+    engine = await cluster.engine(losing([4], kill=True))
+    peer = await cluster.peer(await cluster.proxy(engine, resume_wait_s=30.0))
+    await submit(peer, ask())
+    await eventually(lambda: engine._server is None)
+    await engine.start()
+    await peer.outcome("r1")
+    check_whole(peer.events("r1"), ask())
+
+
+async def test_it_waits_while_all_others_are_full(cluster, script, eventually):
+    first = await cluster.engine(losing([4]))
+    proxy = await cluster.proxy(first, resume_wait_s=30.0)
+    other = await cluster.engine(script.refuse(script.full))
+    first.script = losing([4])
+    peer = await cluster.peer(proxy)
+    proxy.registry.add(other.address)
+    await eventually(lambda: len(proxy.registry.ready()) == 2)
+    lease = proxy.registry.get(other.address).lease()
+
+    async def gone(peer, submit):
+        await losing([4])(peer, submit)
+        first.set_serving(False)
+
+    first.script = gone
+    await submit(peer, ask())
+    await eventually(lambda: len(other.submits) >= 2)
+    lease.release()
+    other.script = losing([])
+    await peer.outcome("r1")
+    check_whole(peer.events("r1"), ask())
+
+
+async def test_after_the_wait_the_answer_is_told_to_be_incomplete(cluster):
+    engine = await cluster.engine(losing([3], kill=True))
+    peer = await cluster.peer(await cluster.proxy(engine, resume_wait_s=0.0))
+    await submit(peer, ask())
+    error = await peer.error("r1")
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ENGINE_LOST")
+    assert engine.address in error.message
+
+
+async def test_a_cancel_ends_a_request_that_waits_for_an_engine(cluster, eventually):
+    engine = await cluster.engine(losing([3], kill=True))
+    proxy = await cluster.proxy(engine, resume_wait_s=60.0)
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask())
+    await eventually(lambda: engine._server is None and not proxy.registry.ready())
+    await peer.cancel("r1")
+    final = await peer.outcome("r1")
+    assert final.response.finished.reason == FINISH_REASON_CANCELLED
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+async def test_a_cancelled_request_is_never_resumed(cluster, script, eventually, how):
+    first = await cluster.engine(script.start_and_hold, answers_cancel=False)
+    second = await cluster.engine(script.start_and_hold, answers_cancel=False)
+    proxy = await cluster.proxy(first, second)
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask())
+    await peer.wait_events("r1", 1)
+    holder = first if first.submits else second
+    if how == "cancel":
+        await peer.cancel("r1")
+        await eventually(lambda: holder.cancels == ["r1"])
+    else:
+        await cluster.stub(proxy).Abort(AbortRequest(request_ids=["r1"]))
+    await holder.kill()
+    final = await peer.outcome("r1")
+    assert final.response.finished.reason == FINISH_REASON_CANCELLED
+    assert len(first.submits) + len(second.submits) == 1
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "INTERNAL", "DEADLINE_EXCEEDED"])
+async def test_what_another_engine_would_say_as_well_is_not_resumed(cluster, code):
+    error = EngineError(grpc.StatusCode[code], "no")
+
+    async def fail(peer, submit):
+        await peer.send(RequestEvent(request_id="r1", response=whole_answer(submit.request)[0]))
+        await peer.send(RequestEvent(request_id="r1", status=error.to_status(), final=True))
+
+    engines = [await cluster.engine(fail) for _ in range(2)]
+    peer = await cluster.peer(await cluster.proxy(*engines))
+    await submit(peer, ask())
+    assert (await peer.error("r1")).code is error.code
+    assert sum(len(engine.submits) for engine in engines) == 1
+
+
+async def test_what_an_engine_cancels_that_goes_away_goes_on_elsewhere(cluster, script, eventually):
+    engines = [await cluster.engine() for _ in range(2)]
+    proxy = await cluster.proxy(*engines)
+
+    async def drained(peer, submit):
+        for event in whole_answer(submit.request)[:3]:
+            await peer.send(RequestEvent(request_id="r1", response=event))
+        peer.engine.set_serving(False)
+        await eventually(lambda: len(proxy.registry.ready()) == 1)
+        next(one for one in engines if one is not peer.engine).script = losing([])
+        await peer.send(script.finished("r1", FINISH_REASON_CANCELLED))
+
+    for engine in engines:
+        engine.script = drained
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask())
+    await peer.outcome("r1")
+    check_whole(peer.events("r1"), ask())
+
+
+async def test_neighbours_in_the_frame_of_a_lost_request_are_not_held_up(cluster, eventually):
+    async def one_lost(peer, submit):
+        request_id = submit.request.request_id
+        events = whole_answer(submit.request)
+        if submit.request.resumed_tokens or request_id == "calm":
+            sent = events if submit.request.resumed_tokens else events[:2]
+            for event in sent:
+                final = event.HasField("finished")
+                await peer.send(RequestEvent(request_id=request_id, response=event, final=final))
+            return
+        await peer.send(RequestEvent(request_id=request_id, response=events[0]))
+        await peer.send(
+            RequestEvent(request_id=request_id, response=events[1]),
+            RequestEvent(request_id=request_id, status=LOST.to_status(), final=True),
+            RequestEvent(request_id="calm", response=GenerateResponse(delta=TokenDelta(token_ids=[9]))),
+        )
+
+    first = await cluster.engine(one_lost)
+    proxy = await cluster.proxy(first)
+    peer = await cluster.peer(proxy)
+    calm = ask()
+    calm.request_id = "calm"
+    await submit(peer, calm)
+    await peer.wait_events("calm", 2)
+    await submit(peer, ask())
+    await peer.outcome("r1")
+    check_whole(peer.events("r1"), ask())
+    await eventually(lambda: peer.tokens("calm")[-1:] == (9,))
+
+
+async def test_generate_resumes_what_came_as_tokens_and_nothing_else(cluster):
+    breaks = [4, 4]
+
+    class Engine(ScriptedEngine):
+        async def Generate(self, request, context):  # noqa: N802
+            self.generates.append((request, {}, None))
+            events = whole_answer(request)
+            sent = breaks.pop() if breaks else len(events)
+            for event in events[:sent]:
+                yield event
+            if sent < len(events):
+                raise LOST
+
+    for _ in range(2):
+        engine = Engine()
+        await engine.start()
+        cluster.engines.append(engine)
+    proxy = await cluster.proxy(*cluster.engines)
+    events = [event async for event in cluster.stub(proxy).Generate(ask())]
+    check_whole([RequestEvent(response=one, final=one.HasField("finished")) for one in events], ask())
+    breaks[:] = [4]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [event async for event in cluster.stub(proxy).Generate(ask(no_resume=True))]
+    assert caught.value.code() is grpc.StatusCode.ABORTED
