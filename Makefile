@@ -15,7 +15,7 @@ EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints-cpu.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck proto proto-baseline soak bench clean
+.PHONY: help setup demo test lint format typecheck proto proto-baseline fuzz soak bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ format: $(VENV)/.dev $(BUF) ## format code and contracts
 
 typecheck: $(VENV)/.dev ## check types (mypy --strict)
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.dev ## send the whole fuzz corpus, and measure what others notice of it
+	RHIZOME_FUZZ=full $(BIN)/python -m pytest -s tests/fuzz
 
 soak: $(VENV)/.dev ## serve 20,000 short requests and fail where pages, memory or step time moved
 	$(BIN)/python benchmarks/soak.py

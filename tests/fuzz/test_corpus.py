@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import time
@@ -33,7 +34,11 @@ MAX_SLOWDOWN = 2.0
 SLICE_S, QUIET_S = 0.3, 0.15
 """Hostile and quiet times alternate, so that what else this machine does falls upon both."""
 SLICES_EACH_ROUND = 12
-LONGEST_WAIT_S = 1.0
+FULL = os.environ.get("RHIZOME_FUZZ") == "full"
+"""`make fuzz`: all of the corpus, and how others fare meanwhile. Otherwise a part of it, in a minute, and no
+figures that another process on the machine could spoil."""
+EVERY = 1 if FULL else 6
+LONGEST_WAIT_S = 1.0 if FULL else 5.0
 """Nothing stops the others for longer, not even a body of 4 MiB that is nothing but brackets."""
 SLOWEST_S = 15.0
 """Compiling a grammar is given up after 10 s."""
@@ -56,7 +61,7 @@ def corpus(gateway: GatewayProcess) -> list[Attack]:
         document: Any = json.load(answer)
     attacks = [*wrong_fields(document), *broken_bodies(), *odd_headers(), *bombs()]
     random.Random(SEED).shuffle(attacks)
-    return attacks
+    return attacks[::EVERY]
 
 
 @pytest.mark.timeout(400)
@@ -71,7 +76,7 @@ def test_the_corpus_is_answered_and_hurts_nobody(
         steady.wait_until(lambda: len(steady.asked()) > 20, "it asks")
         slices = alternate(gateway, client, iter(corpus))
         asked = steady.asked()
-    rounds, grown = slowdowns(asked, slices), growth(slices)
+    rounds, grown = slowdowns(asked, slices) if FULL else [], growth(slices)
     slowest_s, slowest = max((end - begin, name) for name, begin, end in client.spans)
     longest = max(asked, key=lambda one: one.seconds)
     sizes = [one.rss_bytes >> 20 for one in slices]
@@ -85,7 +90,7 @@ def test_the_corpus_is_answered_and_hurts_nobody(
     assert "Traceback" not in gateway.output
     assert grown <= MAX_GROWTH_BYTES
     assert slowest_s < SLOWEST_S
-    assert statistics.median(rounds) <= MAX_SLOWDOWN
+    assert not FULL or statistics.median(rounds) <= MAX_SLOWDOWN
     assert longest.seconds < LONGEST_WAIT_S
 
 

@@ -195,3 +195,19 @@ def test_flags_win_over_variables_and_long_names_over_short(monkeypatch: pytest.
 def test_a_wrong_flag_says_what_is_wrong(flags: list[str]) -> None:
     with pytest.raises(SystemExit, match="rhizome-gateway: "):
         main(flags)
+
+
+async def test_a_stream_that_does_not_end_in_time_says_so(engine: TalkingEngine, start_gateway) -> None:
+    engine.script = lambda prompt: [Say("a"), Hang()]
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(start_gateway(engine.target, graceful_shutdown_s=0))
+        await gateway.becomes_ready()
+        client = httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10)
+        async with client.stream("POST", "/v1/chat/completions", json=BODY | {"stream": True}) as answer:
+            lines = answer.aiter_lines()
+            while '"a"' not in await anext(lines):
+                pass
+            await stack.aclose()
+            rest = [line async for line in lines if line]
+    await client.aclose()
+    assert '"engine_unavailable"' in rest[-2] and rest[-1] == "data: [DONE]"

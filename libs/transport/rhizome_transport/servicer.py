@@ -26,14 +26,14 @@ def unimplemented(method: str, advice: str = "") -> EngineError:
     return EngineError(grpc.StatusCode.UNIMPLEMENTED, f"{text}; {advice}" if advice else text)
 
 
-def declined(method: str) -> Callable[..., Awaitable[Any]]:
+def declined(method: str, advice: str = "") -> Callable[..., Awaitable[Any]]:
     """A servicer method, unary or streaming, that answers UNIMPLEMENTED.
 
     The generated ones raise NotImplementedError on a thread, which fills the log with tracebacks.
     """
 
     async def decline(self: object, request: object, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-        await abort_with(context, unimplemented(method))
+        await abort_with(context, unimplemented(method, advice))
 
     return decline
 

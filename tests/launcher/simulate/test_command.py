@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,6 +82,22 @@ async def test_several_servers_live_in_one_process_until_sigterm() -> None:
         assert "tokens/s" in await asyncio.to_thread(process.stdout.readline)
         process.terminate()
         assert await asyncio.to_thread(process.wait, 10) == 0
+
+
+async def test_a_stopped_process_goes_on_where_it_was() -> None:
+    with simulated("--kind", "vllm", "--itl-base-ms", "5", "--itl-per-request-ms", "0") as (process, lines):
+        (port,) = ports(lines)
+        await drain(port)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        stream = asyncio.create_task(drain(port))
+        await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(0.4)
+        process.send_signal(signal.SIGCONT)
+        assert await stream == TOKENS
+        # A stream that made up for the pause would end when its 120 steps of 5 ms are over, after 0.6 s.
+        assert loop.time() - begun > 0.9
 
 
 async def test_a_crash_ends_the_process_without_a_word() -> None:

@@ -118,7 +118,7 @@ async def test_who_missed_messages_gets_them_again(tmp_path: Path) -> None:
     socket.connect(publisher.replay_endpoint)
     for _ in range(2):
         await socket.send_multipart((b"", (3).to_bytes(8, "big")))
-        got = []
+        got: list[list[bytes]] = []
         while not got or got[-1][1] != b"\xff" * 8:
             assert await socket.poll(5000)
             got.append(await socket.recv_multipart())

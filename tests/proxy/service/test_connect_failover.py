@@ -69,6 +69,15 @@ async def test_all_engines_full_is_resource_exhausted_with_their_hint(cluster, s
     assert len(peer.events("r1")) == 1
 
 
+async def test_of_several_hints_the_soonest_is_told(cluster, script):
+    hints = (7.0, 0.5, 3.0)
+    errors = [EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=hint) for hint in hints]
+    engines = [await cluster.engine(script.refuse(error)) for error in errors]
+    peer = await cluster.peer(await cluster.proxy(*engines))
+    await peer.submit("r1")
+    assert (await peer.error("r1")).retry_after_s == 0.5
+
+
 async def test_no_engine_ready_says_which_are_known_and_why_not(cluster):
     engine = await cluster.engine()
     engine.set_serving(False)

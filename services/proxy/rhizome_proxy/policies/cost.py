@@ -79,18 +79,18 @@ class Cost(Policy):
         ask = ask_of(request)
         prompt = ask.prompt_tokens if ask is not None else 0
         cached = self._cached(backends, ask) if ask is not None else {}
-        rows: list[tuple[float, bool, float, Backend]] = []
+        rows: list[tuple[float, bool, float, int]] = []
         idle_cost = 0.0
-        for backend, others in zip(backends, foreign, strict=True):
+        for place, (backend, others) in enumerate(zip(backends, foreign, strict=True)):
             active = self._active.own(backend) + (worst if others is None else others)
             cost = prompt - cached.get(backend.name, 0) + active / backend.weight
             if others is not None and not active:
                 idle_cost = max(idle_cost, cost)
-            rows.append((cost, others is None, draw(), backend))
+            rows.append((cost, others is None, draw(), place))
         if idle_cost:
             rows = [(max(row[0], idle_cost), *row[1:]) if row[1] else row for row in rows]
-        rows.sort(key=lambda row: row[:3])
-        return [row[3] for row in rows]
+        rows.sort()
+        return [backends[row[3]] for row in rows]
 
     def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""

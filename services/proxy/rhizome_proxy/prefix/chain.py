@@ -53,13 +53,12 @@ def chain_of(token_ids: NDArray[np.uint32], block_size: int, namespace: str) -> 
     """Sample the prefixes of a prompt that end with a full block of `block_size` tokens."""
     hashes = block_hashes(token_ids, block_size, namespace)
     mask = sample_mask(block_size)
-    kept = np.flatnonzero((hashes & np.uint64(mask)) == 0)
-    sample, probed = hashes[kept], kept
+    sample = np.flatnonzero((hashes & np.uint64(mask)) == 0) if mask else np.arange(len(hashes))
+    named, probed = hashes[sample], sample
     while len(hashes) > (mask + 1) * MOST_PROBES:
         mask = mask << 1 | 1
-    if mask != sample_mask(block_size):
-        probed = kept[(sample & np.uint64(mask)) == 0]
-    return Chain(sample, hashes[probed].tolist(), ((probed + 1) * block_size).tolist())
+        probed = sample[(named & np.uint64(mask)) == 0]
+    return Chain(named, hashes[probed].tolist(), ((probed + 1) * block_size).tolist())
 
 
 def sampled(hashes: Iterable[int], block_size: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,19 +11,14 @@ from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome.proxy.v1 import proxy_service_pb2_grpc as proxy_grpc
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
-from rhizome_transport.servicer import unimplemented
+from rhizome_transport.servicer import declined
 
 PROXY_SERVICE = "rhizome.proxy.v1.ProxyService"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def _for_operators(method: str) -> Any:
-    """A method that this listener does not offer."""
-
-    async def decline(self: object, request: object, context: Context) -> NoReturn:
-        raise unimplemented(f"{PROXY_SERVICE}/{method}", "operators call it at --admin-port")
-
-    return decline
+def _declined(method: str) -> Any:
+    return declined(f"{PROXY_SERVICE}/{method}", "operators call it at --admin-port")
 
 
 class ProxyServicer(proxy_grpc.ProxyServiceServicer):
@@ -38,10 +33,10 @@ class ProxyServicer(proxy_grpc.ProxyServiceServicer):
         """List the pool, sorted by name."""
         return proxy_pb2.ListBackendsResponse(backends=[describe(backend) for backend in self._registry])
 
-    AddBackend: Any = _for_operators("AddBackend")
-    RemoveBackend: Any = _for_operators("RemoveBackend")
-    DrainBackend: Any = _for_operators("DrainBackend")
-    WatchBackends: Any = _for_operators("WatchBackends")
+    AddBackend: Any = _declined("AddBackend")
+    RemoveBackend: Any = _declined("RemoveBackend")
+    DrainBackend: Any = _declined("DrainBackend")
+    WatchBackends: Any = _declined("WatchBackends")
 
 
 def describe(backend: Backend) -> proxy_pb2.Backend:
