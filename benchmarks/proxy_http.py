@@ -32,8 +32,16 @@ import uvloop
 
 ROOT = Path(__file__).parents[1]
 PROXY = ROOT / "tests/proxy/http/static_proxy.py"
-EVENT = b"data: " + b'{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"delta":{"content":" x"}}]}'.ljust(192) + b"\n\n"
-SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT = (
+    b"data: "
+    + b'{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"delta":{"content":" x"}}]}'.ljust(
+        192
+    )
+    + b"\n\n"
+)
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 ANSWER = (
     b"HTTP/1.1 200 OK\r\nDate: Sat, 21 Nov 2026 20:00:00 GMT\r\nServer: uvicorn\r\n"
     b"Content-Type: application/json\r\nContent-Length: 600\r\n\r\n" + b"x" * 600
@@ -122,7 +130,9 @@ def cpu_s(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-async def load(port: int, process: psutil.Process, count: int, data: bytes, *, again: bool, seconds: float) -> float:
+async def load(
+    port: int, process: psutil.Process, count: int, data: bytes, *, again: bool, seconds: float
+) -> float:
     """Processor time per answer or event, in µs."""
     made = await clients(port, count, data, again=again)
     await asyncio.sleep(0.5)
@@ -240,7 +250,9 @@ def main() -> None:
     os.sched_setaffinity(0, {cpus[-1]})
     with started([sys.executable, __file__, "--backend"], cpus[-1]) as (_, port):
         best = uvloop.run(measure(names, options.rounds, port, cpus[0]))
-    print(json.dumps({name: {key: round(value, 2) for key, value in row.items()} for name, row in best.items()}))
+    print(
+        json.dumps({name: {key: round(value, 2) for key, value in row.items()} for name, row in best.items()})
+    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ output. The policies are the proxy's own, on real prompts and hashes, with one o
 exact (events at once), events (50 ms late), guess (no events). `hotspot` is the busiest engine's requests
 over the mean, `work` its seconds.
 
-Decision: ordering and hashing of a new prompt of 32,768 tokens, 64 engines that have reported load and hold
-random parts of it; from an array and from a protobuf request. Memory: resident growth over so many distinct
-prompts, after as many as fill the index. The last line is all of it as JSON.
+Decision: CPU time of ordering and hashing a prompt of 32,768 tokens, with 64 engines that report load and
+hold random parts of it; the prompt as an array and as a protobuf request. `place` follows a decision: the
+index takes the prompt in. Memory: resident growth per distinct prompt, over the second half of so many. The
+last line is all of it as JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from rhizome_proxy.prefix.index import PrefixIndex
 
 BLOCK = 512
 ENGINES = 8
-ROUNDS = 10
+SEEDS = 3
 ENGINE_BLOCKS = 1_000
 PREFILL_TOKENS_PER_S = 8_000
 TOKEN_S = 0.020
@@ -85,10 +86,10 @@ class SimulatedCache:
         return cached, came, went
 
 
-def replay(name: str, view: str, path: Path, limit: int) -> dict[str, float]:
+def replay(name: str, view: str, path: Path, limit: int, seed: int) -> dict[str, float]:
     """Run the trace with one policy."""
     now = 0.0
-    policy: Policy = Cost(seed=0, clock=lambda: now) if name == "cost" else POLICIES[name]()
+    policy: Policy = Cost(seed, clock=lambda: now) if name == "cost" else POLICIES[name]()
     index: PrefixIndex | None = policy.index if isinstance(policy, Cost) else None
     backends = [Backend(f"engine-{n}", "", None) for n in range(ENGINES)]  # type: ignore[arg-type]
     caches = {backend.name: SimulatedCache() for backend in backends}
@@ -137,14 +138,10 @@ def replay(name: str, view: str, path: Path, limit: int) -> dict[str, float]:
     }
 
 
-def percentiles(times_s: list[float]) -> dict[str, int]:
-    """Microseconds, of the calmest tenth of the run: others' processes are not what is measured."""
-    length = len(times_s) // ROUNDS
-    calmest = min(
-        (sorted(times_s[i * length :][:length]) for i in range(ROUNDS)),
-        key=lambda one: one[length * 99 // 100],
-    )
-    return {"p50_us": round(calmest[length // 2] * 1e6), "p99_us": round(calmest[length * 99 // 100] * 1e6)}
+def percentiles(times_ns: list[int]) -> dict[str, int]:
+    """Microseconds."""
+    times = sorted(times_ns)
+    return {"p50_us": times[len(times) // 2] // 1000, "p99_us": times[len(times) * 99 // 100] // 1000}
 
 
 def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
@@ -164,26 +161,25 @@ def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
         for prompt in prompts:
             part = Ask(prompt[: draw.integers(0, tokens)])
             policy.index.dispatched(backend.name, part.chain(16).hashes)
-    times: dict[str, list[float]] = {"array": [], "protobuf": [], "place": []}
+    requests = [GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())) for prompt in prompts]
+    times: dict[str, list[int]] = {"array": [], "place": [], "protobuf": []}
     gc.collect()
     gc.freeze()  # a proxy freezes what it starts with
+    clock = time.thread_time_ns
     for turn in range(turns):
         backends[turn % 64].observe_load(load)  # three reports a second of each, at 200 requests a second
-        prompt = prompts[turn % len(prompts)]
-        request = GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())) if turn % 4 == 0 else None
-        start = time.perf_counter()
-        ask = Ask(prompt)
+        start = clock()
+        ask = Ask(prompts[turn % 20])
         first = policy.order(backends, ask)[0]
-        middle = time.perf_counter()
+        times["array"].append(clock() - start)
+        start = clock()
         placement = policy.place(first, ask)
-        end = time.perf_counter()
+        times["place"].append(clock() - start)
         placement.end()
-        times["array"].append(middle - start)
-        times["place"].append(end - middle)
-        if request is not None:
-            start = time.perf_counter()
-            policy.order(backends, request)
-            times["protobuf"].append(time.perf_counter() - start)
+    for turn in range(turns // 4):
+        start = clock()
+        policy.order(backends, Ask.of_generation(requests[turn % 20]))
+        times["protobuf"].append(clock() - start)
     return {name: percentiles(taken) for name, taken in times.items()}
 
 
@@ -216,9 +212,9 @@ def main() -> None:
     runs = [(name, "none") for name in POLICIES if name != "cost"]
     runs += [("cost", view) for view in ("exact", "events", "guess")]
     for name, view in runs:
-        row = result["replay"][f"{name} {view}".removesuffix(" none")] = replay(
-            name, view, args.trace, args.requests
-        )
+        seeds = [replay(name, view, args.trace, args.requests, seed) for seed in range(SEEDS)]
+        row = {key: round(sum(one[key] for one in seeds) / SEEDS, 4) for key in seeds[0]}
+        result["replay"][f"{name} {view}".removesuffix(" none")] = row
         print(f"{name:14} {view:7} {row}")
     exact = result["replay"]["cost events"]["hit_ratio"]
     result["of_reference"] = round(exact / REFERENCE_HIT_RATIO, 3) if args.trace.exists() else None

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,46 +16,7 @@ from rhizome.engine.v1.relay_pb2 import RelayEvent
 from rhizome_transport.deltas import merge_delta
 from rhizome_transport.errors import EngineError
 
-Item = TypeVar("Item")
-
 _log = logging.getLogger(__name__)
-
-
-class _Inbox(Generic[Item]):
-    """A queue for one reader that ends well or with an error."""
-
-    def __init__(self) -> None:
-        self._items: deque[Item] = deque()
-        self._arrived = asyncio.Event()
-        self._error: EngineError | None = None
-        self._last_came = False
-        self.used = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will arrive."""
-        return self._last_came or self._error is not None
-
-    def fail(self, error: EngineError) -> None:
-        """End with an error; the reader gets what arrived before first."""
-        if not self.ended:
-            self._error = error
-            self._arrived.set()
-
-    async def read(self) -> Item | None:
-        """The next item, or `None` after the last.
-
-        Raises:
-            EngineError: how it ended, where it did not end well.
-        """
-        while not self._items:
-            if self._error is not None:
-                raise self._error
-            if self._last_came:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._items.popleft()
 
 
 Arrived = list[int] | GenerateResponse
@@ -187,19 +147,51 @@ def _merge(earlier: Arrived, later: Arrived) -> bool:
     return merge_delta(earlier, later)
 
 
-class CallInbox(_Inbox[bytes]):
-    """The answers to one call."""
+class CallInbox:
+    """The answers to one call, for a reader that waits."""
+
+    def __init__(self) -> None:
+        self._items: deque[bytes] = deque()
+        self._arrived = asyncio.Event()
+        self._error: EngineError | None = None
+        self._last_came = False
+        self.used = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._last_came or self._error is not None
 
     def put(self, result: CallResult) -> None:
         """Take one answer; answers after the last are ignored."""
         if self.ended:
             return
-        outcome = result.WhichOneof("outcome")
-        if outcome == "status":
+        if result.HasField("status"):
             self.fail(EngineError.from_status(result.status))
             return
-        if outcome == "response":
+        if result.HasField("response"):
             self.used = True
             self._items.append(result.response)
         self._last_came = result.final
         self._arrived.set()
+
+    def fail(self, error: EngineError) -> None:
+        """End with an error; the reader gets what arrived before first."""
+        if not self.ended:
+            self._error = error
+            self._arrived.set()
+
+    async def read(self) -> bytes | None:
+        """The next answer, or `None` after the last.
+
+        Raises:
+            EngineError: how it ended, where it did not end well.
+        """
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            if self._last_came:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._items.popleft()

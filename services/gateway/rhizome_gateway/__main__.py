@@ -49,6 +49,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=settings.graceful_shutdown_s,
+                timeout_keep_alive=settings.idle_timeout_s,
             )
         )
         self._gateway = gateway

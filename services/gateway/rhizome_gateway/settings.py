@@ -56,6 +56,7 @@ class GatewaySettings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="largest request body")
     max_header_bytes: int = Field(32 * 1024, ge=1024, description="request line and headers together")
+    idle_timeout_s: int = Field(75, ge=1, description="time that a connection may wait for a next request")
     header_timeout_s: float = Field(10.0, gt=0, description="time a client has to send all headers")
     max_json_depth: int = Field(128, ge=1, le=512, description="how deep a request body may be nested")
     strict_params: bool = Field(False, description="refuse unknown parameters instead of ignoring them")

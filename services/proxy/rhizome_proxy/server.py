@@ -9,6 +9,8 @@ import uuid
 from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 from rhizome_proxy.kinds.rhizome import RhizomeEngine
 from rhizome_proxy.policies import POLICIES
+from rhizome_proxy.policies.groups import PriorityGroups
+from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.discovery import Discovery, parse_targets
 from rhizome_proxy.pool.health import HealthPoller
 from rhizome_proxy.pool.registry import Registry
@@ -40,9 +42,17 @@ class ProxyServer:
         self._settings = settings
         poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s, settings.stall_timeout_s)
         engine_tls = settings.engine_tls()
+        policy = PriorityGroups(POLICIES[settings.policy]())
+
+        async def watch(backend: Backend) -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(poller.watch(backend))
+                tasks.create_task(policy.follow(backend))
+
         self.registry = Registry(
-            lambda address: RhizomeEngine(address, tls=engine_tls), poller.watch, settings.backend_rules()
+            lambda address: RhizomeEngine(address, tls=engine_tls), watch, settings.backend_rules()
         )
+        self.registry.on_change(lambda: policy.retain({backend.name for backend in self.registry}))
         self._discovery = Discovery(
             parse_targets(settings.backends),
             self.registry,
@@ -52,7 +62,7 @@ class ProxyServer:
         instance_id = uuid.uuid4().hex
         self.router = router = Router(
             self.registry,
-            POLICIES[settings.policy](),
+            policy,
             budget=RetryBudget(settings.retry_share, settings.min_retries_per_s),
             max_resumes=settings.max_resumes,
             resume_wait_s=settings.resume_wait_s,

@@ -11,7 +11,6 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.proxy.http.conftest import GET, Backend, Bed, Call, post, say_ok
 
 EXAMPLES = settings(

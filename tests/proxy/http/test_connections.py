@@ -6,13 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Call, eventually, post
 
 from rhizome_proxy.http.picker import Ending
-from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Call, eventually, post
 
 
 async def echo(call: Call) -> None:
-    await call.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(call.request.body), call.request.body))
+    await call.send(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(call.request.body), call.request.body)
+    )
 
 
 async def test_one_connection_serves_many_requests(bed: Any) -> None:
@@ -130,7 +132,9 @@ async def test_pipelined_errors_wait_for_their_turn(bed: Any) -> None:
     gate = asyncio.Event()
     running = await bed(script)
     peer = await running.peer()
-    await peer.send(post(b"first") + b"GET /slots HTTP/1.1\r\nHost: a\r\n\r\n" + post(b"third") + b"nonsense\r\n\r\n")
+    await peer.send(
+        post(b"first") + b"GET /slots HTTP/1.1\r\nHost: a\r\n\r\n" + post(b"third") + b"nonsense\r\n\r\n"
+    )
     gate.set()
     answers = [await peer.read("POST") for _ in range(4)]
     assert [answer.status for answer in answers] == [200, 404, 200, 400]
@@ -213,3 +217,22 @@ async def test_stopping_cuts_what_does_not_end(bed: Any) -> None:
     await eventually(lambda: len(running.backend.received) == 1)
     assert not await running.server.stop(0.05)
     await eventually(lambda: running.backend.open == 0)
+
+
+async def test_stopping_ends_the_connection_of_a_stream_that_had_begun(bed: Any) -> None:
+    gate = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        await gate.wait()
+        await call.send(b"0\r\n\r\n")
+
+    running = await bed(script)
+    peer = await running.peer()
+    await peer.send(GET)
+    await peer.reader.readuntil(b"\r\n\r\n")
+    stopping = asyncio.create_task(running.server.stop(5))
+    await eventually(lambda: running.relay.draining)
+    gate.set()
+    assert await peer.reader.read() == b"0\r\n\r\n"
+    assert await stopping

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.proxy.http.conftest import GET, OK, Call, eventually, post, say_ok
 
 from rhizome_proxy.http.errors import HttpError
 from rhizome_proxy.http.picker import Ending
-from tests.proxy.http.conftest import GET, OK, Call, eventually, post, say_ok
 
 
 def refusing(status: int, *headers: bytes) -> Any:
@@ -108,7 +108,7 @@ async def test_nothing_is_tried_again_after_the_first_byte(bed: Any) -> None:
     running = await bed(script, say_ok)
     peer = await running.peer()
     await peer.send(post(b"{}"))
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the parser says of half a response
+    with pytest.raises(Exception):  # noqa: B017 - whatever the parser says of half a response
         await peer.read("POST")
     assert not running.backends[1].received
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from tests.proxy.http.conftest import SSE_HEAD, post
 
 LIMIT_KIB = 12
@@ -36,7 +35,9 @@ async def test_an_idle_stream_costs_little_memory() -> None:
     server = await asyncio.start_server(backend, "127.0.0.1", 0, limit=4096, backlog=4096)
     program = Path(__file__).with_name("static_proxy.py")
     process = subprocess.Popen(
-        [sys.executable, str(program), str(server.sockets[0].getsockname()[1])], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(program), str(server.sockets[0].getsockname()[1])],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     clients = []
     try:
@@ -47,7 +48,9 @@ async def test_an_idle_stream_costs_little_memory() -> None:
         async def open_stream() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
             clients.append(writer)
-            writer.write(post(b'{"stream": true, "messages": []}', b"Content-Type: application/json", b"Accept: */*"))
+            writer.write(
+                post(b'{"stream": true, "messages": []}', b"Content-Type: application/json", b"Accept: */*")
+            )
             await reader.readuntil(b"data: 1")
 
         for _ in range(2):

@@ -7,9 +7,9 @@ from typing import Any
 
 import h11
 import pytest
+from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Call, Script
 
 from rhizome_proxy.http.picker import Ending
-from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Call, Script
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -67,7 +67,9 @@ async def test_after_a_malformed_response_another_backend_is_tried(bed: Any, raw
         (b"HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\n", "GET", {b"content-length": b"0"}),
     ],
 )
-async def test_responses_without_a_body(bed: Any, raw: bytes, method: str, headers: dict[bytes, bytes]) -> None:
+async def test_responses_without_a_body(
+    bed: Any, raw: bytes, method: str, headers: dict[bytes, bytes]
+) -> None:
     running = await bed(saying(raw))
     peer = await running.peer()
     for _ in range(3):

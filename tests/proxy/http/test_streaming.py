@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Bed, Call, Peer, eventually, post
 
 from rhizome_proxy.http.picker import Ending
-from tests.proxy.http.conftest import GET, OK, SSE_HEAD, Bed, Call, Peer, eventually, post
 
 AT_ONCE_S = 0.1
 

@@ -11,7 +11,9 @@ from rhizome_proxy.policies.ask import Ask, read_token_ids
 IDS = st.one_of(*(st.integers(0, 2**bits - 1) for bits in (7, 14, 21, 28)))
 
 
-@given(ids=st.lists(IDS, min_size=513, max_size=700) | st.lists(IDS | st.integers(0, 2**32 - 1), max_size=600))
+@given(
+    ids=st.lists(IDS, min_size=513, max_size=700) | st.lists(IDS | st.integers(0, 2**32 - 1), max_size=600)
+)
 def test_ids_are_read_as_protobuf_reads_them(ids):
     assert read_token_ids(TokenIds(ids=ids)).tolist() == ids
 

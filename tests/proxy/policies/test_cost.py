@@ -51,20 +51,20 @@ async def test_namespaces_share_nothing(pool):
 
 
 async def test_a_busy_holder_loses_to_an_idle_stranger(pool):
-    policy, ids = Cost(), prompt(2048)
+    policy, ids = Cost(), prompt(3072)
     policy.place(pool[0], Ask(ids)).end()
     while first(policy, pool, Ask(ids)) == "a":
         pool[0].lease()
-    assert 3 <= pool[0].in_flight <= 5  # 2,048 tokens at 512 a request
+    assert 3 <= pool[0].in_flight <= 5  # 3,072 tokens at 768 a request
 
 
 async def test_a_burst_of_new_prompts_spreads(pool):
     policy = Cost()
     for _ in range(80):
-        request = GenerateRequest(token_ids=TokenIds(ids=prompt(700).tolist()))
-        best = policy.order(pool, request)[0]
+        ask = Ask.of_generation(GenerateRequest(token_ids=TokenIds(ids=prompt(700).tolist())))
+        best = policy.order(pool, ask)[0]
         best.lease()
-        policy.place(best, request)
+        policy.place(best, ask)
     assert [one.in_flight for one in pool] == [10] * 8
 
 

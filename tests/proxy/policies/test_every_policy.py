@@ -19,8 +19,8 @@ BACKENDS = st.lists(
 )
 REQUESTS = (
     None,
-    GenerateRequest(token_ids=TokenIds(ids=range(600)), tenant="one"),
-    GenerateRequest(text="Good morning. " * 40, cache_namespace="two"),
+    Ask.of_generation(GenerateRequest(token_ids=TokenIds(ids=range(600)), tenant="one")),
+    Ask.of_generation(GenerateRequest(text="Good morning. " * 40, cache_namespace="two")),
     Ask(np.arange(900, dtype=np.uint32), affinity_key="three"),
     Ask.of_text(b"Good evening. " * 40),
 )

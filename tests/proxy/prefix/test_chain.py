@@ -47,7 +47,7 @@ def test_a_long_prompt_is_probed_for_its_whole_length():
     steps = np.diff([0, *chain.tokens, 131_072])
     assert len(chain.probes) < 2 * MOST_PROBES < len(chain.hashes)
     assert steps.max() < 131_072 / 10
-    assert SAMPLE_TOKENS < steps.mean()
+    assert steps.mean() > SAMPLE_TOKENS
 
 
 def test_text_counts_four_bytes_a_token():

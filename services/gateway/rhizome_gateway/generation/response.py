@@ -108,6 +108,7 @@ class Generation:
         self._streams: list[RequestStream] = []
         self._unsent: list[bytes] = []
         self._begun = False
+        self._started = False
         self._awaited = set(range(len(choices))[:MAX_AT_ONCE])
         self._open = len(choices)
         self._failure: ApiError | None = None
@@ -190,7 +191,7 @@ class Generation:
         try:
             for _ in range(_MOST_PER_TURN):
                 # Before the status line, what slows the connection down is the answer to an earlier request.
-                if self._timer is not None and self._connection.paused:
+                if self._started and self._connection.paused:
                     return
                 if (arrived := stream.take()) is None:
                     break
@@ -252,7 +253,7 @@ class Generation:
             chunk = b"".join([writer.event(index, event) for event in events])
         if not chunk:
             return
-        if self._timer is None:  # the status line is not out yet
+        if not self._started:  # the status line is not out yet
             self._unsent.append(chunk)
         else:
             self._last_sent = time.monotonic()
@@ -307,7 +308,7 @@ class Generation:
             raise self._failure
         first = self._take_unsent() if self._begun else writer.keep_alive
         await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
-        self._last_sent = time.monotonic()
+        self._started, self._last_sent = True, time.monotonic()
         self._timer = self._loop.call_later(self._keep_alive_s, self._keep_alive)
         if late := self._take_unsent():  # what came while the first bytes went out
             self._connection.write_chunk(late)

@@ -10,6 +10,7 @@ import http
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rhizome_gateway.errors import ApiError
@@ -69,14 +70,24 @@ class _UpgradeIgnoringProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            if self.body_head:
-                self.resuming = True
-                self.parser.feed_data(self.body_head)
-                self.resuming = False
+            if self.body_head and not self._resume():
+                return b""
             return data[offer.args[0] :]
         except httptools.HttpParserError:
             self.send_400_response("")
         return b""
+
+    def _resume(self) -> bool:
+        """Show the parser the same message without the offer; whether it is a message."""
+        self.resuming = True
+        try:
+            self.parser.feed_data(self.body_head)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return False
+        finally:
+            self.resuming = False
+        return True
 
 
 class _ConnectedProtocol(_UpgradeIgnoringProtocol):
@@ -97,6 +108,12 @@ class _ConnectedProtocol(_UpgradeIgnoringProtocol):
             if len(self.open_connections) > _MOST_PIPELINED:
                 self.transport.close()
             self.cycle.scope[SCOPE_KEY] = connection  # type: ignore[literal-required]
+            self.flow.resume_reading()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.pipeline and len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.transport.close()  # nobody reads this body yet
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -189,6 +206,9 @@ class _CappedProtocol(_ConnectedProtocol):
 
     def _on_slow_headers(self) -> None:
         """A client that sends a byte now and then must not keep a connection for ever."""
+        if not self.in_headers:  # nothing came at all; some clients connect ahead of time
+            self._close()
+            return
         self._refuse(
             ApiError(
                 408,

@@ -58,7 +58,7 @@ class Message(Fields):
     reasoning: str | None = None
     reasoning_content: str | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=1024)
     tool_call_id: str | None = None
 
     @model_validator(mode="after")

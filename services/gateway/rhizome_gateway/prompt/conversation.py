@@ -84,15 +84,21 @@ async def chat_token_ids(
                     param="continue_final_message",
                 )
             conversation, field = _continued(conversation, writer)
+        chars = sum(message.chars for message in conversation)
+        messages = (
+            writer.write(conversation)
+            if chars <= _INLINE_CHARS
+            else await asyncio.to_thread(writer.write, conversation)
+        )
         given = Conversation(
-            writer.write(conversation),
+            messages,
             None if tools is None else template_tools(tools),
             template_variables,
             add_generation_prompt is not False and field is None,
             field,
         )
         limit = max_prompt_chars(served)
-        if tools or sum(message.chars for message in conversation) > _INLINE_CHARS:
+        if tools or chars > _INLINE_CHARS:
             rendered, token_ids = await asyncio.to_thread(_token_ids, prompts, given, limit)
         else:
             rendered = prompts.render(given, limit)

@@ -36,7 +36,7 @@ class Downstream(asyncio.Protocol):
     """One connection. See `exchange.Client` for what exchanges do with it."""
 
     __slots__ = (
-        "_ahead", "_deaf", "_exchange", "_head_bytes", "_headers", "_in_head", "_last", "_loop", "_on_closed",
+        "_ahead", "_deaf", "_exchange", "_headers", "_in_head", "_last", "_loop", "_on_closed",
         "_parser", "_peer", "_pieces", "_reading", "_received", "_relay", "_replaying", "_request", "_silent",
         "_starting", "_target", "_transport", "_trusted", "_upload_held", "_waiting", "deadline",
         "write_paused",
@@ -53,7 +53,7 @@ class Downstream(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._headers: Pairs = []
         self._target = b""
-        self._head_bytes = self._received = 0
+        self._received = 0
         self._silent = 0  # bytes since the last progress: a head's end, a piece of a body
         self._ahead = 0  # bytes of requests that wait for their turn
         self._in_head = self._last = self._deaf = self._replaying = self._starting = self._upload_held = False
@@ -66,10 +66,8 @@ class Downstream(asyncio.Protocol):
         """Whether no request is under way."""
         return self._exchange is None and not self._waiting and self._request is None and not self._in_head
 
-    def check(self, now: float) -> None:
-        """Act on a deadline that has passed."""
-        if now < self.deadline:
-            return
+    def expire(self) -> None:
+        """The deadline has passed."""
         self.deadline = _NEVER
         if self._exchange is not None and not self._transport.is_closing():
             self._exchange.expire()
@@ -103,7 +101,7 @@ class Downstream(asyncio.Protocol):
     def done(self, keep_alive: bool) -> None:
         """The response is complete."""
         self._exchange = None
-        if not keep_alive:
+        if not keep_alive or self._relay.draining:
             self._hang_up(linger=self._request is not None)
             return
         settings = self._relay.settings
@@ -125,6 +123,7 @@ class Downstream(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
         peer = transport.get_extra_info("peername")
@@ -132,27 +131,31 @@ class Downstream(asyncio.Protocol):
         self._trusted = self._relay.settings.trusts(self._peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
         self._on_closed(self)
         self._waiting.clear()
         self._gone()
 
     def eof_received(self) -> None:
-        # A client that sends no more is taken to be gone: nothing else tells a half-close from a close.
+        """The client sends no more: it is taken to be gone, as nothing tells a half-close from a close."""
         if self._exchange is not None:
             self._gone()
             self._transport.abort()
 
     def pause_writing(self) -> None:
+        """The client reads too slowly."""
         self.write_paused = True
         if self._exchange is not None:
             self._exchange.on_client_slow()
 
     def resume_writing(self) -> None:
+        """The client has caught up."""
         self.write_paused = False
         if self._exchange is not None:
             self._exchange.on_client_ready()
 
     def data_received(self, data: bytes) -> None:
+        """A piece of a request, or several requests."""
         if self._deaf:
             return
         if self._exchange is not None and self._request is not self._exchange.request:
@@ -161,7 +164,7 @@ class Downstream(asyncio.Protocol):
         try:
             self._feed(data)
             if self._silent > self._relay.settings.max_head_bytes:
-                raise _too_long()
+                raise _too_long(self._target if self._in_head and not self._headers else b"")
         except HttpError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -193,6 +196,7 @@ class Downstream(asyncio.Protocol):
     # the parser's
 
     def on_message_begin(self) -> None:
+        """A request begins."""
         if self._replaying:
             return
         if len(self._waiting) >= _MAX_WAITING:
@@ -200,41 +204,36 @@ class Downstream(asyncio.Protocol):
         self._in_head = True
         self._target = b""
         self._headers = []
-        self._head_bytes = 0
         if self._exchange is None:
             self.deadline = self._loop.time() + self._relay.settings.header_timeout_s
 
     def on_url(self, url: bytes) -> None:
-        if not self._replaying:
-            self._target += url
-            self._count(len(url))
+        """A piece of the target."""
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._replaying:
-            return
-        self._count(len(name) + len(value) + 4)
-        if self._in_head:  # else it is a trailer, which nobody wants
-            self._headers.append((name.lower(), value))
-            if len(self._headers) > self._relay.settings.max_headers:
-                raise _too_long()
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._relay.settings.max_head_bytes:
-            raise _too_long() if self._headers else HttpError(414, "uri_too_long", "The target is too long.")
+        """A header, or a trailer: those go nowhere, as the list is no request's by then."""
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """A head is complete."""
         if self._replaying:
             return
         parser, settings = self._parser, self._relay.settings
+        headers, self._headers = self._headers, []
         self._in_head = False
         self._silent = self._received = 0
+        if len(self._target) > settings.max_head_bytes:
+            raise _too_long(self._target)
+        size = sum([len(name) + len(value) for name, value in headers])
+        if len(headers) > settings.max_headers or size > settings.max_head_bytes:
+            raise _too_long()
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise HttpError(505, "unknown_version", "Speak HTTP/1.1.")
         method = parser.get_method()
         target, path, host = read_target(method, self._target)
-        request = RelayRequest(method, target, path, version, self._headers)
+        request = RelayRequest(method, target, path, version, headers)
         read_head(request, host, parser.should_upgrade())
         if _ID.fullmatch(request.id) is None:
             request.id = self._relay.new_id()
@@ -248,6 +247,7 @@ class Downstream(asyncio.Protocol):
             self._waiting.append(request)
 
     def on_body(self, data: bytes) -> None:
+        """A piece of a body."""
         request, settings = self._request, self._relay.settings
         if request is None:
             return
@@ -267,6 +267,7 @@ class Downstream(asyncio.Protocol):
             request.body += data
 
     def on_message_complete(self) -> None:
+        """A request has ended."""
         request = self._request
         if request is None or (self._parser.should_upgrade() and request.length != 0):
             return
@@ -280,10 +281,7 @@ class Downstream(asyncio.Protocol):
 
     def _take_pieces(self) -> bytes:
         pieces = self._pieces
-        if len(pieces) < 2:
-            body = pieces[0] if pieces else b""
-        else:
-            body = b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         return body
 
@@ -363,7 +361,9 @@ class Downstream(asyncio.Protocol):
             self._transport.resume_reading() if self._reading else self._transport.pause_reading()
 
 
-def _too_long() -> HttpError:
+def _too_long(target: bytes = b"") -> HttpError:
+    if target:
+        return HttpError(414, "uri_too_long", "The path and the query are too long.")
     return HttpError(431, "headers_too_large", "The headers are too long or too many; send fewer of them.")
 
 

@@ -49,3 +49,11 @@ def unavailable(message: str, retry_after_s: float = 1.0) -> HttpError:
 def retry_after(seconds: float) -> tuple[bytes, bytes]:
     """The header that says how long to wait, at least a second."""
     return b"retry-after", b"%d" % max(1, -int(-seconds // 1))
+
+
+def refusal(status: int, after_s: float) -> HttpError:
+    """What backends answered, when every other one fails too."""
+    if status == 429:
+        message = "The backends have too many requests. Try again later."
+        return HttpError(429, "rate_limit_exceeded", message, headers=(retry_after(after_s),))
+    return unavailable("The backends cannot take the request now. Try again later.", after_s)

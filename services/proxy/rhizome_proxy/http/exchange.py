@@ -7,64 +7,33 @@ callbacks of the two connections; a task exists only while a picker queues or a 
 from __future__ import annotations
 
 import asyncio
-import email.utils
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from rhizome_proxy.http.answer import Answer, Handler, render, status_line
-from rhizome_proxy.http.errors import HttpError, retry_after, unavailable
-from rhizome_proxy.http.framing import CHUNKED, UNTIL_CLOSE
-from rhizome_proxy.http.headers import (
-    in_a_loop,
-    request_head,
-    response_headers,
-    trailer_lines,
-    wants_trailers,
-)
+from rhizome_proxy.http.client import Client
+from rhizome_proxy.http.errors import HttpError, refusal, unavailable
+from rhizome_proxy.http.headers import in_a_loop, request_head, response_headers, retry_after_s
 from rhizome_proxy.http.picker import Ending, Lease, Outcome, Target
 from rhizome_proxy.http.pool import OriginPool
 from rhizome_proxy.http.relay import Relay
 from rhizome_proxy.http.request import Pairs, RelayRequest
+from rhizome_proxy.http.response import ResponseWriter
 from rhizome_proxy.http.upstream import Upstream
 
 _log = logging.getLogger(__name__)
 
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_CUT = HttpError(502, "stream_interrupted", "The backend was lost before the response was complete.")
-
-
-class Client(Protocol):
-    """The client's connection.
-
-    Attributes:
-        deadline: when `Exchange.expire` is called, in the loop's time.
-        write_paused: whether the client reads too slowly.
-    """
-
-    deadline: float
-    write_paused: bool
-
-    def write(self, data: bytes) -> None:
-        """Send to the client."""
-        ...
-
-    def hold_upload(self, held: bool) -> None:
-        """Stop reading the request's body, or go on."""
-        ...
-
-    def done(self, keep_alive: bool) -> None:
-        """The response is complete."""
-        ...
-
-    def break_off(self, *, reset: bool) -> None:
-        """End the connection in the middle of a response.
-
-        Args:
-            reset: whether an orderly end would look like the end of the response.
-        """
-        ...
+_NO_PATH = HttpError(404, "unknown_path", "There is nothing here for clients at this path.")
+_LOOP = HttpError(508, "loop_detected", "The request has passed this proxy before; check its backends.")
+_BUG = HttpError(500, "internal_error", "The proxy failed; its log names the cause under x-request-id.")
+_NONE_READY = unavailable("No backend is ready for this request. Try again in a moment.")
+_NONE_REACHED = unavailable("No backend could be reached. Try again in a moment.")
+_LOST = HttpError(502, "backend_lost", "The backend was lost before it answered. Try again.")
+_LATE = HttpError(504, "backend_timeout", "The backend did not answer in time. Try again later.")
+_SLOW_BODY = HttpError(408, "request_timeout", "The rest of the request did not arrive in time.")
 
 
 class Exchange:
@@ -80,10 +49,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began", "_chunked", "_client", "_head", "_keep_alive", "_lease", "_loop", "_over", "_pool", "_refusal",
-        "_relay", "_retries", "_retry_after_s", "_sent_at", "_sse", "_tail", "_target", "_targets", "_task",
-        "_total_at", "_trailing", "_until_close", "_upstream", "attempts", "connect_s", "first_byte_s", "queue_s",
-        "request", "status",
+        "_began", "_client", "_lease", "_loop", "_over", "_pool", "_refusal", "_relay", "_retries",
+        "_retry_after_s", "_sent_at", "_target", "_targets", "_task", "_total_at", "_upstream", "_writer",
+        "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
@@ -102,9 +70,8 @@ class Exchange:
         self._refusal: HttpError | None = None
         self._retries = 0
         self._retry_after_s = self._sent_at = 0.0
-        self._head = self._tail = b""
-        self._chunked = self._sse = self._trailing = self._over = self._keep_alive = False
-        self._until_close = False
+        self._writer: ResponseWriter | None = None
+        self._over = False
 
     def start(self) -> None:
         """Begin; the client hears from it in any case."""
@@ -122,11 +89,11 @@ class Exchange:
             self._run(self._answer_locally(handler))
             return
         if not relay.settings.allows(request.path):
-            raise HttpError(404, "unknown_path", "There is nothing here for clients at this path.")
+            self._fail(_NO_PATH)
+            return
         if in_a_loop(request.headers, relay.settings.via):
-            raise HttpError(
-                508, "loop_detected", "The request has passed this proxy before; check its backends."
-            )
+            self._fail(_LOOP)
+            return
         relay.budget.on_request()
         picked = relay.picker.pick(request)
         if isinstance(picked, Awaitable):
@@ -143,13 +110,13 @@ class Exchange:
     def _picked(self, targets: Iterable[Target]) -> None:
         self.queue_s = time.perf_counter() - self._began
         self._targets = iter(targets)
-        self._try_next(unavailable("No backend is ready for this request. Try again in a moment."))
+        self._try_next(_NONE_READY)
 
     def _try_next(self, error: HttpError) -> None:
         """Try another target; `error` is for the client when there is none."""
         target = self._next_target()
         if target is None:
-            self._answer(Answer.of_error(self._refusal or error))
+            self._fail(self._refusal or error)
         else:
             self._attempt(target)
 
@@ -180,14 +147,15 @@ class Exchange:
 
     async def _connect(self, pool: OriginPool) -> None:
         began = time.perf_counter()
-        try:
+        upstream = None
+        with contextlib.suppress(OSError):
             upstream = await pool.connect()
-        except OSError:
-            self._release(Ending.UNREACHABLE)
-            self._try_next(unavailable("No backend could be reached. Try again in a moment."))
-        else:
-            self.connect_s += time.perf_counter() - began
+        self.connect_s += time.perf_counter() - began
+        if upstream is not None:
             self._send(upstream)
+        else:
+            self._release(Ending.UNREACHABLE)
+            self._try_next(_NONE_REACHED)
 
     def _send(self, upstream: Upstream) -> None:
         request, settings = self.request, self._relay.settings
@@ -255,9 +223,9 @@ class Exchange:
         self.first_byte_s = time.perf_counter() - self._sent_at
         self.status = status
         if status in settings.retry_statuses:
-            self._retry_after_s = _retry_after_s(headers)
+            self._retry_after_s = retry_after_s(headers)
             if (target := self._another()) is not None:
-                self._refusal = _refusal(status, self._retry_after_s)
+                self._refusal = refusal(status, self._retry_after_s)
                 self._drop_upstream()
                 self._release(Ending.REFUSED, status)
                 self.status = 0
@@ -265,67 +233,41 @@ class Exchange:
                 return False
         if self._lease is not None:
             self._lease.first_byte()
-        self._keep_alive = request.keep_alive and request.complete and not self._relay.draining
-        self._head = self._render_head(status, headers, length)
+        self._writer = ResponseWriter(
+            request,
+            status,
+            headers,
+            length,
+            own=self._own_lines(),
+            via=settings.via,
+            last=self._relay.draining or not request.complete,
+        )
         if request.complete:
             request.forget()
         if self._client.write_paused:
             self.on_client_slow()
         return True
 
-    def _render_head(self, status: int, headers: Pairs, length: int) -> bytes:
-        request, settings = self.request, self._relay.settings
-        lines = [status_line(status), *response_headers(headers, settings.via)]
-        declared = [value for name, value in headers if name == b"content-length"]
-        if request.method == b"HEAD" or status == 304:
-            lines.extend([b"content-length: %b\r\n" % value for value in declared])
-        elif status != 204:
-            if length >= 0:
-                lines.append(b"content-length: %d\r\n" % length)
-            elif request.version == "1.1":
-                self._chunked = True
-                self._trailing = length == CHUNKED and wants_trailers(request)
-                lines.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self._until_close = True
-                self._keep_alive = False
-            self._sse = length < 0 and any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-            )
-            if self._sse:
-                given = {name for name, _ in headers}
-                if b"cache-control" not in given:
-                    lines.append(b"cache-control: no-cache\r\n")
-                if b"x-accel-buffering" not in given:
-                    lines.append(b"x-accel-buffering: no\r\n")
-        lines.append(self._own_lines())
-        lines.append(
-            b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n"
-            % (self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3)
-        )
-        lines.append(b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n")
-        return b"".join(lines)
-
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.request.id
         if self.attempts:
-            name = self._target.name.encode()
-            lines += b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n" % (name, self.attempts)
+            lines += (
+                b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n"
+                b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n"
+            ) % (
+                self._target.name.encode(),
+                self.attempts,
+                self.queue_s * 1e3,
+                self.connect_s * 1e3,
+                self.first_byte_s * 1e3,
+            )
         return lines
 
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         """Pass a piece on."""
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        if self._sse and data:
-            self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]
-        if self._chunked:
-            if data:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
-            if ended:
-                data += b"0\r\n%b\r\n" % (trailer_lines(trailers) if self._trailing else b"")
-        if self._head:
-            data = self._head + data
-            self._head = b""
+        if self._writer is None:
+            return
+        data = self._writer.encode(parts, trailers, ended)
         if data:
             self._client.write(data)
         if ended:
@@ -340,7 +282,7 @@ class Exchange:
         if ending is Ending.TRUNCATED:
             _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
             self._release(ending, self.status)
-            self._break_off()
+            self._fail(_LOST)
         elif upstream is not None and upstream.reused and not upstream.answered and request.held:
             # The backend closed an idle connection just as the request went out: that is no fault.
             self._client.deadline = self._total_at
@@ -352,8 +294,7 @@ class Exchange:
                 self._client.deadline = self._total_at
                 self._attempt(target)
             else:
-                error = HttpError(502, "backend_lost", "The backend was lost before it answered. Try again.")
-                self._answer(Answer.of_error(self._refusal or error))
+                self._fail(self._refusal or _LOST)
 
     def _finish(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -364,19 +305,19 @@ class Exchange:
                 upstream.abort()
         refused = self.status in self._relay.settings.retry_statuses
         self._release(Ending.REFUSED if refused else Ending.COMPLETE, self.status)
-        self._end(self._keep_alive)
+        self._end(self._writer is not None and self._writer.keep_alive)
 
     # the client
 
     def on_client_slow(self) -> None:
         """What the client does not read must not pile up here."""
-        if self._upstream is not None and self.status:
+        if self._upstream is not None and self._writer is not None:
             self._upstream.pause_reading()
             self._expect(self._relay.settings.client_stall_s)
 
     def on_client_ready(self) -> None:
         """The client has caught up."""
-        if self._upstream is not None and self.status:
+        if self._upstream is not None and self._writer is not None:
             self._upstream.resume_reading()
             self._expect(self._relay.settings.idle_timeout_s)
 
@@ -390,17 +331,15 @@ class Exchange:
         """The deadline has passed."""
         if self._over:
             return
-        if self.status and self._client.write_paused:
+        if self._writer is not None and self._client.write_paused:
             self._client.break_off(reset=True)
             self.on_client_gone()
         elif not self.request.complete:
             self._cancel(Ending.CANCELLED)
-            error = HttpError(408, "request_timeout", "The rest of the request did not arrive in time.")
-            self._break_off() if self.status else self._answer(Answer.of_error(error))
+            self._fail(_SLOW_BODY)
         else:
             self._cancel(Ending.TIMED_OUT if self._upstream is not None else Ending.CANCELLED)
-            error = HttpError(504, "backend_timeout", "The backend did not answer in time. Try again later.")
-            self._break_off() if self.status else self._answer(Answer.of_error(error))
+            self._fail(_LATE)
 
     # ends
 
@@ -416,14 +355,16 @@ class Exchange:
         )
         self._end(keep_alive)
 
-    def _break_off(self) -> None:
-        """Make the client see that the response is cut short."""
-        event = b""
-        if self._sse and self._tail.endswith(_EVENT_ENDS):
-            event = b"data: %b\n\n" % _CUT.body()
-            self._client.write(b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event)
+    def _fail(self, error: HttpError) -> None:
+        """Tell the client, or, once it has a part of the response, make it see that the rest is missing."""
+        if self._writer is None:
+            self._answer(Answer.of_error(error))
+            return
+        data, reset = self._writer.cut()
+        if data:
+            self._client.write(data)
         self._over = True
-        self._client.break_off(reset=self._until_close and not event)
+        self._client.break_off(reset=reset)
 
     def _end(self, keep_alive: bool) -> None:
         self._over = True
@@ -466,30 +407,5 @@ class Exchange:
         self._cancel(Ending.CANCELLED)
         if not isinstance(error, HttpError):
             _log.error("%s: the request failed here", self.request.id.decode(), exc_info=error)
-            error = HttpError(
-                500, "internal_error", "The proxy failed; its log names the cause under x-request-id."
-            )
-        self._break_off() if self.status else self._answer(Answer.of_error(error))
-
-
-def _refusal(status: int, after_s: float) -> HttpError:
-    """For the client, when every other backend fails too."""
-    if status == 429:
-        message = "The backends have too many requests. Try again later."
-        return HttpError(429, "rate_limit_exceeded", message, headers=(retry_after(after_s),))
-    return unavailable("The backends cannot take the request now. Try again later.", after_s)
-
-
-def _retry_after_s(headers: Pairs) -> float:
-    """What Retry-After says, in seconds from now; 0 when it says nothing that can be read."""
-    for name, value in headers:
-        if name == b"retry-after":
-            text = value.strip()
-            if text.isdigit():
-                return float(text[:9])
-            try:
-                when = email.utils.parsedate_to_datetime(text.decode("latin-1"))
-            except ValueError:
-                continue
-            return max(0.0, when.timestamp() - time.time())
-    return 0.0
+            error = _BUG
+        self._fail(error)

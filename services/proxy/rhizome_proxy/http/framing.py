@@ -7,14 +7,14 @@ feeds and odd chunk sizes; here is what it lets pass.
 from __future__ import annotations
 
 from rhizome_proxy.http.errors import HttpError, bad_request
-from rhizome_proxy.http.request import RelayRequest
+from rhizome_proxy.http.request import Pairs, RelayRequest
 
 _NAMES = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade", b"x-request-id")
 )
 
 
-class MalformedResponse(Exception):
+class MalformedResponseError(Exception):
     """A backend's response has no one end."""
 
 
@@ -58,37 +58,39 @@ def read_head(request: RelayRequest, host: bytes | None, upgrading: bool) -> Non
         request.expects_continue = request.length != 0
 
 
-def response_length(status: int, head_only: bool, version: str, headers: list[tuple[bytes, bytes]]) -> int:
-    """How long a response's body is: a number of bytes, `CHUNKED` or `UNTIL_CLOSE`.
+def read_response_head(status: int, head_only: bool, version: str, headers: Pairs) -> tuple[int, bool]:
+    """The length of a response's body, `CHUNKED` or `UNTIL_CLOSE`, and whether the connection stays.
 
     Raises:
-        MalformedResponse: its headers disagree.
+        MalformedResponseError: its headers disagree.
     """
     length: bytes | None = None
     coding: bytes | None = None
+    stays = version == "1.1"
     for name, value in headers:
         if name == b"content-length":
             if length is not None:
-                raise MalformedResponse("Content-Length is repeated")
+                raise MalformedResponseError("Content-Length is repeated")
             length = value
         elif name == b"transfer-encoding":
             if coding is not None:
-                raise MalformedResponse("Transfer-Encoding is repeated")
+                raise MalformedResponseError("Transfer-Encoding is repeated")
             coding = value
-    if coding is not None and (
-        length is not None or version != "1.1" or coding.strip().lower() != b"chunked"
-    ):
-        raise MalformedResponse("Transfer-Encoding is not `chunked` alone")
+        elif name == b"connection" and b"close" in tokens(value):
+            stays = False
+    odd = length is not None or version != "1.1"
+    if coding is not None and (odd or coding.strip().lower() != b"chunked"):
+        raise MalformedResponseError("Transfer-Encoding is not `chunked` alone")
     if head_only or status in (204, 304):
-        return 0
+        return 0, stays
     if coding is not None:
-        return CHUNKED
+        return CHUNKED, stays
     if length is None:
-        return UNTIL_CLOSE
+        return UNTIL_CLOSE, False
     try:
-        return content_length(length)
+        return content_length(length), stays
     except HttpError:
-        raise MalformedResponse("Content-Length is no number") from None
+        raise MalformedResponseError("Content-Length is no number") from None
 
 
 def content_length(value: bytes) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import email.utils
+import time
+
 from rhizome_proxy.http.framing import tokens
 from rhizome_proxy.http.picker import Target
 from rhizome_proxy.http.request import Pairs, RelayRequest
@@ -61,11 +64,19 @@ def request_head(request: RelayRequest, target: Target, settings: RelaySettings,
         lines.append(b"content-length: %d\r\n" % length)
     if wants_trailers(request):
         lines.append(b"te: trailers\r\nconnection: te\r\n")
+    lines.append(
+        b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n"
+        b"via: %b %b\r\nx-request-id: %b\r\n\r\n"
+        % (addresses, scheme, host, request.version.encode(), settings.via, request.id)
+    )
+    origin = target.origin
     return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b" % (
-        request.method, target.origin.base.encode(), request.target, target.origin.authority, b"".join(lines),
-    ) + b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nvia: %b %b\r\nx-request-id: %b\r\n\r\n" % (
-        addresses, scheme, host, request.version.encode(), settings.via, request.id,
-    )  # fmt: skip
+        request.method,
+        origin.base,
+        request.target,
+        origin.authority,
+        b"".join(lines),
+    )
 
 
 def response_headers(headers: Pairs, via: bytes) -> list[bytes]:
@@ -95,3 +106,18 @@ def _with_listed(dropped: frozenset[bytes], headers: Pairs) -> frozenset[bytes]:
             if lowered not in (b"keep-alive", b"close"):
                 dropped |= frozenset(tokens(lowered))
     return dropped
+
+
+def retry_after_s(headers: Pairs) -> float:
+    """What Retry-After says, in seconds from now; 0 when it says nothing that can be read."""
+    for name, value in headers:
+        if name == b"retry-after":
+            text = value.strip()
+            if text.isdigit():
+                return float(text[:9])
+            try:
+                when = email.utils.parsedate_to_datetime(text.decode("latin-1"))
+            except ValueError:
+                continue
+            return max(0.0, when.timestamp() - time.time())
+    return 0.0

@@ -1,11 +1,11 @@
-"""What the relay needs from the pool: an ordered list of targets, a lease on each one tried, a retry budget."""
+"""What the relay needs from the pool: targets in order, a lease on each one tried, a budget for retries."""
 
 from __future__ import annotations
 
 import enum
 import ssl
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rhizome_proxy.http.request import RelayRequest
@@ -20,19 +20,19 @@ class Origin:
         port: TCP port.
         base: path before every request's own, such as `/openai`; empty or beginning with a slash.
         tls: how to speak TLS; `None` for plaintext.
+        authority: the Host header.
     """
 
     host: str
     port: int
-    base: str = ""
+    base: bytes = b""
     tls: ssl.SSLContext | None = None
+    authority: bytes = field(init=False, compare=False)
 
-    @property
-    def authority(self) -> bytes:
-        """The Host header."""
+    def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.tls else 80
-        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
+        port = "" if self.port == (443 if self.tls else 80) else f":{self.port}"
+        object.__setattr__(self, "authority", f"{host}{port}".encode("ascii"))
 
 
 class Ending(enum.Enum):
@@ -70,11 +70,9 @@ class Lease(Protocol):
 
     def first_byte(self) -> None:
         """The response has begun: the prompt is read."""
-        ...
 
     def release(self, outcome: Outcome) -> None:
         """The attempt is over; called exactly once."""
-        ...
 
 
 class Target(Protocol):
@@ -93,12 +91,10 @@ class Target(Protocol):
     headers: Sequence[tuple[bytes, bytes]]
 
     def body(self, request: RelayRequest) -> bytes:
-        """What to send: `request.body`, unless its model has another name there. Only asked for held bodies."""
-        ...
+        """What to send of a held body: `request.body`, unless the model has another name there."""
 
     def lease(self) -> Lease:
         """Count one more request there."""
-        ...
 
 
 class Picker(Protocol):
@@ -112,7 +108,6 @@ class Picker(Protocol):
         Raises:
             HttpError: the client is told, such as 404 for a model that nobody serves.
         """
-        ...
 
 
 class RetryBudget(Protocol):
@@ -120,8 +115,6 @@ class RetryBudget(Protocol):
 
     def on_request(self) -> None:
         """A request came in."""
-        ...
 
     def take(self) -> bool:
         """Whether one more retry is within the budget; counts it."""
-        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 import orjson
@@ -64,10 +65,8 @@ class RelayRequest:
         if self._document is _UNREAD:
             self._document = None
             if self.held and self.body:
-                try:
+                with contextlib.suppress(orjson.JSONDecodeError):  # the backend says what is wrong
                     self._document = orjson.loads(self.body)
-                except orjson.JSONDecodeError:
-                    pass  # the backend says what is wrong with it
         return self._document
 
     @property

@@ -91,10 +91,10 @@ class HttpServer:
             self._empty.set()
 
     def _look_at_deadlines(self) -> None:
-        """One timer for everything: thousands of streams would otherwise set and cancel timers all the time."""
+        """One timer for everything, or thousands of streams would set and cancel theirs all the time."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for client in list(self._clients):
-            client.check(now)
-        self._relay.pools.expire(now)
         self._sweep = loop.call_later(self._relay.settings.sweep_s, self._look_at_deadlines)
+        now = loop.time()
+        for client in [client for client in self._clients if client.deadline <= now]:
+            client.expire()
+        self._relay.pools.expire(now)

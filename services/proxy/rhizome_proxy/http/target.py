@@ -26,7 +26,7 @@ def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | Non
         raise HttpError(405, "method_not_allowed", "The method is not one that this server relays.")
     host = None
     if not target.startswith(b"/"):
-        scheme, separator, rest = target.partition(b"://")
+        scheme, _, rest = target.partition(b"://")
         host, _, path = rest.partition(b"/")
         if scheme.lower() not in (b"http", b"https") or not host or re.search(rb"[@?#]", host):
             raise bad_request("The request target must be a path that begins with a slash.")

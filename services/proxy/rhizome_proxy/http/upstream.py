@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from rhizome_proxy.http.framing import UNTIL_CLOSE, MalformedResponse, response_length, tokens
+from rhizome_proxy.http.framing import UNTIL_CLOSE, MalformedResponseError, read_response_head
 from rhizome_proxy.http.picker import Ending
 from rhizome_proxy.http.request import Pairs
 
@@ -21,23 +21,18 @@ class Receiver(Protocol):
 
     def on_early_hints(self, headers: Pairs) -> None:
         """A 103 response; the final one follows."""
-        ...
 
     def on_response(self, status: int, headers: Pairs, length: int) -> bool:
         """The head of the final response, `length` as in `framing`; returns whether the body is wanted."""
-        ...
 
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         """Pieces of the body, at least once after each head; `ended` says that there are no more."""
-        ...
 
     def on_failure(self, ending: Ending, reason: str) -> None:
         """The response will not come, or not in full."""
-        ...
 
     def on_backend_ready(self) -> None:
         """The backend takes more of the request's body."""
-        ...
 
 
 class Upstream(asyncio.Protocol):
@@ -51,9 +46,9 @@ class Upstream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_announced", "_complete", "_dirty", "_end", "_head_bytes", "_head_only", "_headers", "_hints", "_keep_alive",
-        "_length", "_on_closed", "_parser", "_parts", "_receiver", "_status", "_trailers", "_transport",
-        "answered", "idle_since", "on_body", "reused", "write_paused",
+        "_announced", "_complete", "_dirty", "_end", "_head_bytes", "_head_only", "_headers", "_hints",
+        "_keep_alive", "_length", "_on_closed", "_parser", "_parts", "_receiver", "_status", "_trailers",
+        "_transport", "answered", "idle_since", "on_body", "reused", "write_paused",
     )  # fmt: skip
 
     def __init__(self, on_closed: Callable[[Upstream], None]) -> None:
@@ -117,10 +112,12 @@ class Upstream(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
+        """A piece of a response, unless nobody asked."""
         receiver = self._receiver
         if receiver is None:  # nobody asked
             self._transport.abort()
@@ -133,7 +130,7 @@ class Upstream(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
                 cause = error.__context__
-                if cause is not None and not isinstance(cause, MalformedResponse):
+                if cause is not None and not isinstance(cause, MalformedResponseError):
                     raise cause from None
                 self._fail(Ending.TRUNCATED if self._announced else Ending.MALFORMED, str(cause or error))
                 return
@@ -164,6 +161,7 @@ class Upstream(asyncio.Protocol):
         return receiver.on_response(self._status, headers, self._length)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The backend is gone; for some responses that is the end."""
         self._on_closed(self)
         if (receiver := self._receiver) is None:
             return
@@ -174,9 +172,11 @@ class Upstream(asyncio.Protocol):
             self._fail(Ending.TRUNCATED if self._announced else Ending.LOST, "it closed the connection")
 
     def pause_writing(self) -> None:
+        """The backend reads too slowly."""
         self.write_paused = True
 
     def resume_writing(self) -> None:
+        """The backend has caught up."""
         self.write_paused = False
         if self._receiver is not None:
             self._receiver.on_backend_ready()
@@ -190,15 +190,18 @@ class Upstream(asyncio.Protocol):
     # the parser's
 
     def on_message_begin(self) -> None:
-        if self._complete and not self._dirty:  # what follows a response belongs to nobody
+        """Another response begins: what follows a response belongs to nobody."""
+        if self._complete and not self._dirty:
             self._dirty = True
             self._end = len(self._parts)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer."""
         if not self._complete:
             (self._trailers if self._status else self._headers).append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """A head is complete: an interim one or the final one."""
         parser = self._parser
         if self._complete or parser is None:
             return
@@ -206,21 +209,17 @@ class Upstream(asyncio.Protocol):
         headers = self._headers
         if status < 200:
             if status == 101:
-                raise MalformedResponse("it changes to a protocol that nobody asked for")
+                raise MalformedResponseError("it changes to a protocol that nobody asked for")
             if status == 103:
                 self._hints.append(headers)
             self._headers = []
             return
         version = parser.get_http_version()
-        self._length = response_length(status, self._head_only, version, headers)
-        self._keep_alive = (
-            version == "1.1"
-            and self._length != UNTIL_CLOSE
-            and not any(name == b"connection" and b"close" in tokens(value) for name, value in headers)
-        )
+        self._length, self._keep_alive = read_response_head(status, self._head_only, version, headers)
         self._status = status
         self._complete = self._head_only
 
     def on_message_complete(self) -> None:
+        """A response has ended."""
         if self._status:
             self._complete = True

@@ -19,19 +19,28 @@ _SHORT = 512
 class Ask:
     """A prompt to be placed.
 
-    Attributes:
-        token_ids: [n] the prompt; four bytes each where it is text.
+    Args:
+        token_ids: [n] the prompt; four bytes each where it is text. A message is read when it has to be.
         namespace: requests share cached prefixes only within one.
         affinity_key: requests with the same one should meet at one backend; empty for none.
         is_text: nobody has tokenised the prompt.
+
+    Attributes:
+        prompt_tokens: how long the prompt is; a guess where it is text.
     """
 
-    __slots__ = ("_chains", "affinity_key", "is_text", "namespace", "token_ids")
+    __slots__ = ("_chains", "_token_ids", "affinity_key", "is_text", "namespace", "prompt_tokens")
 
     def __init__(
-        self, token_ids: TokenArray, *, namespace: str = "", affinity_key: str = "", is_text: bool = False
+        self,
+        token_ids: TokenArray | TokenIds,
+        *,
+        namespace: str = "",
+        affinity_key: str = "",
+        is_text: bool = False,
     ) -> None:
-        self.token_ids = token_ids
+        self._token_ids = token_ids
+        self.prompt_tokens = len(token_ids.ids) if isinstance(token_ids, TokenIds) else len(token_ids)
         self.namespace = namespace
         self.affinity_key = affinity_key
         self.is_text = is_text
@@ -53,12 +62,7 @@ class Ask:
             case "messages":
                 turns = request.messages.SerializeToString(deterministic=True)
                 return cls.of_text(turns, namespace=namespace, affinity_key=key)
-        return cls(read_token_ids(request.token_ids), namespace=namespace, affinity_key=key)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """How long the prompt is; a guess where it is text."""
-        return len(self.token_ids)
+        return cls(request.token_ids, namespace=namespace, affinity_key=key)
 
     def chain(self, block_size: int) -> Chain:
         """The prompt's prefixes in blocks of `block_size` tokens; computed once."""
@@ -66,7 +70,9 @@ class Ask:
             block_size = TEXT_BLOCK
         chain = self._chains.get(block_size)
         if chain is None:
-            chain = self._chains[block_size] = chain_of(self.token_ids, block_size, self.namespace)
+            if isinstance(self._token_ids, TokenIds):
+                self._token_ids = read_token_ids(self._token_ids)
+            chain = self._chains[block_size] = chain_of(self._token_ids, block_size, self.namespace)
         return chain
 
 

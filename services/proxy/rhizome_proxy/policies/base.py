@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.pool.backend import Backend
 
@@ -35,15 +34,15 @@ class Policy(ABC):
     name: str
 
     @abstractmethod
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
         """Order all of `backends`, best first.
 
         Args:
             backends: those that are ready and were not tried; may be empty.
-            request: what is to be run; `None` for a call that is no generation.
+            ask: what is to be run; `None` for a call that is no generation.
         """
 
-    def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
+    def place(self, backend: Backend, ask: Ask | None) -> Placement:
         """Hear that a request is sent to `backend`; what is returned hears how it goes on."""
         return _NO_PLACEMENT
 
@@ -52,8 +51,3 @@ class Policy(ABC):
 
     def retain(self, names: Collection[str]) -> None:  # noqa: B027 - the same
         """Forget all backends but these: the others left the pool."""
-
-
-def ask_of(request: Ask | GenerateRequest | None) -> Ask | None:
-    """The request as policies see it."""
-    return Ask.of_generation(request) if isinstance(request, GenerateRequest) else request

@@ -1,18 +1,18 @@
 """The backend where the request costs least.
 
     cost(b) = prompt tokens that b has not cached + active(b) / weight of b
-    active(b) = 512 · open requests at b + 0.01 · tokens that they hold at b
+    active(b) = 768 · open requests at b + 0.01 · tokens that they hold at b
 
 Both terms are work in tokens of prefill: what b has to compute first, and what its other requests take from
 it. An open request costs a share of every step whatever its length (0.35 ms of each of 300 steps, say, in
 which 840 tokens are prefilled) and a little for each token that attention reads again. So requests follow
-their prefix until its holder has one request more open for each 512 tokens of it. There are no thresholds, so
+their prefix until its holder has one request more open for each 768 tokens of it. There are no thresholds, so
 there is no load at which the choice flips.
 
-How the numbers were found: on the Mooncake conversation trace (`benchmarks/routing.py`) 512 a request gives a
-hit ratio of 0.176 with the busiest engine at 1.03 of the mean; less than 100 a request is too sticky to
-balance (0.12 and 1.5); and 0.3 a token and none a request, as one reads of active *blocks*, 0.155 and 1.06:
-long prompts then flee from each other, and their prefixes with them.
+How the numbers were found: on the Mooncake conversation trace (`benchmarks/routing.py`) 768 a request gives a
+hit ratio of 0.175 with the busiest engine at 1.03 of the mean. Less than 100 a request is too sticky to
+balance (0.12 and 1.5). 0.3 a token and nothing a request gives 0.155 and 1.06: long prompts then flee from
+each other, and their prefixes with them.
 
 What is cached comes from the prefix index, tokens and text apart; open requests from `active`. A backend
 whose load is *unknown* counts as loaded as the busiest that is known, and comes after each one known to be
@@ -29,10 +29,9 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.active import Active, OpenTokens
 from rhizome_proxy.policies.ask import Ask
-from rhizome_proxy.policies.base import Placement, Policy, ask_of
+from rhizome_proxy.policies.base import Placement, Policy
 from rhizome_proxy.pool.backend import Backend, LoadReport
 from rhizome_proxy.prefix.chain import TEXT_BLOCK
 from rhizome_proxy.prefix.engine_events import follow_engine
@@ -59,7 +58,7 @@ class Cost(Policy):
         self,
         seed: int | None = None,
         *,
-        request_cost: float = 512.0,
+        request_cost: float = 768.0,
         token_cost: float = 0.01,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,15 +69,14 @@ class Cost(Policy):
         self._active = Active(request_cost, token_cost, self._on_report)
         self._instances: dict[str, str] = {}
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
         """Order `backends` by cost."""
         now, draw = self._clock(), self._random.random
         # Reports come first: they say in which blocks a backend counts.
         foreign = [self._active.foreign(backend, now) for backend in backends]
         worst = max((work for work in foreign if work is not None), default=0.0)
-        ask = ask_of(request)
         prompt = ask.prompt_tokens if ask is not None else 0
-        cached = self._cached(backends, ask) if ask is not None else {}
+        cached = self._cached(ask) if ask is not None else {}
         rows: list[tuple[float, bool, float, int]] = []
         idle_cost = 0.0
         for place, (backend, others) in enumerate(zip(backends, foreign, strict=True)):
@@ -92,11 +90,10 @@ class Cost(Policy):
         rows.sort()
         return [backends[row[3]] for row in rows]
 
-    def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
+    def place(self, backend: Backend, ask: Ask | None) -> Placement:
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""
-        ask = ask_of(request)
         if ask is None:
-            return super().place(backend, request)
+            return super().place(backend, ask)
         index = self._index(ask)
         index.dispatched(backend.name, ask.chain(index.view(backend.name).block_size).hashes)
         return OpenTokens(self._active, backend.name, ask.prompt_tokens)
@@ -116,11 +113,11 @@ class Cost(Policy):
     def _index(self, ask: Ask) -> PrefixIndex:
         return self.text_index if ask.is_text else self.index
 
-    def _cached(self, backends: Sequence[Backend], ask: Ask) -> dict[str, int]:
+    def _cached(self, ask: Ask) -> dict[str, int]:
         """Prompt tokens that each backend has cached; those without any are left out."""
         index = self._index(ask)
         cached: dict[str, int] = {}
-        for block_size in {index.view(backend.name).block_size for backend in backends}:
+        for block_size in index.block_sizes:
             chain = ask.chain(block_size)
             for name, count in index.match(chain.probes).items():
                 cached[name] = chain.tokens[count - 1]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.policies.base import Placement, Policy
 from rhizome_proxy.pool.backend import Backend
@@ -23,15 +22,15 @@ class PriorityGroups(Policy):
         self.name = policy.name
         self.policy = policy
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
         """Order `backends` group by group."""
-        ordered = self.policy.order(backends, request)
+        ordered = self.policy.order(backends, ask)
         ordered.sort(key=lambda backend: (backend.busy, backend.priority))
         return ordered
 
-    def place(self, backend: Backend, request: Ask | GenerateRequest | None) -> Placement:
+    def place(self, backend: Backend, ask: Ask | None) -> Placement:
         """See `Policy`."""
-        return self.policy.place(backend, request)
+        return self.policy.place(backend, ask)
 
     async def follow(self, backend: Backend) -> None:
         """See `Policy`."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.policies.base import Policy
 from rhizome_proxy.policies.requests import open_requests
@@ -32,8 +31,8 @@ class LeastLoaded(Policy):
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)  # noqa: S311
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
-        """Order `backends` by load; `request` does not matter."""
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
+        """Order `backends` by load; `ask` does not matter."""
         rows = [
             (load / backend.weight, unknown, self._random.expovariate(backend.weight), backend)
             for backend, (load, unknown) in zip(backends, open_requests(backends), strict=True)

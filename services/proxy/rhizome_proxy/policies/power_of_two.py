@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.policies.base import Policy
 from rhizome_proxy.policies.requests import open_requests
@@ -29,8 +28,8 @@ class PowerOfTwo(Policy):
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)  # noqa: S311
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
-        """Order `backends`; `request` does not matter."""
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
+        """Order `backends`; `ask` does not matter."""
         # Sorted by such a number, each comes first with a chance in proportion to its weight.
         drawn = sorted(backends, key=lambda backend: self._random.expovariate(backend.weight))
         loads = {one.name: load for one, load in zip(backends, open_requests(backends), strict=True)}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.policies.base import Policy
 from rhizome_proxy.pool.backend import Backend
@@ -26,8 +25,8 @@ class RoundRobin(Policy):
     def __init__(self, seed: int | None = None) -> None:
         self._gained: dict[str, float] = {}
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
-        """Order `backends`; `request` does not matter."""
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
+        """Order `backends`; `ask` does not matter."""
         gained = self._gained
         for backend in backends:
             gained[backend.name] = gained.get(backend.name, 0.0) + backend.weight

@@ -18,7 +18,6 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.policies.ask import Ask
 from rhizome_proxy.policies.base import Policy
 from rhizome_proxy.policies.least_loaded import LeastLoaded
@@ -36,27 +35,23 @@ class Session(Policy):
     def __init__(self, seed: int | None = None) -> None:
         self._keyless = LeastLoaded(seed)
 
-    def order(self, backends: Sequence[Backend], request: Ask | GenerateRequest | None) -> list[Backend]:
+    def order(self, backends: Sequence[Backend], ask: Ask | None) -> list[Backend]:
         """Order `backends` for the request's key."""
-        key = affinity_key_of(request)
-        if not key or not backends:
-            return self._keyless.order(backends, request)
+        if ask is None or not ask.affinity_key or not backends:
+            return self._keyless.order(backends, ask)
         loads = open_requests(backends)
         allowed = _SLACK * (sum(load for load, _ in loads) + 1) / sum(backend.weight for backend in backends)
         idle = any(load == (0, False) for load in loads)
         rows = [
-            (load >= math.ceil(allowed * backend.weight) or (unknown and idle), _score(key, backend), backend)
+            (
+                load >= math.ceil(allowed * backend.weight) or (unknown and idle),
+                _score(ask.affinity_key, backend),
+                backend,
+            )
             for backend, (load, unknown) in zip(backends, loads, strict=True)
         ]
         rows.sort(key=lambda row: row[:2])
         return [row[2] for row in rows]
-
-
-def affinity_key_of(request: Ask | GenerateRequest | None) -> str:
-    """The key of a request; empty for none."""
-    if isinstance(request, GenerateRequest):
-        return request.tenant or request.cache_namespace
-    return request.affinity_key if request is not None else ""
 
 
 def _score(key: str, backend: Backend) -> float:

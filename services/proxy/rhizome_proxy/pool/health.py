@@ -60,11 +60,11 @@ class HealthPoller:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 if backend.heard_at > began:  # too busy to answer, but not to work
                     timeouts = -1
-                elif time.monotonic() - backend.heard_at >= self._stall_s:
-                    backend.cut()
                 if timeouts + 1 < TIMEOUTS_UNTIL_DOWN:
                     backend.observe_load(None)
                     return timeouts + 1
+                if time.monotonic() - backend.heard_at >= self._stall_s:
+                    backend.cut()
             self._down(backend, f"{error.code.name}: {error.message}")
             return timeouts + 1
         except Exception as error:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rhizome_transport.block_hashes import BlockHashes, block_hashes
 
 SAMPLE_TOKENS: Final = 64
-MOST_PROBES: Final = 128
+MOST_PROBES: Final = 64
 TEXT_TOKEN_BYTES: Final = 4
 TEXT_BLOCK: Final = 64
 

@@ -78,6 +78,11 @@ class PrefixIndex:
         """How many different prefixes are held somewhere."""
         return len(self._holders)
 
+    @property
+    def block_sizes(self) -> set[int]:
+        """In which blocks backends hold something."""
+        return {view.block_size for view in self._views.values()}
+
     def view(self, name: str) -> View:
         """A backend's view; an empty one for a backend that is new."""
         found = self._views.get(name)
@@ -92,17 +97,17 @@ class PrefixIndex:
         """How many of a prompt's `hashes`, from the first one on, each backend holds; none are left out."""
         self._expire()
         matched: dict[str, int] = {}
-        holders, running = self._holders, -1
-        for count, one in enumerate(hashes):
-            still = holders.get(one, 0) & running
+        by_bit = self._by_bit
+        sets = [self._holders.get(one, 0) for one in hashes]
+        running = sets[0] if sets else 0
+        for count, holders in enumerate((*sets, 0)):
+            still = holders & running
             if still != running:
-                if count:
-                    self._ended(matched, running & ~still, count)
-                running = still
-                if not still:
-                    return matched
-        if hashes:
-            self._ended(matched, running, len(hashes))
+                ended, running = running & ~still, still
+                while ended:
+                    bit = ended & -ended
+                    matched[by_bit[bit].name] = count
+                    ended ^= bit
         return matched
 
     def dispatched(self, name: str, hashes: list[int]) -> None:
@@ -171,12 +176,6 @@ class PrefixIndex:
         for name in [name for name in self._views if name not in names]:
             self.cleared(name, everything=True)
             del self._by_bit[self._views.pop(name).bit]
-
-    def _ended(self, matched: dict[str, int], bits: int, count: int) -> None:
-        while bits:
-            bit = bits & -bits
-            matched[self._by_bit[bit].name] = count
-            bits ^= bit
 
     def _expire(self) -> None:
         """Drop what no event confirmed in time."""

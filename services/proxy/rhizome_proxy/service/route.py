@@ -11,7 +11,8 @@ from typing import Final
 import grpc
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
-from rhizome_proxy.policies.base import Policy
+from rhizome_proxy.policies.ask import Ask
+from rhizome_proxy.policies.base import Placement, Policy
 from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.pool.registry import Registry
 from rhizome_proxy.service.retry_budget import RetryBudget
@@ -77,10 +78,11 @@ class Departure(enum.Enum):
 class Attempt:
     """A request at one engine, counted there until the attempt ends."""
 
-    __slots__ = ("_lease", "_span", "backend")
+    __slots__ = ("_lease", "_placement", "_span", "backend")
 
-    def __init__(self, backend: Backend, method: str, parent: TraceParent) -> None:
+    def __init__(self, backend: Backend, method: str, parent: TraceParent, placement: Placement) -> None:
         self.backend = backend
+        self._placement = placement
         self._lease = backend.lease()
         self._span = start_client_span(method, parent, backend.address)
 
@@ -92,6 +94,7 @@ class Attempt:
     def end(self, code: str = "OK", message: str = "", *, failed: bool = False) -> None:
         """Give the place at the engine back; `failed` means that it refused or broke before an event."""
         self._lease.release(failed=failed)
+        self._placement.end()
         end_rpc_span(self._span, code, message, server=False)
 
 
@@ -117,7 +120,7 @@ class Route:
         self.attempt: Attempt | None = None
         self._router = router
         self._method = f"{ENGINE_SERVICE}/{method}"
-        self._request = request
+        self._ask = None if request is None else Ask.of_generation(request)
         self._model = model
         self._tried: set[str] = set()
         self._refusals: list[EngineError] = []
@@ -139,7 +142,7 @@ class Route:
         Raises:
             EngineError: nobody is left; RESOURCE_EXHAUSTED when an engine was full, else UNAVAILABLE.
         """
-        backend = self._router.pick(self._request, self._model, self._tried)
+        backend = self._router.pick(self._ask, self._model, self._tried)
         if backend is None:
             raise self._router.nobody_left(self._refusals)
         self._tried.add(backend.name)
@@ -151,7 +154,8 @@ class Route:
                 semconv.PICK_IN_FLIGHT: backend.in_flight,
             },
         )
-        self.attempt = Attempt(backend, self._method, self._span.trace_parent)
+        placement = self._router.policy.place(backend, self._ask)
+        self.attempt = Attempt(backend, self._method, self._span.trace_parent, placement)
         return self.attempt
 
     def answered(self) -> None:
@@ -284,7 +288,7 @@ class Router:
         self.counts = RouteCounts()
 
     def pick(
-        self, request: GenerateRequest | None, model: str, tried: set[str] | frozenset[str] = frozenset()
+        self, ask: Ask | None, model: str, tried: set[str] | frozenset[str] = frozenset()
     ) -> Backend | None:
         """The best engine that is ready and was not tried; a busy one only where all are.
 
@@ -296,7 +300,7 @@ class Router:
             ready = [backend for backend in ready if not backend.models or model in backend.models] or ready
         untried = [backend for backend in ready if backend.name not in tried]
         calm = [backend for backend in untried if not backend.busy]
-        ordered = self.policy.order(calm or untried, request)
+        ordered = self.policy.order(calm or untried, ask)
         return ordered[0] if ordered else None
 
     def nobody_left(self, refusals: Sequence[EngineError]) -> EngineError:

@@ -273,17 +273,18 @@ class PeerSession:
             frame = RelayFrame.FromString(payload)
         hidden: list[int] = []
         changed = False
+        requests = self._requests
         for index, event in enumerate(frame.events):
-            request = self._requests.get(event.request_id)
+            request = requests.get(event.request_id)
             if request is None or request.link is not link:
                 hidden.append(index)
-            elif event.final or not request.continuation.streaming:
+            elif event.final or not (continuation := request.continuation).streaming:
                 verdict = self._on_event(request, event)
                 changed |= verdict is _Verdict.CHANGED
                 if verdict is _Verdict.HIDE:
                     hidden.append(index)
             else:
-                request.continuation.log += event.response
+                continuation.log += event.response
         if len(hidden) < len(frame.events):
             for index in reversed(hidden):
                 del frame.events[index]

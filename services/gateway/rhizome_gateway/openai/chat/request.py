@@ -40,6 +40,8 @@ class NamedTool(Fields):
 def _known_choice(value: Any) -> Any:
     if isinstance(value, str) and value not in ("none", "auto", "required"):
         raise refuse("invalid_value", "tool_choice must be 'none', 'auto', 'required' or a named function.")
+    if isinstance(value, dict) and value.get("type") not in (None, "function"):
+        raise refuse("unsupported_parameter", "tool_choice may name a function only.")
     return value
 
 
