@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import uvloop
@@ -34,9 +35,7 @@ ROOT = Path(__file__).parents[1]
 PROXY = ROOT / "tests/proxy/http/static_proxy.py"
 EVENT = (
     b"data: "
-    + b'{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"delta":{"content":" x"}}]}'.ljust(
-        192
-    )
+    + b'{"object":"chat.completion.chunk","choices":[{"delta":{"content":" x"}}]}'.ljust(192)
     + b"\n\n"
 )
 SSE_HEAD = (
@@ -49,10 +48,10 @@ ANSWER = (
 RATE = 50
 
 
-class Backend(asyncio.Protocol):
+class _Backend(asyncio.Protocol):
     """Answers each request with one write; ticks for those that asked for a stream."""
 
-    streams: set[asyncio.Transport] = set()
+    streams: ClassVar[set[asyncio.Transport]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -74,27 +73,27 @@ class Backend(asyncio.Protocol):
         self.streams.discard(self.transport)
 
 
-async def serve_backend() -> None:
+async def _serve_backend() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Backend, "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(_Backend, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     while True:
         await asyncio.sleep(1 / RATE)
-        for transport in list(Backend.streams):
+        for transport in list(_Backend.streams):
             transport.write(b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
 
 
-def request(kind: str = "") -> bytes:
+def _request(kind: str = "") -> bytes:
     body = b'{"model": "m", %b"messages": "%b"}' % (kind.encode(), b"x" * 2000)
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: OpenAI/Python 1.109.1\r\n"
         b"Accept: application/json\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
-        b"Content-Type: application/json\r\nAuthorization: Bearer sk-1234567890\r\nContent-Length: %d\r\n\r\n%b"
+        b"Content-Type: application/json\r\nAuthorization: Bearer sk-12345678\r\nContent-Length: %d\r\n\r\n%b"
         % (len(body), body)
     )
 
 
-class Client(asyncio.Protocol):
+class _Client(asyncio.Protocol):
     """Sends the next request when an answer is complete, or counts events."""
 
     def __init__(self, load: bytes, again: bool) -> None:
@@ -115,40 +114,40 @@ class Client(asyncio.Protocol):
             self.transport.write(self.load)
 
 
-async def clients(port: int, count: int, load: bytes, *, again: bool) -> list[Client]:
+async def _clients(port: int, count: int, load: bytes, *, again: bool) -> list[_Client]:
     loop = asyncio.get_running_loop()
     made = []
     for _ in range(count):
-        made.append((await loop.create_connection(lambda: Client(load, again), "127.0.0.1", port))[1])
+        made.append((await loop.create_connection(lambda: _Client(load, again), "127.0.0.1", port))[1])
         if len(made) % 100 == 0:
             await asyncio.sleep(0.05)
     return made
 
 
-def cpu_s(process: psutil.Process) -> float:
+def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
 
 
-async def load(
+async def _load(
     port: int, process: psutil.Process, count: int, data: bytes, *, again: bool, seconds: float
 ) -> float:
     """Processor time per answer or event, in µs."""
-    made = await clients(port, count, data, again=again)
+    made = await _clients(port, count, data, again=again)
     await asyncio.sleep(0.5)
-    before, spent = sum(client.count for client in made), cpu_s(process)
+    before, spent = sum(client.count for client in made), _cpu_s(process)
     await asyncio.sleep(seconds)
-    spent, done = cpu_s(process) - spent, sum(client.count for client in made) - before
+    spent, done = _cpu_s(process) - spent, sum(client.count for client in made) - before
     for client in made:
         client.transport.abort()
     await asyncio.sleep(0.1)
     return spent / done * 1e6
 
 
-async def idle(port: int, process: psutil.Process) -> float:
-    first = await clients(port, 100, request('"stream": true, "idle": 1, '), again=False)
+async def _idle(port: int, process: psutil.Process) -> float:
+    first = await _clients(port, 100, _request('"stream": true, "idle": 1, '), again=False)
     before = process.memory_info().rss
-    made = await clients(port, 2000, request('"stream": true, "idle": 1, '), again=False)
+    made = await _clients(port, 2000, _request('"stream": true, "idle": 1, '), again=False)
     while not all(client.count for client in made):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     used = process.memory_info().rss - before
@@ -158,12 +157,12 @@ async def idle(port: int, process: psutil.Process) -> float:
     return used / len(made) / 1024
 
 
-async def latency(port: int) -> float:
+async def _latency(port: int) -> float:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     times = []
     for _ in range(400):
         began = time.perf_counter()
-        writer.write(request())
+        writer.write(_request())
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(600)
         times.append(time.perf_counter() - began)
@@ -173,7 +172,7 @@ async def latency(port: int) -> float:
 
 
 @contextlib.contextmanager
-def started(command: list[str], cpu: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def _started(command: list[str], cpu: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     os.sched_setaffinity(process.pid, {cpu})
     try:
@@ -185,9 +184,9 @@ def started(command: list[str], cpu: int) -> Iterator[tuple[subprocess.Popen[str
 
 
 @contextlib.contextmanager
-def proxy(name: str, backend: int, cpu: int) -> Iterator[tuple[psutil.Process, int]]:
+def _proxy(name: str, backend: int, cpu: int) -> Iterator[tuple[psutil.Process, int]]:
     if name == "rhizome":
-        with started([sys.executable, str(PROXY), str(backend)], cpu) as (process, port):
+        with _started([sys.executable, str(PROXY), str(backend)], cpu) as (process, port):
             yield psutil.Process(process.pid), port
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -215,20 +214,20 @@ def proxy(name: str, backend: int, cpu: int) -> Iterator[tuple[psutil.Process, i
             process.wait()
 
 
-async def measure(names: list[str], rounds: int, backend: int, cpu: int) -> dict[str, dict[str, float]]:
+async def _measure(names: list[str], rounds: int, backend: int, cpu: int) -> dict[str, dict[str, float]]:
     best: dict[str, dict[str, float]] = {name: {} for name in names}
     for _ in range(rounds):
         for name in names:
-            with proxy(name, backend, cpu) as (process, port):
+            with _proxy(name, backend, cpu) as (process, port):
                 await asyncio.sleep(0.3)
-                direct = await latency(backend)
+                direct = await _latency(backend)
                 figures = {
-                    "cpu_us_per_request": await load(port, process, 16, request(), again=True, seconds=2.0),
-                    "cpu_us_per_event": await load(
-                        port, process, 64, request('"stream": true, '), again=False, seconds=3.0
+                    "cpu_us_per_request": await _load(port, process, 16, _request(), again=True, seconds=2.0),
+                    "cpu_us_per_event": await _load(
+                        port, process, 64, _request('"stream": true, '), again=False, seconds=3.0
                     ),
-                    "added_p50_ms": await latency(port) - direct,
-                    "kib_per_idle_stream": await idle(port, process),
+                    "added_p50_ms": await _latency(port) - direct,
+                    "kib_per_idle_stream": await _idle(port, process),
                 }
             print(name, {key: round(value, 2) for key, value in figures.items()}, flush=True)
             for key, value in figures.items():
@@ -236,24 +235,24 @@ async def measure(names: list[str], rounds: int, backend: int, cpu: int) -> dict
     return best
 
 
-def main() -> None:
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", default="rhizome,nginx")
     parser.add_argument("--backend", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.backend:
-        uvloop.run(serve_backend())
+        uvloop.run(_serve_backend())
         return
     names = [name for name in options.only.split(",") if name == "rhizome" or shutil.which(name)]
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
-    with started([sys.executable, __file__, "--backend"], cpus[-1]) as (_, port):
-        best = uvloop.run(measure(names, options.rounds, port, cpus[0]))
+    with _started([sys.executable, __file__, "--backend"], cpus[-1]) as (_, port):
+        best = uvloop.run(_measure(names, options.rounds, port, cpus[0]))
     print(
         json.dumps({name: {key: round(value, 2) for key, value in row.items()} for name, row in best.items()})
     )
 
 
 if __name__ == "__main__":
-    main()
+    _main()

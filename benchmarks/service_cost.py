@@ -1,11 +1,12 @@
 """What the service costs: the engine through HTTP beside the engine alone, in the same minutes.
 
-The shape is that of `engine_cpu.py` (a 135M-parameter Llama, random weights), prompts of 128 tokens, 33 out, at 1, 8
-and 32 streams that start together (`--waves`). Alone is `rhizome bench engine`: scheduler, cache and model in one
-process. Through HTTP is `rhizome serve` and `rhizome bench serve`, whose load generator has the same processors to
-itself as everybody else: it is part of the cost here. The two take turns, round after round, and of each figure the
-best round counts, since noise only ever slows. Both ways of the gateway to the engine are measured: over ZeroMQ to the
-engine's core (`direct`, the default for one engine), and through its gRPC front.
+The shape is that of `engine_cpu.py` (a 135M-parameter Llama, random weights), prompts of 128 tokens, 33
+out, at 1, 8 and 32 streams that start together (`--waves`). Alone is `rhizome bench engine`: scheduler,
+cache and model in one process. Through HTTP is `rhizome serve` and `rhizome bench serve`, whose load
+generator shares the processors with everybody else: it is part of the cost here. The two take turns,
+round after round, and of each figure the best round counts, since noise only ever slows. Both ways of the
+gateway to the engine are measured: over ZeroMQ to the engine's core (`direct`, the default for one
+engine), and through its gRPC front.
 
     python benchmarks/service_cost.py [--quantization int8] [--rounds 5] [--ways direct,grpc]
 """

@@ -46,7 +46,7 @@ class ProxySettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address of the gRPC listener.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50050, description="Its port; 0 takes a free one.")
-    policy: str = Field("least_loaded", description=f"How engines are chosen: {', '.join(POLICIES)}.")
+    policy: str = Field("cost", description=f"How engines are chosen: {', '.join(POLICIES)}.")
     poll_interval_s: float = Field(
         0.25, gt=0, description="Least time between two checks of an engine; up to twice as long by chance."
     )
@@ -125,7 +125,7 @@ class ProxySettings(BaseSettings):
     @classmethod
     def _check_policy(cls, policy: str) -> str:
         if policy not in POLICIES:
-            raise ValueError(f"policy {policy!r} is unknown; use {' or '.join(POLICIES)}")
+            raise ValueError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}")
         return policy
 
     @model_validator(mode="after")

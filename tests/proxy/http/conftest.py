@@ -67,6 +67,8 @@ class Call:
         self.request = request
 
     async def send(self, data: bytes) -> None:
+        if self.writer.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -256,6 +258,8 @@ class Bed:
 async def bed() -> AsyncIterator[Callable[..., Awaitable[Bed]]]:
     """Starts a proxy in front of one backend for each script."""
     beds: list[Bed] = []
+    mishaps: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: mishaps.append(context))
 
     async def start(*scripts: Script, retries: int = 1_000_000, **settings: Any) -> Bed:
         backends = [Backend(script) for script in scripts or (say_ok,)]
@@ -268,3 +272,4 @@ async def bed() -> AsyncIterator[Callable[..., Awaitable[Bed]]]:
     yield start
     for running in beds:
         await running.close()
+    assert mishaps == []

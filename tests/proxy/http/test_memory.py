@@ -34,7 +34,7 @@ async def test_an_idle_stream_costs_little_memory() -> None:
 
     server = await asyncio.start_server(backend, "127.0.0.1", 0, limit=4096, backlog=4096)
     program = Path(__file__).with_name("static_proxy.py")
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - it starts once
         [sys.executable, str(program), str(server.sockets[0].getsockname()[1])],
         stdout=subprocess.PIPE,
         text=True,

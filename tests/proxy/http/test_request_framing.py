@@ -97,7 +97,8 @@ async def test_a_smuggled_request_is_answered_by_nobody(bed: Any, size: int) -> 
     "path",
     [
         b"/slots", b"/metrics", b"/sleep", b"/reset_prefix_cache", b"/", b"/v1", b"/api/pull",
-        b"/v1/load_lora_adapter", b"/v1/load_lora_adapter/", b"/v1/load%5flora_adapter", b"/v1%2fload_lora_adapter",
+        b"/v1/load_lora_adapter", b"/v1/load_lora_adapter/", b"/v1/load%5flora_adapter",
+        b"/v1%2fload_lora_adapter",
     ],
 )  # fmt: skip
 async def test_operators_paths_do_not_exist(bed: Any, path: bytes) -> None:
@@ -110,8 +111,8 @@ async def test_operators_paths_do_not_exist(bed: Any, path: bytes) -> None:
     "path",
     [
         b"/v1/../slots", b"/v1/..", b"/v1/./x", b"/v1/%2e%2e/slots", b"/v1/.%2E/slots", b"//v1/x", b"/v1//x",
-        b"/v1/..%2fslots", b"/v1/%2e%2e%2fslots", b"/v1/..%5cslots", b"/v1/..\\slots", b"/v1/%252e%252e/slots",
-        b"/v1/x%00", b"/v1/..;/slots",
+        b"/v1/..%2fslots", b"/v1/%2e%2e%2fslots", b"/v1/..%5cslots", b"/v1/..\\slots",
+        b"/v1/%252e%252e/slots", b"/v1/x%00", b"/v1/..;/slots",
     ],
 )  # fmt: skip
 async def test_a_path_with_two_readings_is_refused(bed: Any, path: bytes) -> None:
@@ -230,3 +231,9 @@ async def test_slow_headers_and_bodies_time_out(bed: Any) -> None:
     assert await silent.closed()
     await eventually(lambda: running.server.connections == 0)
     assert not running.backend.received
+
+
+async def test_bad_chunks_of_a_last_request_are_refused_too(bed: Any) -> None:
+    running = await bed(say_ok)
+    raw = POST + b"Connection: close\r\n" + CHUNKED + b"\r\nzz\r\n"
+    assert (await running.ask(raw)).status == 400

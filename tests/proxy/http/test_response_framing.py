@@ -97,6 +97,12 @@ async def test_an_answer_to_nobody_reaches_nobody(bed: Any) -> None:
     assert running.backend.accepted == 3
 
 
+async def test_headers_of_an_answer_to_nobody_are_no_trailers(bed: Any) -> None:
+    running = await bed(saying(HEAD + CHUNKED + b"\r\n2\r\nok\r\n0\r\n\r\n" + HEAD + b"X-Evil: 1\r\n\r\n"))
+    response = await running.ask(GET[:-2] + b"TE: trailers\r\n\r\n")
+    assert (response.body, response.trailers) == (b"ok", [])
+
+
 async def test_a_body_until_the_end_of_the_connection_gets_an_end(bed: Any) -> None:
     running = await bed(saying(HEAD + b"\r\nhello", close=True))
     peer = await running.peer()
@@ -144,12 +150,16 @@ async def test_bad_chunks_in_the_middle_truncate(bed: Any) -> None:
     async def script(call: Call) -> None:
         await call.send(SSE_HEAD)
         await call.event(b"data: 1\n\n")
-        await peer.reader.readuntil(b"data: 1")
+        await read.wait()
         await call.send(b"zzz\r\n")
 
+    read = asyncio.Event()
     running = await bed(script)
     peer = await running.peer()
     await peer.send(GET)
+    await peer.reader.readuntil(b"data: 1\n")
+    await asyncio.sleep(0.01)  # whatever else was sent is under way
+    read.set()
     rest = await asyncio.wait_for(peer.reader.read(), 5)
     assert b'data: {"error"' in rest
     assert not rest.endswith(b"0\r\n\r\n")
@@ -169,12 +179,16 @@ async def test_a_truncated_stream_ends_with_an_error_event(bed: Any, reset: bool
         await call.send(SSE_HEAD)
         await call.event(b"data: 1\n")
         await call.event(b"\n")
-        await peer.reader.readuntil(b"data: 1")
+        await read.wait()
         call.reset() if reset else call.writer.close()
 
+    read = asyncio.Event()
     running = await bed(script)
     peer = await running.peer()
     await peer.send(GET)
+    await peer.reader.readuntil(b"data: 1\n")
+    await asyncio.sleep(0.01)  # whatever else was sent is under way
+    read.set()
     rest = await asyncio.wait_for(peer.reader.read(), 5)
     assert rest.count(b'data: {"error":{"message":') == 1
     assert b"[DONE]" not in rest

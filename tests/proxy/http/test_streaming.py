@@ -174,6 +174,25 @@ async def test_the_backend_sees_at_once_that_the_client_left(bed: Any, window: s
     assert len(running.backend.received) == 1
 
 
+async def test_a_client_that_left_without_reading_is_not_waited_for(bed: Any) -> None:
+    async def flood(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        while True:
+            await call.event(b"x" * 65536)
+            sent.append(None)
+
+    sent: list[None] = []
+    running = await bed(flood)
+    peer = await running.peer(limit=1024)
+    await peer.send(GET)
+    seen = -1
+    while seen != len(sent):  # until nothing moves any more
+        seen = len(sent)
+        await asyncio.sleep(0.05)
+    await leave(peer, "half")
+    await eventually(lambda: running.targets[0].endings == [Ending.CANCELLED], AT_ONCE_S)
+
+
 async def test_a_client_that_leaves_while_it_queues_is_forgotten(bed: Any) -> None:
     running = await bed()
     state: list[str] = []

@@ -62,7 +62,7 @@ async def test_one_server_span_and_one_client_span_for_each_attempt(cluster, scr
     assert server.attributes["rhizome.request.id"] == "r1"
     picks = [event.attributes for event in server.events if event.name == "rhizome.proxy.pick"]
     assert [pick["rhizome.proxy.backend"] for pick in picks] == [refusing.address, taking.address]
-    assert picks[0]["rhizome.proxy.policy"] == "least_loaded"
+    assert picks[0]["rhizome.proxy.policy"] == "cost"
     assert picks[1]["rhizome.proxy.in_flight"] == 1
     assert (first.status, first.attributes["rpc.response.status_code"]) == ("ERROR", "UNAVAILABLE")
     assert second.status != "ERROR" and second.attributes["server.port"] == taking.port

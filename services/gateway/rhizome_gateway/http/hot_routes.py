@@ -107,7 +107,11 @@ async def _unless_lost(exchange: Exchange, handle: Handler) -> None:
     """
     task = asyncio.current_task()
     assert task is not None
-    exchange.connection.on_lost = task.cancel
+
+    def stop() -> None:
+        task.cancel()
+
+    exchange.connection.on_lost = stop
     try:
         await handle(exchange)
     except asyncio.CancelledError:

@@ -33,7 +33,7 @@ _ID = re.compile(rb"[!-~]{1,128}")
 
 
 class Downstream(asyncio.Protocol):
-    """One connection. See `exchange.Client` for what exchanges do with it."""
+    """One connection; a `client.Client`."""
 
     __slots__ = (
         "_ahead", "_deaf", "_exchange", "_headers", "_in_head", "_last", "_loop", "_on_closed",
@@ -87,11 +87,12 @@ class Downstream(asyncio.Protocol):
         """Close, whatever is under way."""
         self._transport.abort()
 
-    # exchange.Client
+    # client.Client
 
     def write(self, data: bytes) -> None:
         """Send to the client."""
-        self._transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def hold_upload(self, held: bool) -> None:
         """Stop reading the request's body, or go on."""
@@ -190,7 +191,7 @@ class Downstream(asyncio.Protocol):
                 self._replaying = False
             self._feed(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            if not self._last:
+            if not self._last or self._request is not None:  # else it follows the last request
                 raise
 
     # the parser's

@@ -57,3 +57,14 @@ def refusal(status: int, after_s: float) -> HttpError:
         message = "The backends have too many requests. Try again later."
         return HttpError(429, "rate_limit_exceeded", message, headers=(retry_after(after_s),))
     return unavailable("The backends cannot take the request now. Try again later.", after_s)
+
+
+NO_PATH = HttpError(404, "unknown_path", "There is nothing here for clients at this path.")
+LOOP = HttpError(508, "loop_detected", "The request has passed this proxy before; check its backends.")
+BUG = HttpError(500, "internal_error", "The proxy failed; its log names the cause under x-request-id.")
+NONE_READY = unavailable("No backend is ready for this request. Try again in a moment.")
+NONE_REACHED = unavailable("No backend could be reached. Try again in a moment.")
+LOST = HttpError(502, "backend_lost", "The backend was lost before it answered. Try again.")
+LATE = HttpError(504, "backend_timeout", "The backend did not answer in time. Try again later.")
+SLOW_BODY = HttpError(408, "request_timeout", "The rest of the request did not arrive in time.")
+GIVEN_UP = unavailable("The request was given up before a backend had it. Try again.")

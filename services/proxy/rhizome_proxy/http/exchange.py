@@ -13,9 +13,10 @@ import time
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator
 from typing import Any
 
+from rhizome_proxy.http import errors
 from rhizome_proxy.http.answer import Answer, Handler, render, status_line
 from rhizome_proxy.http.client import Client
-from rhizome_proxy.http.errors import HttpError, refusal, unavailable
+from rhizome_proxy.http.errors import HttpError
 from rhizome_proxy.http.headers import in_a_loop, request_head, response_headers, retry_after_s
 from rhizome_proxy.http.picker import Ending, Lease, Outcome, Target
 from rhizome_proxy.http.pool import OriginPool
@@ -25,15 +26,6 @@ from rhizome_proxy.http.response import ResponseWriter
 from rhizome_proxy.http.upstream import Upstream
 
 _log = logging.getLogger(__name__)
-
-_NO_PATH = HttpError(404, "unknown_path", "There is nothing here for clients at this path.")
-_LOOP = HttpError(508, "loop_detected", "The request has passed this proxy before; check its backends.")
-_BUG = HttpError(500, "internal_error", "The proxy failed; its log names the cause under x-request-id.")
-_NONE_READY = unavailable("No backend is ready for this request. Try again in a moment.")
-_NONE_REACHED = unavailable("No backend could be reached. Try again in a moment.")
-_LOST = HttpError(502, "backend_lost", "The backend was lost before it answered. Try again.")
-_LATE = HttpError(504, "backend_timeout", "The backend did not answer in time. Try again later.")
-_SLOW_BODY = HttpError(408, "request_timeout", "The rest of the request did not arrive in time.")
 
 
 class Exchange:
@@ -89,10 +81,10 @@ class Exchange:
             self._run(self._answer_locally(handler))
             return
         if not relay.settings.allows(request.path):
-            self._fail(_NO_PATH)
+            self._fail(errors.NO_PATH)
             return
         if in_a_loop(request.headers, relay.settings.via):
-            self._fail(_LOOP)
+            self._fail(errors.LOOP)
             return
         relay.budget.on_request()
         picked = relay.picker.pick(request)
@@ -110,7 +102,7 @@ class Exchange:
     def _picked(self, targets: Iterable[Target]) -> None:
         self.queue_s = time.perf_counter() - self._began
         self._targets = iter(targets)
-        self._try_next(_NONE_READY)
+        self._try_next(errors.NONE_READY)
 
     def _try_next(self, error: HttpError) -> None:
         """Try another target; `error` is for the client when there is none."""
@@ -155,7 +147,7 @@ class Exchange:
             self._send(upstream)
         else:
             self._release(Ending.UNREACHABLE)
-            self._try_next(_NONE_REACHED)
+            self._try_next(errors.NONE_REACHED)
 
     def _send(self, upstream: Upstream) -> None:
         request, settings = self.request, self._relay.settings
@@ -225,7 +217,7 @@ class Exchange:
         if status in settings.retry_statuses:
             self._retry_after_s = retry_after_s(headers)
             if (target := self._another()) is not None:
-                self._refusal = refusal(status, self._retry_after_s)
+                self._refusal = errors.refusal(status, self._retry_after_s)
                 self._drop_upstream()
                 self._release(Ending.REFUSED, status)
                 self.status = 0
@@ -233,15 +225,9 @@ class Exchange:
                 return False
         if self._lease is not None:
             self._lease.first_byte()
-        self._writer = ResponseWriter(
-            request,
-            status,
-            headers,
-            length,
-            own=self._own_lines(),
-            via=settings.via,
-            last=self._relay.draining or not request.complete,
-        )
+        last = self._relay.draining or not request.complete
+        own = self._own_lines()
+        self._writer = ResponseWriter(request, status, headers, length, own=own, via=settings.via, last=last)
         if request.complete:
             request.forget()
         if self._client.write_paused:
@@ -251,16 +237,10 @@ class Exchange:
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.request.id
         if self.attempts:
-            lines += (
-                b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n"
-                b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n"
-            ) % (
-                self._target.name.encode(),
-                self.attempts,
-                self.queue_s * 1e3,
-                self.connect_s * 1e3,
-                self.first_byte_s * 1e3,
-            )
+            name = self._target.name.encode()
+            lines += b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n" % (name, self.attempts)
+            times = (self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3)
+            lines += b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n" % times
         return lines
 
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
@@ -282,7 +262,7 @@ class Exchange:
         if ending is Ending.TRUNCATED:
             _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
             self._release(ending, self.status)
-            self._fail(_LOST)
+            self._fail(errors.LOST)
         elif upstream is not None and upstream.reused and not upstream.answered and request.held:
             # The backend closed an idle connection just as the request went out: that is no fault.
             self._client.deadline = self._total_at
@@ -294,7 +274,7 @@ class Exchange:
                 self._client.deadline = self._total_at
                 self._attempt(target)
             else:
-                self._fail(self._refusal or _LOST)
+                self._fail(self._refusal or errors.LOST)
 
     def _finish(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -336,10 +316,10 @@ class Exchange:
             self.on_client_gone()
         elif not self.request.complete:
             self._cancel(Ending.CANCELLED)
-            self._fail(_SLOW_BODY)
+            self._fail(errors.SLOW_BODY)
         else:
             self._cancel(Ending.TIMED_OUT if self._upstream is not None else Ending.CANCELLED)
-            self._fail(_LATE)
+            self._fail(errors.LATE)
 
     # ends
 
@@ -398,7 +378,7 @@ class Exchange:
             self._task = None
         if task.cancelled():
             if not self._over:  # not by us
-                self._crash(unavailable("The request was given up before a backend had it. Try again."))
+                self._crash(errors.GIVEN_UP)
         elif (error := task.exception()) is not None:
             self._crash(error)
 
@@ -407,5 +387,5 @@ class Exchange:
         self._cancel(Ending.CANCELLED)
         if not isinstance(error, HttpError):
             _log.error("%s: the request failed here", self.request.id.decode(), exc_info=error)
-            error = _BUG
+            error = errors.BUG
         self._fail(error)

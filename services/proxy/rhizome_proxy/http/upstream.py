@@ -74,7 +74,8 @@ class Upstream(asyncio.Protocol):
 
     def write(self, *data: bytes) -> None:
         """Send a part of the request."""
-        self._transport.writelines(data)
+        if not self._transport.is_closing():  # else `connection_lost` is on its way
+            self._transport.writelines(data)
 
     def release(self) -> bool:
         """Detach the receiver of a response that has ended; returns whether another exchange may follow."""

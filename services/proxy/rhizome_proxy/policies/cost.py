@@ -119,8 +119,7 @@ class Cost(Policy):
         cached: dict[str, int] = {}
         for block_size in index.block_sizes:
             chain = ask.chain(block_size)
-            for name, count in index.match(chain.probes).items():
-                cached[name] = chain.tokens[count - 1]
+            cached.update(index.match(chain.probes, chain.tokens))
         return cached
 
     def _on_report(self, backend: Backend, report: LoadReport) -> None:

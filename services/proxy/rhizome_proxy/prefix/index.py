@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from rhizome_proxy.prefix.chain import SAMPLE_TOKENS
@@ -93,9 +93,18 @@ class PrefixIndex:
             found = self._views[name] = self._by_bit[bit] = View(name, bit, self._default_block)
         return found
 
-    def match(self, hashes: list[int]) -> dict[str, int]:
-        """How many of a prompt's `hashes`, from the first one on, each backend holds; none are left out."""
+    def match(self, hashes: Sequence[int], lengths: Sequence[int] | None = None) -> dict[str, int]:
+        """How much of a prompt each backend holds, from its start on.
+
+        Args:
+            hashes: [n] of the prompt's prefixes, shortest first.
+            lengths: [n] of the prefixes; 1, 2, 3, … where absent.
+
+        Returns:
+            The length of the longest prefix held; backends that hold none are left out.
+        """
         self._expire()
+        lengths = lengths or range(1, len(hashes) + 1)
         matched: dict[str, int] = {}
         by_bit = self._by_bit
         sets = [self._holders.get(one, 0) for one in hashes]
@@ -106,7 +115,7 @@ class PrefixIndex:
                 ended, running = running & ~still, still
                 while ended:
                     bit = ended & -ended
-                    matched[by_bit[bit].name] = count
+                    matched[by_bit[bit].name] = lengths[count - 1]
                     ended ^= bit
         return matched
 

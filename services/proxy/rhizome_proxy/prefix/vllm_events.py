@@ -30,6 +30,9 @@ from rhizome_transport.block_hashes import extend_hashes, root_hash
 
 _REPLAY_TIMEOUT_S: Final = 2.0
 _QUEUED_BATCHES: Final = 100_000
+_MOST_BLOCKS: Final = 1 << 20
+"""Who claims to hold more is not believed: it would cost us 250 bytes for each."""
+
 _STORED: Final = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium")
 _STORED_LATER: Final = ("lora_name", "extra_keys", "group_idx")
 _REMOVED: Final = ("block_hashes", "medium", "group_idx")
@@ -88,6 +91,9 @@ class VllmBlocks:
         before = (self._root, 0) if parent is None else self._names.get(parent)
         if before is None:
             return
+        if len(self._names) > _MOST_BLOCKS:
+            self.forget()
+            raise ValueError(f"more than {_MOST_BLOCKS} blocks are said to be cached")
         hashes: list[int] = extend_hashes(fields["token_ids"], size, *before).tolist()
         for place, (theirs, ours) in enumerate(
             zip(fields["block_hashes"], hashes, strict=True), before[1] + 1
