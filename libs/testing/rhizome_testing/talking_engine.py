@@ -45,6 +45,7 @@ from rhizome_testing.byte_tokenizer import SPECIAL_TOKENS, write_byte_tokenizer
 from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_server import EngineServicerBase, GrpcServer
+from rhizome_transport.tls import ServerTls
 from rhizome_transport.tokenizer_chunks import files_sha256, split_files
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -112,6 +113,7 @@ class TalkingEngine(EngineServicerBase):
         load: what GetLoad answers; nothing is known of how busy it is unless a test says so.
         cancelled: ids of requests that were cancelled while they ran.
         target: address for clients.
+        tls: how it shows who it is; absent for plaintext.
     """
 
     script: Script = lambda prompt: [Say("Hello!")]
@@ -128,6 +130,7 @@ class TalkingEngine(EngineServicerBase):
     load: Load = field(default_factory=Load)
     cancelled: list[str] = field(default_factory=list)
     target: str = ""
+    tls: ServerTls | None = None
 
     def __post_init__(self) -> None:
         """Make the tokenizer."""
@@ -137,7 +140,7 @@ class TalkingEngine(EngineServicerBase):
                 self.files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     async def __aenter__(self) -> Self:
-        self._server = GrpcServer(self.address, service_names=(ENGINE_SERVICE,))
+        self._server = GrpcServer(self.address, service_names=(ENGINE_SERVICE,), tls=self.tls)
         self._server.add(add_EngineServiceServicer_to_server, self)
         self.target = f"127.0.0.1:{await self._server.start()}"
         self._server.set_serving(ENGINE_SERVICE, True)
