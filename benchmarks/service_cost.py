@@ -33,6 +33,8 @@ from rhizome_testing.ports import free_port
 STREAMS = (1, 8, 32)
 LENGTHS = ("--input-tokens", "128", "--output-tokens", "33")
 LEVELS = ",".join(map(str, STREAMS))
+WAVES = 12
+"""Times that each load is measured in a round; the median counts."""
 RHIZOME = [sys.executable, "-m", "rhizome_launcher"]
 
 Rates = dict[int, float]
@@ -42,15 +44,20 @@ Rates = dict[int, float]
 def alone(model: Path, quantization: str) -> Rates:
     """The engine in one process."""
     words = ["bench", "engine", "--model", str(model), "--rows", LEVELS, *LENGTHS, "--json", "-"]
-    done = _run([*words, "--quantization", quantization, "--engine-option", "max_step_tokens=4096"])
+    words += ["--repeat", str(WAVES), "--quantization", quantization]
+    done = _run([*words, "--engine-option", "max_step_tokens=4096"])
     return {int(level["streams"]): level["decode_tok_s"] for level in done["levels"]}
 
 
 def through_http(url: str) -> Rates:
     """The same load through the gateway."""
-    words = ["bench", "serve", "--base-url", url, "--concurrency", LEVELS, "--waves", *LENGTHS]
-    done = _run([*words, "--ignore-eos", "--json", "-"])
-    return {int(level["concurrency"]): level["decode_tok_s"] for level in done["levels"]}
+    rates: Rates = {}
+    for streams in STREAMS:
+        words = ["bench", "serve", "--base-url", url, "--concurrency", str(streams), "--waves", *LENGTHS]
+        words += ["--num-prompts", str(WAVES * streams), "--ignore-eos", "--json", "-"]
+        (level,) = _run(words)["levels"]
+        rates[streams] = level["decode_tok_s"]
+    return rates
 
 
 @contextmanager
