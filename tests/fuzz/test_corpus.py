@@ -29,7 +29,6 @@ SEED = 11
 THINKING_S = 0.02
 """How long the engine takes for an answer. No engine answers at once, and what others lose is compared with
 what they would wait in any case; so the factor below means 20 ms more, not twice the gateway's own time."""
-MAX_GROWTH_BYTES = 64 * 2**20
 MAX_SLOWDOWN = 2.0
 SLICE_S, QUIET_S = 0.3, 0.15
 """Hostile and quiet times alternate, so that what else this machine does falls upon both."""
@@ -38,6 +37,7 @@ FULL = os.environ.get("RHIZOME_FUZZ") == "full"
 """`make fuzz`: all of the corpus, and how others fare meanwhile. Otherwise a part of it, in a minute, and no
 figures that another process on the machine could spoil."""
 EVERY = 1 if FULL else 6
+MAX_GROWTH_BYTES = (64 if FULL else 128) * 2**20  # of few slices the medians scatter more
 LONGEST_WAIT_S = 1.0 if FULL else 5.0
 """Nothing stops the others for longer, not even a body of 4 MiB that is nothing but brackets."""
 SLOWEST_S = 15.0
