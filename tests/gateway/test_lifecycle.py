@@ -130,11 +130,12 @@ async def test_a_bug_is_a_plain_500(gateway, engine: TalkingEngine, monkeypatch,
 
 
 async def test_the_command_serves_and_drains_on_sigterm() -> None:
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     async with TalkingEngine() as engine:
         engine.script = lambda prompt: [Say("a"), Pause(0.5), Say("b")]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "rhizome_gateway", "--port", str(port), "--engine", engine.target,
+            "--metrics-port", str(metrics_port),
             stderr=subprocess.PIPE, env=os.environ | {"RHIZOME_GATEWAY_GRACEFUL_SHUTDOWN_S": "5"},
         )  # fmt: skip
         try:
@@ -147,6 +148,9 @@ async def test_the_command_serves_and_drains_on_sigterm() -> None:
                         return False
 
                 await eventually(is_ready, within_s=30)
+                numbers = await client.get(f"http://127.0.0.1:{metrics_port}/metrics")
+                assert "rhizome_gateway_ready 1.0" in numbers.text
+                assert numbers.text.count("# HELP process_resident_memory_bytes") == 1
                 asking = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
                 await eventually(lambda: len(engine.submits) == 1)
                 process.send_signal(signal.SIGTERM)
@@ -191,7 +195,19 @@ def test_flags_win_over_variables_and_long_names_over_short(monkeypatch: pytest.
     assert GatewaySettings(port=3).port == 3
 
 
-@pytest.mark.parametrize("flags", [["--port", "x"], ["--log-level", "LOUD"], ["--max-choices", "0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "x"],
+        ["--log-level", "LOUD"],
+        ["--max-choices", "0"],
+        ["--tool-parser", "telepathy"],
+        ["--reasoning-parser", "telepathy"],
+        ["--engine-tls-cert", "nowhere.pem"],
+        ["--host", "0.0.0.0"],
+        ["--keys-file", "nowhere.toml"],
+    ],
+)
 def test_a_wrong_flag_says_what_is_wrong(flags: list[str]) -> None:
     with pytest.raises(SystemExit, match="rhizome-gateway: "):
         main(flags)

@@ -83,16 +83,21 @@ async def test_limits_and_counts_hold_over_all_workers(engine: TalkingEngine, tm
     digest = hashlib.sha256(b"sk-alice").hexdigest()
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{digest}"\nrequests_per_minute = 10\n')
-    async with _workers(engine, "--keys-file", str(keys)) as (_, url):
+    metrics_port = free_port()
+    flags = ("--keys-file", str(keys), "--metrics-port", str(metrics_port))
+    async with _workers(engine, *flags) as (_, url):
         key = {"authorization": "Bearer sk-alice"}
         codes = [(await _ask(url, **key)).status_code for _ in range(14)]
         assert codes.count(200) == 10 and codes.count(429) == 4
         async with httpx.AsyncClient(trust_env=False, headers=key) as client:
             page = (await client.get(f"{url}/metrics")).text
-        counted = [
-            float(line.rpartition(" ")[2])
-            for line in page.splitlines()
-            if line.startswith("http_server_request_duration_seconds_count")
-            and "/v1/chat/completions" in line
-        ]
-        assert sum(counted) == 14
+        async with httpx.AsyncClient(trust_env=False) as client:  # and without a key
+            aside = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
+        assert _chats(page) == _chats(aside) == 14
+
+
+def _chats(page: str) -> float:
+    """Chat requests that a page of metrics has counted."""
+    name = "http_server_request_duration_seconds_count"
+    lines = [line for line in page.splitlines() if line.startswith(name)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if "/v1/chat/completions" in line)

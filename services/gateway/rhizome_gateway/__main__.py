@@ -14,10 +14,11 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from rhizome_gateway.app import Gateway
+from rhizome_gateway.app import Gateway, engine_tls
 from rhizome_gateway.auth.exposure import ExposureError, check_exposure
 from rhizome_gateway.auth.keys_file import KeysFileError, read_keys
 from rhizome_gateway.http.protocol import capped_protocol
+from rhizome_gateway.metrics.listener import metrics_listener
 from rhizome_gateway.settings import GatewaySettings
 from rhizome_gateway.workers import WorkerPool
 from rhizome_telemetry.logs import configure_logging
@@ -83,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_exposure(
                 settings.host, has_keys=settings.keys_file is not None, allow_open=settings.allow_open
             )
+            engine_tls(settings)  # wrong files are told once, and before anything listens
         if settings.workers > 1 and settings.listen_fd is None:
             _run_workers(settings, arguments)
             return
         gateway = Gateway(settings)
-    except (ExposureError, KeysFileError) as error:
+    except (ExposureError, KeysFileError, ValueError) as error:
         raise SystemExit(f"rhizome-gateway: {error}") from None
     configure_tracing("rhizome-gateway")
     _log.info("listening on http://%s:%d, engine at %s", settings.host, settings.port, settings.engine)
@@ -96,9 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         server = GatewayServer(gateway, settings)
         if settings.listen_fd is None:
-            server.run()
+            with metrics_listener(settings, gateway.metrics):
+                server.run()
         else:
             server.run(sockets=[socket.socket(fileno=settings.listen_fd)])
+    except OSError as error:
+        raise SystemExit(f"rhizome-gateway: {error}") from None
     except KeyboardInterrupt:
         pass
     finally:
@@ -111,9 +116,7 @@ def _run_workers(settings: GatewaySettings, arguments: Sequence[str]) -> None:
     try:
         WorkerPool(settings, arguments).run()
     except OSError as error:
-        raise SystemExit(
-            f"rhizome-gateway: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
+        raise SystemExit(f"rhizome-gateway: {error}") from None
 
 
 def _problem(error: Exception) -> str:

@@ -66,6 +66,9 @@ class Gateway:
     Args:
         settings: the configuration.
         connect: makes the client of the engine, inside the running loop.
+
+    Attributes:
+        metrics: what this process counts.
     """
 
     def __init__(self, settings: GatewaySettings, connect: ConnectEngine | None = None) -> None:
@@ -73,7 +76,7 @@ class Gateway:
         self._connect = connect or connect_engine
         self._runtime: Runtime | None = None
         self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
-        self._metrics = GatewayMetrics(self._is_ready)
+        self.metrics = GatewayMetrics(self._is_ready)
         self._error_bodies: dict[str, ErrorBody] = {}
         self.api = _api(settings, self._run)
         self._app = self._wrapped(self.api)
@@ -99,10 +102,10 @@ class Gateway:
         )
         ledger = SharedLedger(Path(settings.shared_ledger)) if settings.shared_ledger else MemoryLedger()
         guard = Guard(ledger, max_open_requests=settings.max_open_requests)
-        runtime = self._runtime = Runtime(settings, session, guard, self._metrics)
+        runtime = self._runtime = Runtime(settings, session, guard, self.metrics)
         api.state.runtime = runtime
         api.state.session = session
-        live = api.state.live = LiveFigures(self._metrics, session)
+        live = api.state.live = LiveFigures(self.metrics, session)
         routes = hot_routes(runtime)
         self._error_bodies = {route.path: route.error_body for route in routes}
         self._app = self._wrapped(HotRoutes(routes, runtime, self.api))
@@ -128,11 +131,11 @@ class Gateway:
             cors_origins=settings.cors_origins,
             render=self._refusal,
         )
-        return TracingMiddleware(RequestBoundary(HttpMetrics(protected, self._metrics)))
+        return TracingMiddleware(RequestBoundary(HttpMetrics(protected, self.metrics)))
 
     def _refusal(self, scope: Scope, error: ApiError) -> ASGIApp:
         """Who may not come in reads why in the envelope of the API that was asked."""
-        self._metrics.auth_failed(error.code or "")
+        self.metrics.auth_failed(error.code or "")
         route = self._error_bodies.get(scope["path"], openai_error_body)
         body = route(error, request_id_of(scope))
         return Response(body, error.status, error.headers, media_type="application/json")
@@ -200,20 +203,30 @@ def hot_routes(runtime: Runtime) -> Sequence[HotRoute]:
     ]
 
 
+def engine_tls(settings: GatewaySettings) -> ClientTls | None:
+    """How engines are believed, and what the gateway shows them; None for plaintext.
+
+    Raises:
+        ValueError: a file is missing or no PEM, something that belongs together is not, or `ipc://` has TLS.
+    """
+    tls = ClientTls.from_files(
+        settings.engine_tls_ca, settings.engine_tls_cert, settings.engine_tls_key, settings.engine_tls_name
+    )
+    if tls is not None and settings.engine.startswith("ipc://"):
+        raise ValueError("ipc:// takes no TLS; leave --engine-tls-ca out")
+    return tls
+
+
 def connect_engine(settings: GatewaySettings) -> EngineClient:
     """Make the client for the configured engine: ZeroMQ for `ipc://`, gRPC for anything else.
 
     Raises:
         ValueError: the settings for TLS are wrong.
     """
-    tls = ClientTls.from_files(
-        settings.engine_tls_ca, settings.engine_tls_cert, settings.engine_tls_key, settings.engine_tls_name
-    )
+    tls = engine_tls(settings)
     if settings.engine.startswith("ipc://"):
         from rhizome_transport.zmq_client import ZmqEngineClient
 
-        if tls is not None:
-            raise ValueError("ipc:// takes no TLS; leave --engine-tls-ca out")
         return ZmqEngineClient(settings.engine, peer_name="rhizome-gateway")
     from rhizome_transport.grpc_client import GrpcEngineClient
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,24 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rhizome_gateway.model_aliases import ModelAliases
-from rhizome_gateway.parsing.detect import AUTO, NONE
+from rhizome_gateway.parsing.detect import AUTO, NONE, RESPONSE_TEMPLATE
 from rhizome_gateway.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
 
 
 def _comma_separated(value: Any) -> Any:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _parser_among(known: Collection[str]) -> AfterValidator:
+    """Names of parsers are checked before any engine answers."""
+    names = (AUTO, NONE, RESPONSE_TEMPLATE, *known)
+
+    def check(name: str) -> str:
+        if name.replace("-", "_") not in names:
+            raise ValueError(f"it may be {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 def _aliases(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,11 +100,11 @@ class GatewaySettings(BaseSettings):
         (),
         description="NAME=TARGET, given for each: another name of a model; '*' takes any name",
     )
-    tool_parser: str = Field(
+    tool_parser: Annotated[str, _parser_among(TOOL_FORMATS)] = Field(
         AUTO,
         description=f"how the model writes tool calls: {', '.join((AUTO, NONE, *TOOL_FORMATS))}",
     )
-    reasoning_parser: str = Field(
+    reasoning_parser: Annotated[str, _parser_among(REASONING_FORMATS)] = Field(
         AUTO,
         description=f"how the model marks its thinking: {', '.join((AUTO, NONE, *REASONING_FORMATS))}",
     )

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 
 from rhizome_gateway.auth.shared_ledger import create_ledger
+from rhizome_gateway.metrics.instruments import GatewayMetrics
+from rhizome_gateway.metrics.listener import metrics_listener
 from rhizome_gateway.metrics.workers import shared_counts
 from rhizome_gateway.settings import GatewaySettings
 
@@ -48,9 +50,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
 
 
@@ -82,6 +84,7 @@ class WorkerPool:
         with ExitStack() as stack:
             listener = stack.enter_context(listen(self._settings.host, self._settings.port))
             stack.enter_context(shared_counts())
+            stack.enter_context(metrics_listener(self._settings, GatewayMetrics()))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rhizome-gateway-"))
             ledger = Path(folder) / "ledger"
             create_ledger(ledger)
