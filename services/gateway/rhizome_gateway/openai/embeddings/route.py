@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 
-from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import (
     POOLING_CLS,
     POOLING_LAST_TOKEN,
@@ -96,14 +95,15 @@ class Embeddings:
                         }
                     )
                 try:
-                    response = await self._embed(exchange, asked, to_proto(span.trace_parent))
+                    response = await self._runtime.session.client.embed(
+                        asked,
+                        timeout_s=self._runtime.settings.request_timeout_s,
+                        trace=to_proto(span.trace_parent),
+                    )
                 except EngineError as failure:
                     refusal = _refusal(exchange, failure)
                     error = refusal.code or "error"
                     raise refusal from failure
-                if response is None:
-                    span.end("cancelled")
-                    return
                 tokens = response.usage.prompt_tokens
                 permit.settle(tokens)
                 meter.observe_prompts(tokens, response.usage.cached_tokens)
@@ -113,32 +113,6 @@ class Embeddings:
             error = ""
         finally:
             meter.close(time.monotonic(), error)
-
-    async def _embed(
-        self, exchange: Exchange, asked: EmbedRequest, trace: TraceContext | None
-    ) -> EmbedResponse | None:
-        """The vectors; None once the client is gone, for whom the engine need not go on."""
-        call = self._runtime.session.client.embed(
-            asked, timeout_s=self._runtime.settings.request_timeout_s, trace=trace
-        )
-        task = asyncio.ensure_future(call)
-
-        def give_up() -> None:
-            task.cancel()
-
-        exchange.connection.on_lost = give_up
-        try:
-            if exchange.connection.lost:
-                task.cancel()
-            return await task
-        except asyncio.CancelledError:
-            if exchange.connection.lost:
-                await exchange.see_departure()
-                return None
-            raise
-        finally:
-            exchange.connection.on_lost = None
-            task.cancel()
 
 
 def _check_dimensions(served: ServedModel, request: EmbeddingRequest) -> None:
