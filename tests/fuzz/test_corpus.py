@@ -37,7 +37,7 @@ FULL = os.environ.get("RHIZOME_FUZZ") == "full"
 """`make fuzz`: all of the corpus, and how others fare meanwhile. Otherwise a part of it, in a minute, and no
 figures that another process on the machine could spoil."""
 EVERY = 1 if FULL else 6
-MAX_GROWTH_BYTES = (64 if FULL else 128) * 2**20  # of few slices the medians scatter more
+MAX_GROWTH_BYTES = 64 * 2**20
 LONGEST_WAIT_S = 1.0 if FULL else 5.0
 """Nothing stops the others for longer, not even a body of 4 MiB that is nothing but brackets."""
 SLOWEST_S = 15.0

@@ -44,11 +44,11 @@ def test_engines_and_prompts_are_sampled_alike(tokens, common, block_size):
 
 def test_a_long_prompt_is_probed_for_its_whole_length():
     # Numbers of its own: others draw as many as they like, and the longest step is a matter of luck.
-    draw = np.random.default_rng(3)
+    draw = np.random.default_rng(0)
     chain = chain_of(draw.integers(0, 128_000, 131_072, dtype=np.uint32), 16, "")
     steps = np.diff([0, *chain.tokens, 131_072])
     assert len(chain.probes) < 2 * MOST_PROBES < len(chain.hashes)
-    assert steps.max() < 131_072 / 5
+    assert steps.max() < 131_072 / 10
     assert steps.mean() > SAMPLE_TOKENS
 
 
