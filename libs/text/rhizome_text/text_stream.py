@@ -33,7 +33,6 @@ class TextStream:
         stop_strings: end the text, and are not part of it unless `include_stop`.
         skip_special_tokens: leave tokens such as `<|eot_id|>` out of the text.
         include_stop: leave the stop string in the text.
-        visible_ids: special tokens that are text all the same.
     """
 
     __slots__ = ("_detokenizer", "_stop")
@@ -45,9 +44,8 @@ class TextStream:
         *,
         skip_special_tokens: bool = True,
         include_stop: bool = False,
-        visible_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, visible_ids)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens)
         self._stop = StopStrings(stop_strings, include=include_stop) if stop_strings else None
 
     def push(self, token_ids: Sequence[int]) -> TextChunk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -89,12 +90,6 @@ def strict_refusal(names: list[str]) -> ApiError:
     )
 
 
+@cache
 def _known(schema: type[BaseModel]) -> frozenset[str]:
-    known = _KNOWN.get(schema)
-    if known is None:
-        names = {field.alias or name for name, field in schema.model_fields.items()}
-        known = _KNOWN[schema] = frozenset(names)
-    return known
-
-
-_KNOWN: dict[type[BaseModel], frozenset[str]] = {}
+    return frozenset(field.alias or name for name, field in schema.model_fields.items())
