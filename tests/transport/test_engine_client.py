@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from contextlib import aclosing
 
@@ -20,8 +21,10 @@ from rhizome.engine.v1.generate_pb2 import (
     TokenIds,
 )
 from rhizome_testing.scripted_engine import TOKENIZER_FILES, ScriptedCore
+from rhizome_testing.scripted_front import ScriptedFront
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frames import FrameMultiplexer
+from rhizome_transport.grpc_client import GrpcEngineClient
 from rhizome_transport.zmq_link import ZmqLink
 
 
@@ -237,6 +240,25 @@ async def test_without_a_core_a_request_is_unavailable_after_the_connect_timeout
         [event async for event in wired.client.generate(ask("count-11"))]
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert 0.9 < time.monotonic() - began < 3.0
+
+
+async def test_one_clients_failures_do_not_hold_up_another_one(endpoint):
+    with socket.socket() as placeholder:
+        placeholder.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{}".format(placeholder.getsockname()[1])
+    early = GrpcEngineClient(address, peer_name="early", connect_timeout_s=3.0)
+    with pytest.raises(EngineError):  # by now it waits long between two attempts
+        await early.frames.connection()
+    core, front = ScriptedCore(endpoint), ScriptedFront(endpoint, address)
+    await front.start()
+    late = GrpcEngineClient(address, peer_name="late", connect_timeout_s=1.0)
+    try:
+        assert tokens_of([event async for event in late.generate(ask("count-14"))]) == list(range(5))
+    finally:
+        await early.close()
+        await late.close()
+        await front.stop()
+        core.stop()
 
 
 async def test_the_engine_notices_that_a_client_vanished(wired, until):

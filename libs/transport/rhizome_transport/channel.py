@@ -30,6 +30,8 @@ CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # `http_proxy` in the environment is for the outside world, not for traffic between our own services.
     ("grpc.enable_http_proxy", 0),
+    # A connection of its own: one that is shared by target also shares the back-off of whoever failed there.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -46,17 +48,13 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(
-    target: str, *, own_connection: bool = False, tls: ClientTls | None = None
-) -> grpc.aio.Channel:
-    """Open a channel; must run inside the loop that uses it.
+def open_channel(target: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """Open a channel with a connection of its own; must run inside the loop that uses it.
 
     Args:
         target: `host:port`, or `unix:/path`.
-        own_connection: do not share the TCP connection with other channels to the same target.
         tls: absent for plaintext.
     """
-    options = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection)))
     if tls is not None:
-        return grpc.aio.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))
-    return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, tls.credentials(), options=(*CLIENT_OPTIONS, *tls.options()))
+    return grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS)

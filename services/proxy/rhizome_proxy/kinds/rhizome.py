@@ -23,7 +23,7 @@ class RhizomeEngine:
     kind = "rhizome"
 
     def __init__(self, address: str, *, tls: ClientTls | None = None) -> None:
-        self._channel = open_channel(address, own_connection=True, tls=tls)
+        self._channel = open_channel(address, tls=tls)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._stub: engine_grpc.EngineServiceAsyncStub = engine_grpc.EngineServiceStub(self._channel)
         self._models: tuple[str, ...] = ()
