@@ -245,7 +245,7 @@ async def test_without_a_core_a_request_is_unavailable_after_the_connect_timeout
 async def test_one_clients_failures_do_not_hold_up_another_one(endpoint):
     with socket.socket() as placeholder:
         placeholder.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{}".format(placeholder.getsockname()[1])
+        address = f"127.0.0.1:{placeholder.getsockname()[1]}"
     early = GrpcEngineClient(address, peer_name="early", connect_timeout_s=3.0)
     with pytest.raises(EngineError):  # by now it waits long between two attempts
         await early.frames.connection()
