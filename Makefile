@@ -8,8 +8,8 @@ BUF := node_modules/.bin/buf
 BUF_IF_NPM := $(if $(shell command -v npm),$(BUF))
 # LiteLLM is one of the clients that are tested; its own requirements do not fit beside ours.
 LITELLM := $(VENV)/litellm/.installed
-DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/launcher libs/testing \
-         services/engine services/proxy services/gateway
+DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/routing libs/relay \
+         libs/launcher libs/testing services/engine services/proxy services/gateway
 RUNTIME_DISTS := $(filter-out libs/testing,$(DISTS))
 EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints-cpu.txt

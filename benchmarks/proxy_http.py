@@ -32,7 +32,7 @@ import psutil
 import uvloop
 
 ROOT = Path(__file__).parents[1]
-PROXY = ROOT / "tests/proxy/http/static_proxy.py"
+PROXY = ROOT / "tests/relay/static_proxy.py"
 EVENT = (
     b"data: "
     + b'{"object":"chat.completion.chunk","choices":[{"delta":{"content":" x"}}]}'.ljust(192)

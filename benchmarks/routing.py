@@ -33,12 +33,12 @@ import psutil
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.policies import POLICIES
-from rhizome_proxy.policies.ask import Ask
-from rhizome_proxy.policies.base import Policy
-from rhizome_proxy.policies.cost import Cost
 from rhizome_proxy.pool.backend import Backend, Lease
-from rhizome_proxy.prefix.index import PrefixIndex
+from rhizome_routing.policies import POLICIES
+from rhizome_routing.policies.ask import Ask
+from rhizome_routing.policies.base import Policy
+from rhizome_routing.policies.cost import Cost
+from rhizome_routing.prefix.index import PrefixIndex
 
 BLOCK = 512
 ENGINES = 8

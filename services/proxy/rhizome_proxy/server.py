@@ -8,8 +8,6 @@ import uuid
 
 from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 from rhizome_proxy.kinds.rhizome import RhizomeEngine
-from rhizome_proxy.policies import POLICIES
-from rhizome_proxy.policies.groups import PriorityGroups
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.discovery import Discovery, parse_targets
 from rhizome_proxy.pool.health import HealthPoller
@@ -19,9 +17,11 @@ from rhizome_proxy.service.connect import ConnectService
 from rhizome_proxy.service.fleet import FleetService
 from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
 from rhizome_proxy.service.relay import RelayService
-from rhizome_proxy.service.retry_budget import RetryBudget
 from rhizome_proxy.service.route import Router
 from rhizome_proxy.settings import ProxySettings
+from rhizome_routing.policies import POLICIES
+from rhizome_routing.policies.groups import PriorityGroups
+from rhizome_routing.retry_budget import RetryBudget
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.grpc_server import GrpcServer
 
@@ -47,7 +47,8 @@ class ProxyServer:
         async def watch(backend: Backend) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(poller.watch(backend))
-                tasks.create_task(policy.follow(backend))
+                if policy.index is not None:
+                    tasks.create_task(backend.engine.follow(policy.index, backend.name))
 
         self.registry = Registry(
             lambda address: RhizomeEngine(address, tls=engine_tls), watch, settings.backend_rules()

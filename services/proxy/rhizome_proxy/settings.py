@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
-from rhizome_proxy.policies import POLICIES
 from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
 from rhizome_proxy.pool.discovery import parse_targets
-from rhizome_proxy.pool.outlier import OutlierRules
+from rhizome_routing.outlier import OutlierRules
+from rhizome_routing.policies import POLICIES
 from rhizome_transport.tls import ClientTls, ServerTls
 
 PROGRAM = "rhizome-proxy"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
-from rhizome_proxy.pool.outlier import Outlier, OutlierRules
 from rhizome_proxy.pool.registry import Registry
+from rhizome_routing.outlier import Outlier, OutlierRules
 from rhizome_transport.errors import EngineError
 
 

@@ -6,7 +6,7 @@ import grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhizome_proxy.service.retry_budget import RetryBudget
+from rhizome_routing.retry_budget import RetryBudget
 
 
 @given(

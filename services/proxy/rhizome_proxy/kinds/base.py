@@ -9,6 +9,8 @@ from typing import Protocol
 import grpc.aio
 
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_relay.picker import Origin
+from rhizome_routing.prefix.index import PrefixIndex
 
 Metadata = Sequence[tuple[str, str]]
 EngineStream = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -32,7 +34,7 @@ class Probe:
     models: tuple[str, ...] = ()
 
 
-class Engine(Protocol):
+class Server(Protocol):
     """A server behind one address.
 
     Attributes:
@@ -49,6 +51,18 @@ class Engine(Protocol):
         """
         ...
 
+    async def follow(self, index: PrefixIndex, name: str) -> None:
+        """Keep the view of backend `name` as exact as what the server tells of its cache, until cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """Release the connection; what is open on it breaks."""
+        ...
+
+
+class Engine(Server, Protocol):
+    """A server that speaks EngineService; the gRPC face uses these."""
+
     def connect(self) -> EngineStream:
         """Open a stream of serialised ClientFrames to it and of serialised EngineFrames from it."""
         ...
@@ -59,6 +73,14 @@ class Engine(Protocol):
         """Call a method of EngineService with one serialised request; a unary method answers one message."""
         ...
 
-    async def close(self) -> None:
-        """Release the connection; what is open on it breaks."""
-        ...
+
+class HttpServer(Server, Protocol):
+    """A server that speaks an HTTP API; the HTTP face uses these.
+
+    Attributes:
+        origin: where it listens.
+        headers: sent with every request (names in lower case), such as its key.
+    """
+
+    origin: Origin
+    headers: Sequence[tuple[bytes, bytes]]

@@ -12,6 +12,8 @@ from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1 import engine_service_pb2_grpc as engine_grpc
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.kinds.base import EngineCall, EngineStream, Metadata, Probe
+from rhizome_proxy.kinds.rhizome_events import follow_engine
+from rhizome_routing.prefix.index import PrefixIndex
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.errors import from_rpc_error
 from rhizome_transport.tls import ClientTls
@@ -62,6 +64,10 @@ class RhizomeEngine:
             f"/{ENGINE_SERVICE}/{method}"
         )
         return call(request, timeout=timeout_s, metadata=tuple(metadata))
+
+    async def follow(self, index: PrefixIndex, name: str) -> None:
+        """Read its KV events."""
+        await follow_engine(index, name, self.call)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome_proxy.kinds.base import Engine
-from rhizome_proxy.pool.outlier import Outlier, OutlierRules
+from rhizome_routing.candidate import LoadReport
+from rhizome_routing.outlier import Outlier, OutlierRules
 
 LOAD_MAX_AGE_S = 2.0
 """A load report older than this says nothing about now."""
@@ -28,21 +29,6 @@ class State(enum.Enum):
     DOWN = proxy_pb2.BACKEND_STATE_DOWN
     EJECTED = proxy_pb2.BACKEND_STATE_EJECTED
     DRAINING = proxy_pb2.BACKEND_STATE_DRAINING
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What an engine said about itself, and what this proxy had open there at that moment.
-
-    Attributes:
-        load: the report.
-        own: requests of this proxy that the report may contain.
-        at: when it arrived, in seconds of the monotonic clock.
-    """
-
-    load: Load
-    own: int
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +137,11 @@ class Backend:
     def weight(self) -> float:
         """Its share of requests beside others; less than `base_weight` for a while after it came back."""
         return self.base_weight * self.outlier.weight
+
+    @property
+    def load_max_age_s(self) -> float:
+        """A load report older than this says nothing about now."""
+        return self.rules.load_max_age_s
 
     @property
     def busy(self) -> bool:

@@ -11,11 +11,11 @@ from typing import Final
 import grpc
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
-from rhizome_proxy.policies.ask import Ask
-from rhizome_proxy.policies.base import Placement, Policy
 from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.service.retry_budget import RetryBudget
+from rhizome_routing.policies.ask import Ask
+from rhizome_routing.policies.base import Placement, Policy
+from rhizome_routing.retry_budget import RetryBudget
 from rhizome_telemetry import semconv
 from rhizome_telemetry.propagation import TraceParent
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span

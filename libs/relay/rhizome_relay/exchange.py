@@ -1,0 +1,391 @@
+"""One request and its response: from the picker's list to the last byte.
+
+Another backend may get the request while the client has not had a byte of the response. All steps are
+callbacks of the two connections; a task exists only while a picker queues or a connection is being opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from typing import Any
+
+from rhizome_relay import errors
+from rhizome_relay.answer import Answer, Handler, render, status_line
+from rhizome_relay.client import Client
+from rhizome_relay.errors import HttpError
+from rhizome_relay.headers import in_a_loop, request_head, response_headers, retry_after_s
+from rhizome_relay.picker import Ending, Lease, Outcome, Target
+from rhizome_relay.pool import OriginPool
+from rhizome_relay.relay import Relay
+from rhizome_relay.request import Pairs, RelayRequest
+from rhizome_relay.response import ResponseWriter
+from rhizome_relay.upstream import Upstream
+
+_log = logging.getLogger(__name__)
+
+
+class Exchange:
+    """A request on its way.
+
+    Attributes:
+        request: what the client wants.
+        status: of the response; 0 before there is one.
+        attempts: backends that were tried.
+        queue_s: how long the picker took.
+        connect_s: how long opening connections took.
+        first_byte_s: from sending the request to the response's head.
+    """
+
+    __slots__ = (
+        "_began", "_client", "_lease", "_loop", "_over", "_pool", "_refusal", "_relay", "_retries",
+        "_retry_after_s", "_sent_at", "_target", "_targets", "_task", "_total_at", "_upstream", "_writer",
+        "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
+    )  # fmt: skip
+
+    def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
+        self.request = request
+        self.status = self.attempts = 0
+        self.queue_s = self.connect_s = self.first_byte_s = 0.0
+        self._relay = relay
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._began = time.perf_counter()
+        self._total_at = self._loop.time() + relay.settings.total_timeout_s
+        self._task: asyncio.Task[None] | None = None
+        self._targets: Iterator[Target] = iter(())
+        self._lease: Lease | None = None
+        self._upstream: Upstream | None = None
+        self._refusal: HttpError | None = None
+        self._retries = 0
+        self._retry_after_s = self._sent_at = 0.0
+        self._writer: ResponseWriter | None = None
+        self._over = False
+
+    def start(self) -> None:
+        """Begin; the client hears from it in any case."""
+        self._client.deadline = self._total_at
+        try:
+            self._choose()
+        except Exception as error:
+            self._crash(error)
+
+    # choosing and trying targets
+
+    def _choose(self) -> None:
+        relay, request = self._relay, self.request
+        if (handler := relay.local(request.path)) is not None:
+            self._run(self._answer_locally(handler))
+            return
+        if not relay.settings.allows(request.path):
+            self._fail(errors.NO_PATH)
+            return
+        if in_a_loop(request.headers, relay.settings.via):
+            self._fail(errors.LOOP)
+            return
+        relay.budget.on_request()
+        picked = relay.picker.pick(request)
+        if isinstance(picked, Awaitable):
+            self._run(self._queue(picked))
+        else:
+            self._picked(picked)
+
+    async def _answer_locally(self, handler: Handler) -> None:
+        self._answer(await handler(self.request))
+
+    async def _queue(self, picking: Awaitable[Iterable[Target]]) -> None:
+        self._picked(await picking)
+
+    def _picked(self, targets: Iterable[Target]) -> None:
+        self.queue_s = time.perf_counter() - self._began
+        self._targets = iter(targets)
+        self._try_next(errors.NONE_READY)
+
+    def _try_next(self, error: HttpError) -> None:
+        """Try another target; `error` is for the client when there is none."""
+        target = self._next_target()
+        if target is None:
+            self._fail(self._refusal or error)
+        else:
+            self._attempt(target)
+
+    def _next_target(self) -> Target | None:
+        try:
+            return next(self._targets, None)
+        except HttpError as error:
+            self._refusal = error
+        except Exception:
+            _log.exception("%s: the picker failed", self.request.id.decode())
+        return None
+
+    def _attempt(self, target: Target) -> None:
+        self._target = target
+        self.attempts += 1
+        self._retry_after_s = self.first_byte_s = 0.0
+        try:
+            self._lease = target.lease()
+            self._pool = self._relay.pools.of(target.origin)
+            # What is passed on as it arrives could not be sent again if an old connection were dead.
+            upstream = self._pool.take() if self.request.held else None
+            if upstream is None:
+                self._run(self._connect(self._pool))
+            else:
+                self._send(upstream)
+        except Exception as error:
+            self._crash(error)
+
+    async def _connect(self, pool: OriginPool) -> None:
+        began = time.perf_counter()
+        upstream = None
+        with contextlib.suppress(OSError):
+            upstream = await pool.connect()
+        self.connect_s += time.perf_counter() - began
+        if upstream is not None:
+            self._send(upstream)
+        else:
+            self._release(Ending.UNREACHABLE)
+            self._try_next(errors.NONE_REACHED)
+
+    def _send(self, upstream: Upstream) -> None:
+        request, settings = self.request, self._relay.settings
+        self._upstream = upstream
+        upstream.begin(self, request.method == b"HEAD")
+        self._sent_at = time.perf_counter()
+        if request.held:
+            body = self._target.body(request) if request.body else b""
+            head = request_head(request, self._target, settings, len(body))
+            upstream.write(head, body) if body else upstream.write(head)
+        else:
+            upstream.write(request_head(request, self._target, settings, request.length))
+            self.upload(request.body)
+            request.body = b""
+            if request.complete:
+                self.end_upload()
+            self._client.hold_upload(upstream.write_paused)
+        self._expect(settings.first_byte_timeout_s if request.complete else settings.body_timeout_s)
+
+    def _another(self) -> Target | None:
+        """A target for a retry, if there is one, the request can be sent again and the budget allows it."""
+        if not self.request.held or self._retries + 1 >= self._relay.settings.max_attempts:
+            return None
+        target = self._next_target()
+        if target is None or not self._relay.budget.take():
+            return None
+        self._retries += 1
+        return target
+
+    # the request's body, where it is not held
+
+    def upload(self, data: bytes) -> None:
+        """A piece of the body has arrived."""
+        if (upstream := self._upstream) is None:
+            self.request.body += data
+            return
+        if data:
+            upstream.write(b"%x\r\n%b\r\n" % (len(data), data) if self.request.length is None else data)
+        self._expect(self._relay.settings.body_timeout_s)
+        if upstream.write_paused:
+            self._client.hold_upload(True)
+
+    def end_upload(self) -> None:
+        """The body is complete."""
+        if self._upstream is not None:
+            if self.request.length is None:
+                self._upstream.write(b"0\r\n\r\n")
+            self._expect(self._relay.settings.first_byte_timeout_s)
+
+    def on_backend_ready(self) -> None:
+        """The backend has read what waited for it."""
+        self._client.hold_upload(False)
+
+    # the response
+
+    def on_early_hints(self, headers: Pairs) -> None:
+        """Pass a 103 on."""
+        if self.request.version == "1.1":
+            lines = response_headers(headers, self._relay.settings.via)
+            self._client.write(b"%b%b\r\n" % (status_line(103), b"".join(lines)))
+
+    def on_response(self, status: int, headers: Pairs, length: int) -> bool:
+        """Pass the head on, unless another backend may do better."""
+        settings, request = self._relay.settings, self.request
+        self.first_byte_s = time.perf_counter() - self._sent_at
+        self.status = status
+        if status in settings.retry_statuses:
+            self._retry_after_s = retry_after_s(headers)
+            if (target := self._another()) is not None:
+                self._refusal = errors.refusal(status, self._retry_after_s)
+                self._drop_upstream()
+                self._release(Ending.REFUSED, status)
+                self.status = 0
+                self._attempt(target)
+                return False
+        if self._lease is not None:
+            self._lease.first_byte()
+        last = self._relay.draining or not request.complete
+        own = self._own_lines()
+        self._writer = ResponseWriter(request, status, headers, length, own=own, via=settings.via, last=last)
+        if request.complete:
+            request.forget()
+        if self._client.write_paused:
+            self.on_client_slow()
+        return True
+
+    def _own_lines(self) -> bytes:
+        lines = b"x-request-id: %b\r\n" % self.request.id
+        if self.attempts:
+            name = self._target.name.encode()
+            lines += b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n" % (name, self.attempts)
+            times = (self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3)
+            lines += b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n" % times
+        return lines
+
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+        """Pass a piece on."""
+        if self._writer is None:
+            return
+        data = self._writer.encode(parts, trailers, ended)
+        if data:
+            self._client.write(data)
+        if ended:
+            self._finish()
+        elif not self._client.write_paused:
+            self._expect(self._relay.settings.idle_timeout_s)
+
+    def on_failure(self, ending: Ending, reason: str) -> None:
+        """The backend will not answer, or not in full."""
+        upstream, self._upstream = self._upstream, None
+        request = self.request
+        if ending is Ending.TRUNCATED:
+            _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
+            self._release(ending, self.status)
+            self._fail(errors.LOST)
+        elif upstream is not None and upstream.reused and not upstream.answered and request.held:
+            # The backend closed an idle connection just as the request went out: that is no fault.
+            self._client.deadline = self._total_at
+            self._run(self._connect(self._pool))
+        else:
+            _log.warning("%s: %s did not answer: %s", request.id.decode(), self._target.name, reason)
+            self._release(ending)
+            if (target := self._another()) is not None:
+                self._client.deadline = self._total_at
+                self._attempt(target)
+            else:
+                self._fail(self._refusal or errors.LOST)
+
+    def _finish(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            if self.request.complete:
+                self._pool.put(upstream, self._loop.time())
+            else:
+                upstream.abort()
+        refused = self.status in self._relay.settings.retry_statuses
+        self._release(Ending.REFUSED if refused else Ending.COMPLETE, self.status)
+        self._end(self._writer is not None and self._writer.keep_alive)
+
+    # the client
+
+    def on_client_slow(self) -> None:
+        """What the client does not read must not pile up here."""
+        if self._upstream is not None and self._writer is not None:
+            self._upstream.pause_reading()
+            self._expect(self._relay.settings.client_stall_s)
+
+    def on_client_ready(self) -> None:
+        """The client has caught up."""
+        if self._upstream is not None and self._writer is not None:
+            self._upstream.resume_reading()
+            self._expect(self._relay.settings.idle_timeout_s)
+
+    def on_client_gone(self) -> None:
+        """Nobody waits any more: the backend must know at once."""
+        if not self._over:
+            self._over = True
+            self._cancel(Ending.CANCELLED)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._over:
+            return
+        if self._writer is not None and self._client.write_paused:
+            self._client.break_off(reset=True)
+            self.on_client_gone()
+        elif not self.request.complete:
+            self._cancel(Ending.CANCELLED)
+            self._fail(errors.SLOW_BODY)
+        else:
+            self._cancel(Ending.TIMED_OUT if self._upstream is not None else Ending.CANCELLED)
+            self._fail(errors.LATE)
+
+    # ends
+
+    def _answer(self, answer: Answer) -> None:
+        """The proxy's own response."""
+        if self._over:
+            return
+        self.status = answer.status
+        keep_alive = self.request.keep_alive and self.request.complete and not self._relay.draining
+        head_only = self.request.method == b"HEAD"
+        self._client.write(
+            render(answer, head_only=head_only, keep_alive=keep_alive, extra=self._own_lines())
+        )
+        self._end(keep_alive)
+
+    def _fail(self, error: HttpError) -> None:
+        """Tell the client, or, once it has a part of the response, make it see that the rest is missing."""
+        if self._writer is None:
+            self._answer(Answer.of_error(error))
+            return
+        data, reset = self._writer.cut()
+        if data:
+            self._client.write(data)
+        self._over = True
+        self._client.break_off(reset=reset)
+
+    def _end(self, keep_alive: bool) -> None:
+        self._over = True
+        self._client.done(keep_alive)
+
+    def _cancel(self, ending: Ending) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._drop_upstream()
+        self._release(ending, self.status)
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _release(self, ending: Ending, status: int = 0) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release(Outcome(ending, status, self._retry_after_s, self.first_byte_s))
+
+    def _expect(self, within_s: float) -> None:
+        self._client.deadline = min(self._loop.time() + within_s, self._total_at)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        if task is self._task:
+            self._task = None
+        if task.cancelled():
+            if not self._over:  # not by us
+                self._crash(errors.GIVEN_UP)
+        elif (error := task.exception()) is not None:
+            self._crash(error)
+
+    def _crash(self, error: BaseException) -> None:
+        """A picker or handler refused the request, or there is a bug."""
+        self._cancel(Ending.CANCELLED)
+        if not isinstance(error, HttpError):
+            _log.error("%s: the request failed here", self.request.id.decode(), exc_info=error)
+            error = errors.BUG
+        self._fail(error)

@@ -1,0 +1,120 @@
+"""What the relay needs from the pool: targets in order, a lease on each one tried, a budget for retries."""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rhizome_relay.request import RelayRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a backend listens; connections are shared by equal origins.
+
+    Attributes:
+        host: name or address.
+        port: TCP port.
+        base: path before every request's own, such as `/openai`; empty or beginning with a slash.
+        tls: how to speak TLS; `None` for plaintext.
+        authority: the Host header.
+    """
+
+    host: str
+    port: int
+    base: bytes = b""
+    tls: ssl.SSLContext | None = None
+    authority: bytes = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == (443 if self.tls else 80) else f":{self.port}"
+        object.__setattr__(self, "authority", f"{host}{port}".encode("ascii"))
+
+
+class Ending(enum.Enum):
+    """How an attempt at a backend ended."""
+
+    COMPLETE = "complete"  # it answered, whatever the status
+    REFUSED = "refused"  # it answered a status that another backend may do better than
+    CANCELLED = "cancelled"  # the client went away; says nothing about the backend
+    UNREACHABLE = "unreachable"  # no connection
+    LOST = "lost"  # the connection ended before the response's head was complete
+    MALFORMED = "malformed"  # what it sent is no HTTP response
+    TIMED_OUT = "timed out"  # it said nothing for too long
+    TRUNCATED = "truncated"  # it began to answer and did not end
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt says about its backend.
+
+    Attributes:
+        ending: how it ended.
+        status: of the response; 0 when there was none.
+        retry_after_s: for how long the backend asked to be left alone.
+        first_byte_s: from sending the request to the response's head; 0 when there was none.
+    """
+
+    ending: Ending
+    status: int = 0
+    retry_after_s: float = 0.0
+    first_byte_s: float = 0.0
+
+
+class Lease(Protocol):
+    """One attempt's place in a backend's in-flight count."""
+
+    def first_byte(self) -> None:
+        """The response has begun: the prompt is read."""
+
+    def release(self, outcome: Outcome) -> None:
+        """The attempt is over; called exactly once."""
+
+
+class Target(Protocol):
+    """A backend that a request may go to.
+
+    Attributes:
+        name: for clients to see; no address.
+        kind: such as `vllm`.
+        origin: where it listens.
+        headers: added to requests (names in lower case) in place of the client's, such as its key.
+    """
+
+    name: str
+    kind: str
+    origin: Origin
+    headers: Sequence[tuple[bytes, bytes]]
+
+    def body(self, request: RelayRequest) -> bytes:
+        """What to send of a held body: `request.body`, unless the model has another name there."""
+
+    def lease(self) -> Lease:
+        """Count one more request there."""
+
+
+class Picker(Protocol):
+    """Chooses backends."""
+
+    def pick(self, request: RelayRequest) -> Iterable[Target] | Awaitable[Iterable[Target]]:
+        """Targets in the order in which to try them; the next one is only asked for when it is needed.
+
+        A picker that queues requests returns an awaitable; it is cancelled when the client goes away.
+
+        Raises:
+            HttpError: the client is told, such as 404 for a model that nobody serves.
+        """
+
+
+class RetryBudget(Protocol):
+    """Bounds what retries add to the load. Attempts that follow an unreachable backend are free."""
+
+    def on_request(self) -> None:
+        """A request came in."""
+
+    def take(self) -> bool:
+        """Whether one more retry is within the budget; counts it."""

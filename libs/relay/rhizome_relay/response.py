@@ -1,0 +1,101 @@
+"""A backend's response as the client gets it: framed anew, its end visible, or visibly missing."""
+
+from __future__ import annotations
+
+from rhizome_relay.answer import status_line
+from rhizome_relay.errors import HttpError
+from rhizome_relay.framing import CHUNKED
+from rhizome_relay.headers import response_headers, trailer_lines, wants_trailers
+from rhizome_relay.request import Pairs, RelayRequest
+
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_CUT = HttpError(502, "stream_interrupted", "The backend was lost before the response was complete.")
+
+
+class ResponseWriter:
+    """Turns pieces of a response into bytes for the client.
+
+    Attributes:
+        keep_alive: whether the client's connection may serve another request after it.
+    """
+
+    __slots__ = ("_chunked", "_head", "_sse", "_tail", "_trailing", "_until_close", "keep_alive")
+
+    def __init__(
+        self,
+        request: RelayRequest,
+        status: int,
+        headers: Pairs,
+        length: int,
+        *,
+        own: bytes,
+        via: bytes,
+        last: bool,
+    ) -> None:
+        """Render the head.
+
+        Args:
+            request: what is answered.
+            status: of the response.
+            headers: of the backend.
+            length: of the body, as in `framing`.
+            own: header lines of the proxy.
+            via: this proxy's name.
+            last: whether the client's connection ends with this response.
+        """
+        modern = request.version == "1.1"
+        bodyless = request.method == b"HEAD" or status in (204, 304)
+        self._chunked = length < 0 and modern
+        self._until_close = length < 0 and not modern
+        self._trailing = length == CHUNKED and modern and wants_trailers(request)
+        self._sse = False
+        self._tail = b""
+        self.keep_alive = request.keep_alive and not last and not self._until_close
+        lines = response_headers(headers, via)
+        if bodyless:
+            if status != 204:
+                lines.extend(
+                    [
+                        b"content-length: %b\r\n" % value
+                        for name, value in headers
+                        if name == b"content-length"
+                    ]
+                )
+        elif length >= 0:
+            lines.append(b"content-length: %d\r\n" % length)
+        else:
+            if modern:
+                lines.append(b"transfer-encoding: chunked\r\n")
+            given = dict(headers)
+            self._sse = given.get(b"content-type", b"").startswith(b"text/event-stream")
+            if self._sse:
+                for name, value in ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")):
+                    if name not in given:
+                        lines.append(b"%b: %b\r\n" % (name, value))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._head = b"%b%b%b%b" % (status_line(status), b"".join(lines), own, end)
+
+    def encode(self, parts: list[bytes], trailers: Pairs, ended: bool) -> bytes:
+        """The next pieces, the head before the first."""
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._chunked:
+            if data:
+                if self._sse:
+                    self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if ended:
+                data += b"0\r\n%b\r\n" % (trailer_lines(trailers) if self._trailing else b"")
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        return data
+
+    def cut(self) -> tuple[bytes, bool]:
+        """What to send when there will be no more, and whether the connection must be reset to show it.
+
+        An event that has begun is not completed: clients drop it, as they should.
+        """
+        if self._chunked and self._sse and self._tail.endswith(_EVENT_ENDS):
+            event = b"data: %b\n\n" % _CUT.body()
+            return b"%x\r\n%b\r\n" % (len(event), event), False
+        return b"", self._until_close

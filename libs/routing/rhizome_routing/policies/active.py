@@ -1,0 +1,99 @@
+"""What open requests cost a backend: this proxy's own at once, others' by report.
+
+    active(b) = REQUEST · open requests at b + TOKEN · tokens that they hold at b      in tokens of prefill
+
+Others are b's last report (requests, pages in use, prompt tokens that wait) less what this proxy had open
+there as the report came. `None`, where the report is missing, old or silent, is *unknown*; it is for the
+caller to make it never look idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from rhizome_routing.candidate import Candidate, LoadReport
+from rhizome_routing.policies.base import Placement
+
+
+class OpenTokens(Placement):
+    """One request's tokens at one backend."""
+
+    __slots__ = ("_active", "_name", "_tokens")
+
+    def __init__(self, active: Active, name: str, tokens: int) -> None:
+        self._active = active
+        self._name = name
+        self._tokens: int | None = 0
+        self.emitted(tokens)
+
+    def emitted(self, tokens: int) -> None:
+        """See `Placement`."""
+        if self._tokens is not None:
+            self._tokens += tokens
+            self._active.add(self._name, tokens)
+
+    def end(self) -> None:
+        """See `Placement`."""
+        if self._tokens is not None:
+            self._active.add(self._name, -self._tokens)
+            self._tokens = None
+
+
+class Active:
+    """The ledger of all backends.
+
+    Args:
+        request: what an open request costs beside its tokens.
+        token: what each of its tokens costs.
+        on_report: told of each report once, before it is used.
+    """
+
+    def __init__(
+        self, request: float, token: float, on_report: Callable[[Candidate, LoadReport], None]
+    ) -> None:
+        self._request = request
+        self._token = token
+        self._on_report = on_report
+        self._tokens: dict[str, int] = {}
+        self._reports: dict[str, tuple[LoadReport, float | None]] = {}
+
+    def add(self, name: str, tokens: int) -> None:
+        """Count tokens of an open request, or take them off."""
+        left = self._tokens.get(name, 0) + tokens
+        if left:
+            self._tokens[name] = left
+        else:
+            self._tokens.pop(name, None)
+
+    def own(self, backend: Candidate) -> float:
+        """What this proxy's open requests cost there."""
+        return self._request * backend.in_flight + self._token * self._tokens.get(backend.name, 0)
+
+    def foreign(self, backend: Candidate, now: float) -> float | None:
+        """What others' open requests cost there; `None` means unknown, never idle.
+
+        Args:
+            backend: where.
+            now: seconds of the clock that reports are stamped with.
+        """
+        report = backend.report
+        if report is None or now - report.at > backend.load_max_age_s:
+            return None
+        seen = self._reports.get(backend.name)
+        if seen is None or seen[0] is not report:
+            self._on_report(backend, report)
+            seen = self._reports[backend.name] = report, self._others(backend.name, report)
+        return seen[1]
+
+    def retain(self, names: Collection[str]) -> None:
+        """Forget the reports of all backends but these."""
+        self._reports = {name: seen for name, seen in self._reports.items() if name in names}
+
+    def _others(self, name: str, report: LoadReport) -> float | None:
+        load = report.load
+        if not load.HasField("running_requests") or not load.HasField("waiting_requests"):
+            return None
+        requests = max(0, load.running_requests + load.waiting_requests - report.own)
+        held = load.kv_pages_in_use * load.page_size + load.waiting_tokens
+        tokens = max(0, held - self._tokens.get(name, 0)) if requests else 0
+        return self._request * requests + self._token * tokens

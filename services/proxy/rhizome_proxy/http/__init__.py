@@ -1,1 +1,0 @@
-"""The HTTP face: requests of any path relayed to backends, bytes as they arrive."""
