@@ -80,8 +80,8 @@ async def test_a_taken_port_exits_1_with_a_line_that_says_so(cluster, start):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "no engines are given; use --backends"),
-        (["--backends", "nonsense"], "--backends: 'nonsense' is no engine; write host:port"),
+        ([], "no backends are given; use --backends"),
+        (["--backends", "nonsense"], "--backends: 'nonsense' is no backend; write host:port"),
         (["--backends", "a:1", "--policy", "magic"], "--policy: policy 'magic' is unknown; use one of cost"),
         (["--backends", "a:1", "--port", "70000"], "--port: "),
     ],

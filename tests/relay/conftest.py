@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,10 +37,19 @@ def post(body: bytes, *headers: bytes, path: bytes = b"/v1/chat/completions") ->
     )
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - whatever the condition looks at
-            await asyncio.sleep(0.002)
+POLL_S = 0.002
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait until `condition` holds.
+
+    The time is counted in turns of the loop: while the machine does not let this process run, it stands still.
+    """
+    for _ in range(math.ceil(timeout_s / POLL_S)):
+        if condition():
+            return
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError(f"this did not come true within {timeout_s:g} s")
 
 
 @dataclass

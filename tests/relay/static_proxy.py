@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import uvloop
 
-from rhizome_relay.picker import Ending, Origin, Outcome, Target
+from rhizome_relay.picker import Ending, Origin, Outcome, Result, Target
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import RelayRequest
 from rhizome_relay.server import HttpServer
@@ -36,7 +36,7 @@ class StaticTarget:
     def body(self, request: RelayRequest) -> bytes:
         return request.body
 
-    def lease(self) -> StaticTarget:
+    def lease(self, cut: Callable[[], None]) -> StaticTarget:
         self.leased += 1
         return self
 
@@ -53,10 +53,14 @@ class StaticPicker:
 
     def __init__(self, targets: Sequence[StaticTarget]) -> None:
         self.targets = targets
+        self.results: list[Result] = []
         self.choose: Callable[[RelayRequest], Iterable[Target] | Awaitable[Iterable[Target]]] | None = None
 
     def pick(self, request: RelayRequest) -> Iterable[Target] | Awaitable[Iterable[Target]]:
         return self.targets if self.choose is None else self.choose(request)
+
+    def ended(self, request: RelayRequest, result: Result) -> None:
+        self.results.append(result)
 
 
 class CountingBudget:

@@ -179,7 +179,7 @@ async def test_a_client_that_says_close_is_let_go(bed: Any) -> None:
 
 
 async def test_an_idle_client_is_let_go(bed: Any) -> None:
-    running = await bed(echo, keep_alive_s=0.05)
+    running = await bed(echo, keep_alive_s=0.3)
     peer = await running.peer()
     assert (await peer.ask(post(b"x"))).status == 200
     assert await peer.closed()

@@ -155,7 +155,7 @@ async def test_an_exchange_has_an_end(bed: Any) -> None:
             await call.send(b"x")
             await asyncio.sleep(0.01)
 
-    running = await bed(drip, total_timeout_s=0.1)
+    running = await bed(drip, total_timeout_s=0.5)
     peer = await running.peer()
     await peer.send(post(b"{}"))
     assert (await peer.reader.read()).endswith(b"x")

@@ -157,8 +157,7 @@ async def test_bad_chunks_in_the_middle_truncate(bed: Any) -> None:
     running = await bed(script)
     peer = await running.peer()
     await peer.send(GET)
-    await peer.reader.readuntil(b"data: 1\n")
-    await asyncio.sleep(0.01)  # whatever else was sent is under way
+    await peer.reader.readuntil(b"\n\n\r\n")  # the end of the chunk that ends the event
     read.set()
     rest = await asyncio.wait_for(peer.reader.read(), 5)
     assert b'data: {"error"' in rest
@@ -186,8 +185,7 @@ async def test_a_truncated_stream_ends_with_an_error_event(bed: Any, reset: bool
     running = await bed(script)
     peer = await running.peer()
     await peer.send(GET)
-    await peer.reader.readuntil(b"data: 1\n")
-    await asyncio.sleep(0.01)  # whatever else was sent is under way
+    await peer.reader.readuntil(b"\n\n\r\n")  # the end of the chunk that ends the event
     read.set()
     rest = await asyncio.wait_for(peer.reader.read(), 5)
     assert rest.count(b'data: {"error":{"message":') == 1

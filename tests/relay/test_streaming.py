@@ -14,6 +14,7 @@ from tests.relay.conftest import GET, OK, SSE_HEAD, Bed, Call, Peer, eventually,
 from rhizome_relay.picker import Ending
 
 AT_ONCE_S = 0.1
+ATTEMPTS = 5  # the machine may be late for others' sake, but not so often in a row
 
 
 async def test_each_byte_arrives_before_the_next_is_sent(bed: Any) -> None:
@@ -44,15 +45,23 @@ async def test_a_slow_backend_delays_nothing(bed: Any) -> None:
             await call.event(b"x")
         await call.send(b"0\r\n\r\n")
 
+    async def median_delay() -> float:
+        sent.clear()
+        peer = await running.peer()
+        await peer.send(GET)
+        await peer.reader.readuntil(b"\r\n\r\n")
+        delays = []
+        for index in range(5):
+            await peer.reader.readexactly(6)
+            delays.append(time.perf_counter() - sent[index])
+        return sorted(delays)[2]
+
     sent: list[float] = []
-    peer = await (await bed(drip)).peer()
-    await peer.send(GET)
-    await peer.reader.readuntil(b"\r\n\r\n")
-    delays = []
-    for index in range(5):
-        await peer.reader.readexactly(6)
-        delays.append(time.perf_counter() - sent[index])
-    assert sorted(delays)[2] < 0.01
+    running: Bed = await bed(drip)
+    for _ in range(ATTEMPTS):
+        if (delay := await median_delay()) < 0.01:
+            break
+    assert delay < 0.01
 
 
 async def test_a_stalled_client_stops_the_backend(bed: Any) -> None:
@@ -169,7 +178,7 @@ async def test_the_backend_sees_at_once_that_the_client_left(bed: Any, window: s
     if window != "headers":
         await peer.reader.readuntil(b"\r\n\r\n")
     await leave(peer, how)
-    await asyncio.wait_for(closed.wait(), AT_ONCE_S)
+    await eventually(closed.is_set, AT_ONCE_S)
     assert running.targets[0].endings == [Ending.CANCELLED]
     assert len(running.backend.received) == 1
 

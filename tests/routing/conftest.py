@@ -9,6 +9,7 @@ import pytest
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.pool.backend import Backend, BackendRules
+from rhizome_proxy.pool.spec import BackendSpec
 
 
 def make_backend(
@@ -22,8 +23,8 @@ def make_backend(
     **load: object,
 ) -> Backend:
     """A backend with so many own requests, and a report of so many that are not ours."""
-    made = Backend(name, f"{name}:1", SimpleNamespace(kind="rhizome"), BackendRules(max_waiting=2))
-    made.base_weight, made.priority = weight, priority
+    spec = BackendSpec(f"{name}:1", name, weight=weight, priority=priority)
+    made = Backend(spec, SimpleNamespace(kind="rhizome"), BackendRules(max_waiting=2))
     if reported is not None:
         made.observe_load(Load(running_requests=reported, waiting_requests=waiting, **load))
     for _ in range(in_flight):

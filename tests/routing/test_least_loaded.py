@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.pool.backend import Backend, BackendRules
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_routing.policies.least_loaded import LeastLoaded
 
 
 def backend(name: str, in_flight: int = 0, reported: int | None = None, own: int = 0) -> Backend:
     """A backend with that many own requests, and a report of that many in all of which `own` are ours."""
-    made = Backend(name, f"{name}:1", engine=None)
+    made = Backend(BackendSpec(f"{name}:1", name), None)
     for _ in range(in_flight):
         made.lease()
     if reported is not None:

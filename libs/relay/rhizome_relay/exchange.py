@@ -18,7 +18,7 @@ from rhizome_relay.answer import Answer, Handler, render, status_line
 from rhizome_relay.client import Client
 from rhizome_relay.errors import HttpError
 from rhizome_relay.headers import in_a_loop, request_head, response_headers, retry_after_s
-from rhizome_relay.picker import Ending, Lease, Outcome, Target
+from rhizome_relay.picker import Ending, Lease, Outcome, Result, Target
 from rhizome_relay.pool import OriginPool
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
@@ -41,9 +41,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began", "_client", "_lease", "_loop", "_over", "_pool", "_refusal", "_relay", "_retries",
-        "_retry_after_s", "_sent_at", "_target", "_targets", "_task", "_total_at", "_upstream", "_writer",
-        "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
+        "_began", "_client", "_head_s", "_lease", "_loop", "_over", "_picking", "_pool", "_refusal", "_relay",
+        "_retries", "_retry_after_s", "_sent_at", "_target", "_targets", "_task", "_total_at", "_upstream",
+        "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
@@ -63,7 +63,8 @@ class Exchange:
         self._retries = 0
         self._retry_after_s = self._sent_at = 0.0
         self._writer: ResponseWriter | None = None
-        self._over = False
+        self._over = self._picking = False
+        self._head_s = 0.0
 
     def start(self) -> None:
         """Begin; the client hears from it in any case."""
@@ -87,6 +88,7 @@ class Exchange:
             self._fail(errors.LOOP)
             return
         relay.budget.on_request()
+        self._picking = True
         picked = relay.picker.pick(request)
         if isinstance(picked, Awaitable):
             self._run(self._queue(picked))
@@ -126,7 +128,7 @@ class Exchange:
         self.attempts += 1
         self._retry_after_s = self.first_byte_s = 0.0
         try:
-            self._lease = target.lease()
+            self._lease = target.lease(self.cut)
             self._pool = self._relay.pools.of(target.origin)
             # What is passed on as it arrives could not be sent again if an old connection were dead.
             upstream = self._pool.take() if self.request.held else None
@@ -227,6 +229,7 @@ class Exchange:
             self._lease.first_byte()
         last = self._relay.draining or not request.complete
         own = self._own_lines()
+        self._head_s = time.perf_counter() - self._began
         self._writer = ResponseWriter(request, status, headers, length, own=own, via=settings.via, last=last)
         if request.complete:
             request.forget()
@@ -304,8 +307,23 @@ class Exchange:
     def on_client_gone(self) -> None:
         """Nobody waits any more: the backend must know at once."""
         if not self._over:
-            self._over = True
             self._cancel(Ending.CANCELLED)
+            self._close(whole=False)
+
+    def cut(self) -> None:
+        """Leave the backend, which is to go away: to another one as long as the client has heard nothing."""
+        if self._over or self._lease is None:
+            return
+        self._drop_upstream()
+        self._release(Ending.CANCELLED, self.status)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if self._writer is not None or not self.request.held:
+            self._fail(errors.LOST)
+        else:
+            self._client.deadline = self._total_at
+            self._try_next(errors.NONE_READY)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -343,12 +361,27 @@ class Exchange:
         data, reset = self._writer.cut()
         if data:
             self._client.write(data)
-        self._over = True
+        self._close(whole=False)
         self._client.break_off(reset=reset)
 
     def _end(self, keep_alive: bool) -> None:
-        self._over = True
+        self._close(whole=True)
         self._client.done(keep_alive)
+
+    def _close(self, *, whole: bool) -> None:
+        """The request is over, and the picker hears what became of it."""
+        self._over = True
+        if not self._picking:
+            return
+        now = time.perf_counter()
+        name = self._target.name if self.attempts else ""
+        result = Result(
+            self.status, whole, name, self.attempts, self.queue_s, self._head_s, now - self._began
+        )
+        try:
+            self._relay.picker.ended(self.request, result)
+        except Exception:
+            _log.exception("%s: the picker failed", self.request.id.decode())
 
     def _cancel(self, ending: Ending) -> None:
         if self._task is not None:
@@ -374,10 +407,11 @@ class Exchange:
         self._task.add_done_callback(self._ran)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        if task is self._task:
+        current = task is self._task
+        if current:
             self._task = None
         if task.cancelled():
-            if not self._over:  # not by us
+            if current and not self._over:  # not by us
                 self._crash(errors.GIVEN_UP)
         elif (error := task.exception()) is not None:
             self._crash(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import ssl
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +65,29 @@ class Outcome:
     first_byte_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a request.
+
+    Attributes:
+        status: of the response; 0 when there was none.
+        whole: whether the client was given all of it.
+        backend: who answered last; empty when nobody did.
+        attempts: backends that were tried.
+        queue_s: how long the picker took.
+        first_byte_s: from the request's start to the response's head; 0 when there was none.
+        duration_s: of all of it.
+    """
+
+    status: int
+    whole: bool
+    backend: str
+    attempts: int
+    queue_s: float
+    first_byte_s: float
+    duration_s: float
+
+
 class Lease(Protocol):
     """One attempt's place in a backend's in-flight count."""
 
@@ -93,8 +116,8 @@ class Target(Protocol):
     def body(self, request: RelayRequest) -> bytes:
         """What to send of a held body: `request.body`, unless the model has another name there."""
 
-    def lease(self) -> Lease:
-        """Count one more request there."""
+    def lease(self, cut: Callable[[], None]) -> Lease:
+        """Count one more request there; `cut` makes it leave, for when the backend is to go away."""
 
 
 class Picker(Protocol):
@@ -108,6 +131,9 @@ class Picker(Protocol):
         Raises:
             HttpError: the client is told, such as 404 for a model that nobody serves.
         """
+
+    def ended(self, request: RelayRequest, result: Result) -> None:
+        """A request that was to be picked for is over; called exactly once, also where picking failed."""
 
 
 class RetryBudget(Protocol):

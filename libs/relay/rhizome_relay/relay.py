@@ -30,12 +30,13 @@ class Relay:
         budget: RetryBudget,
         settings: RelaySettings | None = None,
         local: Callable[[bytes], Handler | None] = lambda path: None,
+        pools: Pools | None = None,
     ) -> None:
         self.settings = settings or RelaySettings()
         self.picker = picker
         self.budget = budget
         self.local = local
-        self.pools = Pools(self.settings)
+        self.pools = pools or Pools(self.settings)
         self.draining = False
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(6).encode()

@@ -31,11 +31,12 @@ class RelayRequest:
         body: what is held of the body.
         held: whether `body` is, or will be, all of it; otherwise it is passed on as it arrives.
         complete: whether all of the body has arrived.
+        state: whatever the picker wants to remember.
     """
 
     __slots__ = (
         "_document", "body", "complete", "expects_continue", "headers", "held", "host", "id", "keep_alive",
-        "length", "method", "path", "peer", "target", "trusted", "version",
+        "length", "method", "path", "peer", "state", "target", "trusted", "version",
     )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, path: bytes, version: str, headers: Pairs) -> None:
@@ -54,6 +55,7 @@ class RelayRequest:
         self.body = b""
         self.held = True
         self.complete = False
+        self.state: Any = None
         self._document: Any = _UNREAD
 
     def header(self, name: bytes) -> bytes | None:

@@ -7,18 +7,21 @@ import logging
 import uuid
 
 from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
-from rhizome_proxy.kinds.rhizome import RhizomeEngine
+from rhizome_proxy.http.face import HttpFace
+from rhizome_proxy.kinds.open_server import open_server
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.pool.discovery import Discovery, parse_targets
+from rhizome_proxy.pool.discovery import Discovery
 from rhizome_proxy.pool.health import HealthPoller
 from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.pool.spec import parse_specs
+from rhizome_proxy.router import Router
 from rhizome_proxy.service.admin import AdminServicer
 from rhizome_proxy.service.connect import ConnectService
 from rhizome_proxy.service.fleet import FleetService
 from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
 from rhizome_proxy.service.relay import RelayService
-from rhizome_proxy.service.route import Router
 from rhizome_proxy.settings import ProxySettings
+from rhizome_relay.pool import Pools
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.groups import PriorityGroups
 from rhizome_routing.retry_budget import RetryBudget
@@ -32,13 +35,14 @@ class ProxyServer:
     """A running proxy. Must be made inside the running loop.
 
     Attributes:
-        port: where it listens, once started.
+        port: where it listens for gRPC, once started.
+        http_port: where it listens for HTTP, once started; 0 where it does not.
         registry: the pool.
         router: chooses engines, and counts what became of requests.
     """
 
     def __init__(self, settings: ProxySettings) -> None:
-        self.port = 0
+        self.port = self.http_port = 0
         self._settings = settings
         poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s, settings.stall_timeout_s)
         engine_tls = settings.engine_tls()
@@ -48,16 +52,19 @@ class ProxyServer:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(poller.watch(backend))
                 if policy.index is not None:
-                    tasks.create_task(backend.engine.follow(policy.index, backend.name))
+                    tasks.create_task(backend.server.follow(policy.index, backend.name))
 
+        relay_settings = settings.relay_settings()
+        pools = Pools(relay_settings)
         self.registry = Registry(
-            lambda address: RhizomeEngine(address, tls=engine_tls), watch, settings.backend_rules()
+            lambda spec: open_server(spec, pools=pools, tls=engine_tls), watch, settings.backend_rules()
         )
         self.registry.on_change(lambda: policy.retain({backend.name for backend in self.registry}))
         self._discovery = Discovery(
-            parse_targets(settings.backends),
+            parse_specs(settings.backends),
             self.registry,
             settings.dns_interval_s,
+            file=settings.backends_file,
             drain_timeout_s=settings.engine_drain_timeout_s,
         )
         instance_id = uuid.uuid4().hex
@@ -81,6 +88,7 @@ class ProxyServer:
         handlers |= FleetService(self.registry, instance_id, self._connect.abort).handlers()
         self._server.add_handlers(ENGINE_SERVICE, handlers)
         self._server.add(add_ProxyServiceServicer_to_server, ProxyServicer(self.registry))
+        self._http = HttpFace(router, relay_settings, pools)
         self._admin: GrpcServer | None = None
         if settings.admin_port:
             self._admin = GrpcServer(
@@ -104,13 +112,16 @@ class ProxyServer:
         self._refreshing = asyncio.create_task(self._discovery.run(), name="discovery")
         self._server.set_serving(PROXY_SERVICE, True)
         self.port = await self._server.start()
+        if self._settings.http_port is not None:
+            self.http_port = await self._http.start(self._settings.http_host, self._settings.http_port)
+            _log.info("listening on port %d for HTTP", self.http_port)
         if self._admin is not None:
             self._admin.set_serving(PROXY_SERVICE, True)
             _log.info("listening on port %d for operators", await self._admin.start())
         _log.info(
-            "listening on port %d; %d of %d engines are ready",
+            "listening on port %d for gRPC; %d of %d backends are ready",
             self.port,
-            len(self.registry.ready()),
+            sum(backend.ready for backend in self.registry),
             len(self.registry),
         )
         return self.port
@@ -125,9 +136,8 @@ class ProxyServer:
             Whether everything finished in time.
         """
         self._connect.drain()
-        finished = await self._server.drain_and_stop(
-            self._settings.drain_timeout_s if grace_s is None else grace_s
-        )
+        grace_s = self._settings.drain_timeout_s if grace_s is None else grace_s
+        finished = all(await asyncio.gather(self._server.drain_and_stop(grace_s), self._http.stop(grace_s)))
         if self._admin is not None:
             await self._admin.drain_and_stop(0.0)
         if self._refreshing is not None:

@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    IPvAnyNetwork,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
 from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
-from rhizome_proxy.pool.discovery import parse_targets
+from rhizome_proxy.pool.spec import parse_specs, read_specs
+from rhizome_relay.settings import MIB, RelaySettings
 from rhizome_routing.outlier import OutlierRules
 from rhizome_routing.policies import POLICIES
 from rhizome_transport.tls import ClientTls, ServerTls
@@ -42,10 +51,19 @@ class ProxySettings(BaseSettings):
 
     backends: str = Field(
         "",
-        description="Engines, comma-separated: host:port, or dns:///name:port for all addresses of a name.",
+        description="Comma-separated: host:port for our engines, http://host:port for servers of any kind, "
+        "dns:///name:port or dns+http://name:port for all addresses of a name; "
+        "?weight=2&priority=1&kind=vllm&alias=public:own as needed.",
+    )
+    backends_file: Path | None = Field(
+        None, description="More of them, as YAML or JSON; read again when it changes."
     )
     host: str = Field("127.0.0.1", description="Address of the gRPC listener.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50050, description="Its port; 0 takes a free one.")
+    http_host: str = Field("127.0.0.1", description="Address of the HTTP listener.")
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Its port; without one there is no HTTP listener. It serves the http:// backends."
+    )
     policy: str = Field("cost", description=f"How engines are chosen: {', '.join(POLICIES)}.")
     poll_interval_s: float = Field(
         0.25, gt=0, description="Least time between two checks of an engine; up to twice as long by chance."
@@ -87,6 +105,19 @@ class ProxySettings(BaseSettings):
     max_allowed_deferred: NonNegativeInt | None = Field(
         None, description="An engine in whose queue more requests wait is busy: others come first."
     )
+    first_byte_timeout_s: float = Field(
+        300.0, gt=0, description="Longest time until an HTTP backend begins to answer."
+    )
+    idle_timeout_s: float = Field(
+        120.0, gt=0, description="Longest silence of an HTTP backend in the middle of an answer."
+    )
+    max_body_mib: PositiveInt = Field(64, description="Largest HTTP request, in MiB.")
+    forward_credentials: bool = Field(
+        False, description="HTTP backends get the clients' keys and cookies; otherwise only their own key."
+    )
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        [], description="Networks whose X-Forwarded-* headers are believed, such as 10.0.0.0/8."
+    )
     backend_timeout_s: float | None = Field(
         None, gt=0, description="Longest time for a request; what its caller says where that is less."
     )
@@ -118,7 +149,7 @@ class ProxySettings(BaseSettings):
     @field_validator("backends")
     @classmethod
     def _check_backends(cls, backends: str) -> str:
-        parse_targets(backends)
+        parse_specs(backends)
         return backends
 
     @field_validator("policy")
@@ -130,13 +161,30 @@ class ProxySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if not parse_targets(self.backends):
+        if self.backends_file is not None:
+            try:
+                read_specs(self.backends_file)
+            except OSError as error:
+                raise ValueError(f"the backends file cannot be read: {error}") from None
+        elif not parse_specs(self.backends):
             raise ValueError(
-                "no engines are given; use --backends host:port,host:port or --backends dns:///name:port"
+                "no backends are given; use --backends host:port,http://host:port or --backends-file"
             )
         self.tls()
         self.engine_tls()
         return self
+
+    def relay_settings(self) -> RelaySettings:
+        """Limits and habits of the HTTP face."""
+        total_s = float("inf") if self.backend_timeout_s is None else self.backend_timeout_s
+        return RelaySettings(
+            first_byte_timeout_s=self.first_byte_timeout_s,
+            idle_timeout_s=self.idle_timeout_s,
+            total_timeout_s=total_s,
+            max_body_bytes=self.max_body_mib * MIB,
+            forward_credentials=self.forward_credentials,
+            trusted_proxies=tuple(self.trusted_proxies),
+        )
 
     def backend_rules(self) -> BackendRules:
         """When an engine is busy or ejected."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from rhizome_proxy.pool.backend import Backend, State
+from rhizome_proxy.pool.spec import BackendSpec
 
 
 def make() -> Backend:
-    return Backend("b", "b:1", engine=None)
+    return Backend(BackendSpec("b:1", name="b"), None)
 
 
 async def test_a_lease_is_given_back_once():

@@ -9,6 +9,7 @@ import pytest
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.pool.backend import Backend, BackendRules
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_proxy.settings import parse_settings
 
 NAMES = {
@@ -48,7 +49,7 @@ def test_the_common_names_are_understood_and_the_own_ones_win(monkeypatch):
     ],
 )
 async def test_over_a_threshold_is_busy(own, load, busy):
-    backend = Backend("b", "b:1", None, BackendRules(max_running=2, max_waiting=1))
+    backend = Backend(BackendSpec("b:1", name="b"), None, BackendRules(max_running=2, max_waiting=1))
     backend.observe_load(load, 0)
     for _ in range(own):
         backend.lease()

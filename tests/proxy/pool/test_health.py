@@ -12,6 +12,7 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.kinds.base import Probe
 from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.pool.health import HealthPoller
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError
 
 
@@ -55,7 +56,7 @@ async def test_somebody_else_on_that_port_is_down(cluster):
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     second = await cluster.proxy(backends=f"127.0.0.1:{port},127.0.0.1:{proxy.port}")
-    states = {backend.address: backend.state for backend in second.registry}
+    states = {backend.spec.address: backend.state for backend in second.registry}
     assert states[f"127.0.0.1:{proxy.port}"] is State.READY  # a proxy is an engine, too
     assert states[f"127.0.0.1:{port}"] is not State.READY
     server.close()
@@ -95,7 +96,7 @@ async def watch():
 
 async def test_a_slow_engine_stays_ready_until_it_missed_several_checks(watch, eventually):
     engine = Slow(GOOD, LATE, LATE, GOOD, LATE, LATE, LATE)
-    backend, states = Backend("b", "b:1", engine), []
+    backend, states = Backend(BackendSpec("b:1", name="b"), engine), []
     backend.on_change = lambda: states.append((backend.state, len(engine.outcomes)))
     watch(backend)
     await eventually(lambda: backend.state is State.DOWN)
@@ -103,7 +104,7 @@ async def test_a_slow_engine_stays_ready_until_it_missed_several_checks(watch, e
 
 
 async def test_a_suspected_engine_is_checked_at_once(watch, eventually):
-    backend = Backend("b", "b:1", Slow(GOOD))
+    backend = Backend(BackendSpec("b:1", name="b"), Slow(GOOD))
     watch(backend, interval_s=3600.0)
     await eventually(lambda: backend.ready)
     backend.suspect("its stream broke")
@@ -112,7 +113,7 @@ async def test_a_suspected_engine_is_checked_at_once(watch, eventually):
 
 
 async def test_a_broken_check_marks_down_and_goes_on(watch, eventually, caplog):
-    backend = Backend("b", "b:1", Slow(ValueError("odd"), GOOD))
+    backend = Backend(BackendSpec("b:1", name="b"), Slow(ValueError("odd"), GOOD))
     states = []
     backend.on_change = lambda: states.append(backend.state)
     watch(backend)
@@ -129,7 +130,7 @@ async def test_a_busy_engine_is_not_a_dead_one(watch, eventually):
             backend.heard_at = time.monotonic()
             return await super().probe(timeout_s)
 
-    backend, states, cut = Backend("b", "b:1", Busy(GOOD, *[LATE] * 20, GOOD)), [], []
+    backend, states, cut = Backend(BackendSpec("b:1", name="b"), Busy(GOOD, *[LATE] * 20, GOOD)), [], []
     backend.cuts.add(lambda: cut.append(True))
     backend.on_change = lambda: states.append(backend.state)
     watch(backend, stall_s=0.0)
@@ -138,7 +139,7 @@ async def test_a_busy_engine_is_not_a_dead_one(watch, eventually):
 
 
 async def test_a_silent_engine_is_given_up(watch, eventually):
-    backend, cut = Backend("b", "b:1", Slow(GOOD, LATE)), []
+    backend, cut = Backend(BackendSpec("b:1", name="b"), Slow(GOOD, LATE)), []
     backend.cuts.add(lambda: cut.append(True))
     watch(backend, stall_s=0.05)
     await eventually(lambda: bool(cut))

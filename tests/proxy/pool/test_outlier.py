@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
 from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_routing.outlier import Outlier, OutlierRules
 from rhizome_transport.errors import EngineError
 
@@ -123,7 +124,7 @@ TestOutlierMachine = OutlierMachine.TestCase
 
 
 async def test_a_cancelled_trial_leaves_the_next_request_the_trial():
-    backend = Backend("b", "b:1", None, BackendRules(outlier=OutlierRules(failures=1)))
+    backend = Backend(BackendSpec("b:1", name="b"), None, BackendRules(outlier=OutlierRules(failures=1)))
     backend.mark_ready()
     backend.outlier._clock = clock = Clock()
     backend.outlier.failed()
@@ -149,7 +150,7 @@ async def test_at_most_half_of_the_backends_are_ejected(count, most):
 
     registry = Registry(lambda address: Closable(), watch, BackendRules(outlier=OutlierRules(failures=1)))
     for number in range(count):
-        registry.add(f"b{number}:1").mark_ready()
+        registry.add(BackendSpec(f"b{number}:1")).mark_ready()
     for backend in registry:
         backend.outlier.failed()
     assert sum(backend.state is State.EJECTED for backend in registry) == most

@@ -5,12 +5,14 @@ from __future__ import annotations
 import grpc
 import pytest
 
+from rhizome_proxy.pool.spec import BackendSpec
+
 
 async def test_a_name_is_taken_once(cluster):
     engine = await cluster.engine()
     proxy = await cluster.proxy(engine)
     with pytest.raises(ValueError, match="exists; remove it first"):
-        proxy.registry.add(engine.address)
+        proxy.registry.add(BackendSpec(engine.address))
 
 
 async def test_removing_the_only_engine_breaks_what_is_open_there(cluster, script):
@@ -32,7 +34,7 @@ async def test_removing_an_engine_moves_what_had_not_started(cluster, script, ev
     await peer.submit("r1")
     await eventually(lambda: bool(engine.submits))
     other = await cluster.engine()
-    proxy.registry.add(other.address)
+    proxy.registry.add(BackendSpec(other.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     await proxy.registry.remove(engine.address)
     assert (await peer.outcome("r1")).response.HasField("finished")
@@ -45,7 +47,7 @@ async def test_a_retired_engine_leaves_when_its_requests_ended(cluster, script, 
     peer = await cluster.peer(proxy)
     await peer.submit("r1")
     await peer.wait_events("r1", 1)
-    proxy.registry.add(other.address)
+    proxy.registry.add(BackendSpec(other.address))
     proxy.registry.retire(engine.address)
     await eventually(lambda: [backend.name for backend in proxy.registry.ready()] == [other.address])
     await peer.submit("r2")
@@ -61,7 +63,7 @@ async def test_a_retired_engine_hands_on_what_outlasts_its_time(cluster, script,
     peer = await cluster.peer(proxy)
     await peer.submit("r1")
     await peer.wait_events("r1", 1)
-    proxy.registry.add(other.address)
+    proxy.registry.add(BackendSpec(other.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     proxy.registry.retire(engine.address, timeout_s=0.02)
     assert (await peer.outcome("r1")).response.HasField("finished")

@@ -10,6 +10,7 @@ import pytest
 
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome.proxy.v1.proxy_service_pb2_grpc import ProxyServiceStub
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_testing.ports import free_ports
 
 TOKENS = (5, 6, 7)
@@ -76,7 +77,7 @@ async def test_a_drain_waits_for_open_requests(cluster, script, admin, eventuall
     await peer.submit("r1")
     await peer.wait_events("r1", 2)
     second = await cluster.engine()
-    proxy.registry.add(second.address)
+    proxy.registry.add(BackendSpec(second.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     draining = asyncio.ensure_future(stub.DrainBackend(proxy_pb2.DrainBackendRequest(name=first.address)))
     await eventually(lambda: len(proxy.registry.ready()) == 1)
@@ -98,7 +99,7 @@ async def test_a_drain_moves_what_is_left_after_its_time(cluster, script, admin,
         await peer.submit(f"r{number}")
         await peer.wait_events(f"r{number}", 2)
     second = await cluster.engine(held(asyncio.Event(), script))
-    proxy.registry.add(second.address)
+    proxy.registry.add(BackendSpec(second.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     request = proxy_pb2.DrainBackendRequest(name=first.address)
     request.timeout.FromMilliseconds(50)

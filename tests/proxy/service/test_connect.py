@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from rhizome.engine.v1.frames_pb2 import Call, EngineFrame, Hello
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError
 
 TOKENS = (5, 6, 7)
@@ -102,7 +103,7 @@ async def test_a_cancelled_request_is_not_sent_elsewhere(cluster, script, eventu
     await peer.submit("r1")
     await eventually(lambda: bool(engine.submits))
     other = await cluster.engine()
-    proxy.registry.add(other.address)
+    proxy.registry.add(BackendSpec(other.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     await peer.cancel("r1")
     final = await peer.outcome("r1")
@@ -223,7 +224,7 @@ async def test_hands_on_the_time_that_is_left(cluster, script, eventually):
     assert 15 < first_s <= 20
     assert not given["r2"].HasField("timeout")
     second = await cluster.engine()
-    proxy.registry.add(second.address)
+    proxy.registry.add(BackendSpec(second.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     release.set()
     await peer.outcome("r1")

@@ -14,12 +14,13 @@ from rhizome.engine.v1.engine_service_pb2 import (
 )
 from rhizome.engine.v1.load_pb2 import Load, RequestTotals
 from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_proxy.service.fleet import sum_loads
 from rhizome_transport.channel import ENGINE_SERVICE
 
 
 def backend_with(load: Load | None) -> Backend:
-    backend = Backend("b", "b:1", engine=None)
+    backend = Backend(BackendSpec("b:1", name="b"), None)
     backend.observe_load(load)
     return backend
 

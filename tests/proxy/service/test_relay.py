@@ -10,6 +10,7 @@ import pytest
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoRequest, GetTokenizerRequest, TokenizeRequest
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError, from_rpc_error
 
 GENERATE = "/rhizome.engine.v1.EngineService/Generate"
@@ -83,7 +84,7 @@ async def test_an_engine_lost_before_its_first_message_is_replaced_unseen(cluste
     call = cluster.stub(proxy).Generate(GenerateRequest(request_id="silent"))
     await eventually(lambda: bool(first.generates))
     second = await cluster.engine()
-    proxy.registry.add(second.address)
+    proxy.registry.add(BackendSpec(second.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     await first.kill()
     assert len([answer async for answer in call]) == 5

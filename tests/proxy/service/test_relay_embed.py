@@ -11,6 +11,7 @@ import pytest
 from rhizome.engine.v1.engine_service_pb2 import POOLING_CLS, AbortRequest, Embedding, EmbedRequest
 from rhizome.engine.v1.generate_pb2 import TokenIds
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError, from_rpc_error
 
 REQUEST = EmbedRequest(inputs=[TokenIds(ids=[1, 2, 3]), TokenIds(ids=[4])], pooling=POOLING_CLS)
@@ -68,7 +69,7 @@ async def test_an_engine_lost_while_it_embeds_is_replaced_unseen(cluster, eventu
     call = asyncio.ensure_future(cluster.stub(proxy).Embed(REQUEST))
     await eventually(lambda: bool(first.embeds))
     second = await cluster.engine()
-    proxy.registry.add(second.address)
+    proxy.registry.add(BackendSpec(second.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     await first.kill()
     assert list((await call).embeddings) == VECTORS

@@ -24,6 +24,7 @@ from rhizome.engine.v1.generate_pb2 import (
     TokenIds,
     TokenLogprob,
 )
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_testing.hash_runner import expected_tokens
 from rhizome_transport.errors import EngineError
 
@@ -252,7 +253,7 @@ async def test_it_waits_while_all_others_are_full(cluster, script, eventually):
     other = await cluster.engine(script.refuse(script.full))
     first.script = losing([4])
     peer = await cluster.peer(proxy)
-    proxy.registry.add(other.address)
+    proxy.registry.add(BackendSpec(other.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     lease = proxy.registry.get(other.address).lease()
 

@@ -10,6 +10,7 @@ import pytest
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
 from rhizome_testing.otlp_sink import OtlpSink
 from rhizome_transport.errors import EngineError
@@ -50,7 +51,7 @@ async def test_one_server_span_and_one_client_span_for_each_attempt(cluster, scr
     peer = await cluster.peer(proxy)
     await peer.submit("warm-up")
     await peer.outcome("warm-up")
-    proxy.registry.add(taking.address)
+    proxy.registry.add(BackendSpec(taking.address))
     await eventually(lambda: len(proxy.registry.ready()) == 2)
     # Keep the refusing engine the less loaded one, so that it is tried first.
     lease = proxy.registry.get(taking.address).lease()

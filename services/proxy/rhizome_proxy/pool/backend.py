@@ -7,10 +7,12 @@ import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
-from rhizome_proxy.kinds.base import Engine
+from rhizome_proxy.kinds.base import Engine, Server
+from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_routing.candidate import LoadReport
 from rhizome_routing.outlier import Outlier, OutlierRules
 
@@ -68,12 +70,12 @@ class Lease:
 
 
 class Backend:
-    """An engine in the pool: its state, this proxy's own count of open requests, its last load report.
+    """A server in the pool: its state, this proxy's own count of open requests, its last load report.
 
     Attributes:
         name: unique in the pool.
-        address: host:port.
-        engine: how to talk to it.
+        spec: what the settings say about it.
+        server: how to talk to it.
         reason: why it is not ready, for people; empty when it is.
         models: what it serves; empty while unknown.
         report: its last load report; `None` when there was none.
@@ -84,15 +86,12 @@ class Backend:
         outlier: how its requests went.
         heard_at: when it last sent anything, in seconds of the monotonic clock.
         cuts: each ends one open stream or call, whose requests then go elsewhere.
-        priority: its group; others of a lower number get requests first.
-        base_weight: its share of requests beside others.
     """
 
     def __init__(
         self,
-        name: str,
-        address: str,
-        engine: Engine,
+        spec: BackendSpec,
+        server: Server,
         rules: BackendRules | None = None,
         may_eject: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -100,11 +99,9 @@ class Backend:
         self.outlier = Outlier(self.rules.outlier, may_eject)
         self.heard_at = time.monotonic()
         self.cuts: set[Callable[[], object]] = set()
-        self.priority = 0
-        self.base_weight = 1.0
-        self.name = name
-        self.address = address
-        self.engine = engine
+        self.name = spec.name
+        self.spec = spec
+        self.server = server
         self.reason = "not checked yet"
         self.models: tuple[str, ...] = ()
         self.report: LoadReport | None = None
@@ -135,8 +132,27 @@ class Backend:
 
     @property
     def weight(self) -> float:
-        """Its share of requests beside others; less than `base_weight` for a while after it came back."""
-        return self.base_weight * self.outlier.weight
+        """Its share of requests beside others; less than what is set for a while after it came back."""
+        return self.spec.weight * self.outlier.weight
+
+    @property
+    def priority(self) -> int:
+        """Its group; others of a lower number get requests first."""
+        return self.spec.priority
+
+    @property
+    def engine(self) -> Engine:
+        """How to talk to one of our engines; only for backends that speak gRPC."""
+        assert not self.spec.http
+        return cast("Engine", self.server)
+
+    def own_name(self, model: str) -> str | None:
+        """What a model is called there; `None` where it is known not to be served."""
+        own = self.spec.aliases.get(model)
+        if own is None and model not in self.models:
+            own = self.spec.aliases.get("*")
+        own = own or model
+        return own if not self.models or own in self.models else None
 
     @property
     def load_max_age_s(self) -> float:

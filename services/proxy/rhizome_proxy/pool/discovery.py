@@ -1,125 +1,120 @@
-"""Where engines come from: a list of addresses, or names that DNS resolves to all of them."""
+"""Where backends come from: a list, a file that is read again when it changed, names that DNS resolves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.pool.spec import BackendSpec, read_specs
 
-DNS_PREFIX = "dns:///"
-
+_FILE_POLL_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One entry of the list of engines.
-
-    Attributes:
-        host: name or address, IPv6 without brackets.
-        port: TCP port.
-        resolve: every address of the name is an engine of its own.
-    """
-
-    host: str
-    port: int
-    resolve: bool
-
-    @property
-    def address(self) -> str:
-        """host:port, IPv6 in brackets."""
-        return _join(self.host, self.port)
-
-
-def parse_targets(text: str) -> tuple[Target, ...]:
-    """Read a list such as `10.0.0.1:50051,engine:50051,dns:///engines:50051`.
-
-    Raises:
-        ValueError: an entry is malformed or named twice.
-    """
-    targets: list[Target] = []
-    for entry in (part.strip() for part in text.split(",")):
-        if not entry:
-            continue
-        host, colon, port = entry.removeprefix(DNS_PREFIX).rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"{entry!r} is no engine; write host:port or dns:///name:port")
-        if "/" in host or (":" in host and not bracketed):
-            raise ValueError(
-                f"{entry!r} is no engine; write host:port or dns:///name:port, no http://, IPv6 in brackets"
-            )
-        target = Target(host.strip("[]"), int(port), entry.startswith(DNS_PREFIX))
-        if target in targets:
-            raise ValueError(f"{entry!r} is named twice; name each engine once")
-        targets.append(target)
-    return tuple(targets)
-
-
 class Discovery:
-    """Keeps the registry in line with the targets.
+    """Keeps the registry in line with what is listed.
 
-    An engine that DNS no longer names gets nothing new and leaves when its open requests ended, or went on
-    elsewhere after `drain_timeout_s`. A look-up that fails changes nothing: a broken resolver must not empty
-    the pool.
+    A backend that is no longer listed gets nothing new and leaves when its open requests ended, or went on
+    elsewhere after `drain_timeout_s`. A look-up that fails and a file that cannot be read change nothing: a
+    broken resolver or a slip of the pen must not empty the pool. Backends that an operator added stay.
+
+    Args:
+        specs: the list.
+        registry: the pool.
+        interval_s: time between two look-ups.
+        file: more of them.
+        drain_timeout_s: `None` to wait for ever.
     """
 
     def __init__(
         self,
-        targets: tuple[Target, ...],
+        specs: tuple[BackendSpec, ...],
         registry: Registry,
         interval_s: float,
+        *,
+        file: Path | None = None,
         drain_timeout_s: float | None = None,
     ) -> None:
-        self._drain_timeout_s = drain_timeout_s
-        self._static = [target.address for target in targets if not target.resolve]
-        self._names = {target: frozenset[str]() for target in targets if target.resolve}
+        self._specs = specs
         self._registry = registry
         self._interval_s = interval_s
+        self._file = file
+        self._drain_timeout_s = drain_timeout_s
+        self._found: dict[str, frozenset[str]] = {}
+        self._listed: dict[str, BackendSpec] = {}
+        self._from_file: tuple[BackendSpec, ...] = ()
+        self._file_state: tuple[int, int, int] | None = None
 
     async def start(self) -> None:
-        """Let in the engines of the list, and look names up once."""
-        for address in self._static:
-            self._registry.add(address)
+        """Let in what is listed, and look names up once."""
+        self._read_file()
         await self.refresh()
 
     async def run(self) -> None:
-        """Look names up until cancelled."""
-        while self._names:
-            await asyncio.sleep(self._interval_s)
-            await self.refresh()
+        """Look names up and watch the file until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_look_up = loop.time() + self._interval_s
+        while self._file is not None or self._names:
+            # The file may gain names at any time, so its pace is the finer one.
+            pause_s = min(_FILE_POLL_S, self._interval_s) if self._file is not None else self._interval_s
+            await asyncio.sleep(pause_s)
+            if self._read_file() or loop.time() >= next_look_up:
+                await self.refresh()
+                next_look_up = loop.time() + self._interval_s
 
     async def refresh(self) -> None:
         """Look names up once and apply what changed."""
-        before = self._named()
-        await asyncio.gather(*(self._resolve(target) for target in self._names))
-        after = self._named()
-        for address in sorted(after - before):
-            if self._registry.get(address) is None:
-                self._registry.add(address)
-            else:
-                self._registry.restore(address)
-        for address in sorted(before - after - set(self._static)):
-            self._registry.retire(address, self._drain_timeout_s)
+        await asyncio.gather(*(self._resolve(spec) for spec in self._names))
+        listed = {spec.name: spec for spec in (*self._specs, *self._from_file) if not spec.resolve}
+        for spec in self._names:
+            for host in sorted(self._found.get(spec.name, ())):
+                one = spec.at(host)
+                listed.setdefault(one.name, one)
+        before, self._listed = self._listed, listed
+        for name, spec in sorted(listed.items()):
+            old = before.get(name)
+            if old is not None and old != spec:
+                self._registry.replace(spec, self._drain_timeout_s)
+            if self._registry.get(name) is None:
+                self._registry.add(spec)
+            elif old is None:
+                self._registry.restore(name)
+        for name in sorted(before.keys() - listed.keys()):
+            self._registry.retire(name, self._drain_timeout_s)
 
-    def _named(self) -> set[str]:
-        return {address for addresses in self._names.values() for address in addresses}
+    @property
+    def _names(self) -> list[BackendSpec]:
+        return [spec for spec in (*self._specs, *self._from_file) if spec.resolve]
 
-    async def _resolve(self, target: Target) -> None:
+    def _read_file(self) -> bool:
+        """Whether the file says something new."""
+        if self._file is None:
+            return False
+        try:
+            status = self._file.stat()
+            state = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if state == self._file_state:
+                return False
+            self._file_state = state
+            self._from_file = read_specs(self._file)
+        except (OSError, ValueError) as error:
+            _log.warning("the backends stay as they are: %s", error)
+            return False
+        _log.info("%s lists %d backends", self._file, len(self._from_file))
+        return True
+
+    async def _resolve(self, spec: BackendSpec) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(spec.host, spec.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            _log.warning("looking up %s failed, its engines stay as they are: %s", target.host, error)
+            _log.warning("looking up %s failed, its backends stay as they are: %s", spec.host, error)
             return
-        addresses = frozenset(_join(str(sockaddr[0]), target.port) for *_, sockaddr in found)
-        if addresses != self._names[target]:
-            _log.info("%s resolves to %s", target.host, ", ".join(sorted(addresses)))
-        self._names[target] = addresses
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        addresses = frozenset(str(sockaddr[0]) for *_, sockaddr in found)
+        if addresses != self._found.get(spec.name):
+            _log.info("%s resolves to %s", spec.host, ", ".join(sorted(addresses)))
+        self._found[spec.name] = addresses

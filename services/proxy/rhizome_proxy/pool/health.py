@@ -55,7 +55,7 @@ class HealthPoller:
         """Check once; returns how many checks in a row were not answered."""
         own, began = backend.in_flight, time.monotonic()
         try:
-            probe = await backend.engine.probe(self._timeout_s)
+            probe = await backend.server.probe(self._timeout_s)
         except EngineError as error:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 if backend.heard_at > began:  # too busy to answer, but not to work

@@ -1,14 +1,17 @@
-"""All engines of the proxy."""
+"""All backends of the proxy."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
-from rhizome_proxy.kinds.base import Engine
+from rhizome_proxy.kinds.base import Server
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
+from rhizome_proxy.pool.spec import BackendSpec
 
 _log = logging.getLogger(__name__)
 
@@ -20,16 +23,16 @@ class Registry:
     """Backends by name; each one is watched from the moment it enters until it leaves.
 
     Args:
-        open_engine: makes the connection to an address.
+        open_server: makes the connection.
         watch: checks a backend.
         rules: for all backends.
     """
 
     def __init__(
-        self, open_engine: Callable[[str], Engine], watch: Watch, rules: BackendRules | None = None
+        self, open_server: Callable[[BackendSpec], Server], watch: Watch, rules: BackendRules | None = None
     ) -> None:
         self._rules = rules or BackendRules()
-        self._open_engine = open_engine
+        self._open_server = open_server
         self._watch = watch
         self._backends: dict[str, Backend] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
@@ -40,6 +43,11 @@ class Registry:
         """All backends, sorted by name."""
         return iter([self._backends[name] for name in sorted(self._backends)])
 
+    @property
+    def members(self) -> Collection[Backend]:
+        """All backends, in the order in which they came."""
+        return self._backends.values()
+
     def __len__(self) -> int:
         """How many backends there are."""
         return len(self._backends)
@@ -48,13 +56,13 @@ class Registry:
         """The backend of that name."""
         return self._backends.get(name)
 
-    def ready(self) -> list[Backend]:
-        """Backends that get requests.
+    def ready(self, *, http: bool = False) -> list[Backend]:
+        """Backends that get requests of one of the faces.
 
-        Where nothing but ejected ones are left these do: a doubtful engine is better than none.
+        Where nothing but ejected ones are left these do: a doubtful server is better than none.
         """
-        ready = [backend for backend in self._backends.values() if backend.ready]
-        return ready or [backend for backend in self._backends.values() if backend.healthy]
+        healthy = [one for one in self._backends.values() if one.spec.http is http and one.healthy]
+        return [backend for backend in healthy if not backend.outlier.ejected] or healthy
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a backend enters, leaves or changes its state."""
@@ -64,16 +72,16 @@ class Registry:
         """Take back `on_change`."""
         self._listeners.remove(listener)
 
-    def add(self, address: str, name: str = "") -> Backend:
-        """Let an engine in; it gets requests after its first successful check.
+    def add(self, spec: BackendSpec) -> Backend:
+        """Let a server in; it gets requests after its first successful check.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, or nobody can talk to such a server.
         """
-        name = name or address
+        name = spec.name
         if name in self._backends:
             raise ValueError(f"a backend named {name!r} exists; remove it first or choose another name")
-        backend = Backend(name, address, self._open_engine(address), self._rules, self._may_eject)
+        backend = Backend(spec, self._open_server(spec), self._rules, self._may_eject)
         backend.on_change = self._changed
         self._backends[name] = backend
         self._watchers[name] = asyncio.create_task(self._watch(backend), name=f"watch {name}")
@@ -91,7 +99,7 @@ class Registry:
         await asyncio.gather(watcher, return_exceptions=True)
         backend.drain()
         backend.cut()
-        await backend.engine.close()
+        await backend.server.close()
         _log.info("backend %s left the pool", name)
         self._changed()
 
@@ -121,6 +129,21 @@ class Registry:
             return
         backend.drain()
         self._leaving[name] = asyncio.create_task(self._leave(backend, timeout_s), name=f"retire {name}")
+
+    def replace(self, spec: BackendSpec, timeout_s: float | None = None) -> None:
+        """Let what is set for a backend change; where it is another server now, the old one is retired."""
+        old = self._backends[spec.name]
+        if replace(old.spec, weight=spec.weight, priority=spec.priority, aliases=spec.aliases) == spec:
+            old.spec = spec
+            return
+        leaving = next(name for n in itertools.count(1) if (name := f"{spec.name}~{n}") not in self._backends)
+        old.name = leaving
+        self._backends[leaving] = self._backends.pop(spec.name)
+        self._watchers[leaving] = self._watchers.pop(spec.name)
+        if (task := self._leaving.pop(spec.name, None)) is not None:
+            self._leaving[leaving] = task
+        self.add(spec)
+        self.retire(leaving, timeout_s)
 
     def restore(self, name: str) -> None:
         """Take back `retire` or `drain` if the engine has not left yet."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome_proxy.pool.backend import Backend, State
-from rhizome_proxy.pool.discovery import parse_targets
+from rhizome_proxy.pool.spec import parse_specs
 from rhizome_proxy.service.proxy_service import Context, ProxyServicer, describe
 from rhizome_transport.errors import EngineError
-
-_KINDS = ("", "rhizome")
 
 
 class AdminServicer(ProxyServicer):
@@ -23,22 +22,25 @@ class AdminServicer(ProxyServicer):
         self, request: proxy_pb2.AddBackendRequest, context: Context
     ) -> proxy_pb2.AddBackendResponse:
         """Let an engine in, or take the drain of one back."""
-        if request.kind not in _KINDS:
-            raise _invalid(f"kind {request.kind!r} is unknown; use rhizome, or leave it out", "kind")
         try:
-            (target,) = parse_targets(request.address)
+            (spec,) = parse_specs(request.address)
         except ValueError:
-            raise _invalid("address must be one host:port, IPv6 in brackets", "address") from None
-        if target.resolve:
+            text = "address must be one host:port or http://host:port, IPv6 in brackets"
+            raise _invalid(text, "address") from None
+        if spec.resolve:
             raise _invalid("address must be one host:port; names go into --backends", "address")
-        backend = self._registry.get(request.name or target.address)
-        if backend is not None and backend.address == target.address and backend.state is State.DRAINING:
+        spec = replace(spec, name=request.name or spec.name, kind=request.kind or spec.kind)
+        backend = self._registry.get(spec.name)
+        if backend is None:
+            try:
+                backend = self._registry.add(spec)
+            except ValueError as error:
+                raise _invalid(str(error), "kind") from None
+        elif backend.spec.address == spec.address and backend.state is State.DRAINING:
             self._registry.restore(backend.name)
-        elif backend is not None:
+        else:
             text = f"a backend named {backend.name!r} exists; remove it first, or give another name"
             raise EngineError(grpc.StatusCode.ALREADY_EXISTS, text, param="name")
-        else:
-            backend = self._registry.add(target.address, request.name)
         return proxy_pb2.AddBackendResponse(backend=describe(backend))
 
     async def RemoveBackend(  # noqa: N802

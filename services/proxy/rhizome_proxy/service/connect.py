@@ -11,9 +11,9 @@ import grpc
 import grpc.aio
 
 from rhizome.engine.v1.frames_pb2 import Hello
+from rhizome_proxy.router import Router
 from rhizome_proxy.service import frames
 from rhizome_proxy.service.outbox import Outbox
-from rhizome_proxy.service.route import Router
 from rhizome_proxy.service.session import PeerSession
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError

@@ -43,8 +43,8 @@ def describe(backend: Backend) -> proxy_pb2.Backend:
     """A backend as the contract shows it."""
     message = proxy_pb2.Backend(
         name=backend.name,
-        address=backend.address,
-        kind=backend.engine.kind,
+        address=backend.spec.address,
+        kind=backend.server.kind,
         state=backend.state.value,
         reason=backend.reason,
         models=backend.models,

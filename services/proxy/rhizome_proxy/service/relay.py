@@ -16,8 +16,9 @@ from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.kinds.base import EngineCall
 from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.router import Router
 from rhizome_proxy.service.continuation import Continuation
-from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, Router, is_loss, may_try_next
+from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, is_loss, may_try_next
 from rhizome_telemetry.propagation import from_metadata, to_metadata
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError, from_rpc_error

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.pool.backend import Backend, State
-from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.router import Router
 from rhizome_routing.policies.ask import Ask
-from rhizome_routing.policies.base import Placement, Policy
-from rhizome_routing.retry_budget import RetryBudget
+from rhizome_routing.policies.base import Placement
 from rhizome_telemetry import semconv
 from rhizome_telemetry.propagation import TraceParent
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span
@@ -84,7 +81,7 @@ class Attempt:
         self.backend = backend
         self._placement = placement
         self._lease = backend.lease()
-        self._span = start_client_span(method, parent, backend.address)
+        self._span = start_client_span(method, parent, backend.spec.address)
 
     @property
     def trace_parent(self) -> TraceParent:
@@ -144,7 +141,7 @@ class Route:
         """
         backend = self._router.pick(self._ask, self._model, self._tried)
         if backend is None:
-            raise self._router.nobody_left(self._refusals)
+            raise self._nobody_left()
         self._tried.add(backend.name)
         self._span.add_event(
             semconv.EVENT_PICK,
@@ -236,94 +233,28 @@ class Route:
         )
         _log.info("a request goes on elsewhere: backend %s was lost: %s", backend.name, error.message)
 
-
-@dataclass(slots=True)
-class RouteCounts:
-    """What became of requests whose engine did not answer them, since the proxy started.
-
-    Attributes:
-        retries: requests that went to another engine before their first event.
-        retries_denied: those that would have, but the budget for retries was used up.
-        resumes: requests that went on at another engine after their first event.
-        crash_loops: requests given up because too many engines were lost under them.
-    """
-
-    retries: int = 0
-    retries_denied: int = 0
-    resumes: int = 0
-    crash_loops: int = 0
-
-
-class Router:
-    """Chooses engines for all requests of this proxy.
-
-    Args:
-        registry: the engines.
-        policy: puts them in order.
-        budget: for retries of refused requests.
-        max_resumes: so many engines may be lost under one request.
-        resume_wait_s: how long a request that has begun waits for an engine to go on at.
-        timeout_s: the longest that any request may take; `None` for what the caller says.
-
-    Attributes:
-        counts: for metrics.
-    """
-
-    def __init__(
-        self,
-        registry: Registry,
-        policy: Policy,
-        *,
-        budget: RetryBudget | None = None,
-        max_resumes: int = 3,
-        resume_wait_s: float = 5.0,
-        timeout_s: float | None = None,
-    ) -> None:
-        self.registry = registry
-        self.policy = policy
-        self.budget = budget or RetryBudget()
-        self.max_resumes = max_resumes
-        self.resume_wait_s = resume_wait_s
-        self.timeout_s = timeout_s
-        self.counts = RouteCounts()
-
-    def pick(
-        self, ask: Ask | None, model: str, tried: set[str] | frozenset[str] = frozenset()
-    ) -> Backend | None:
-        """The best engine that is ready and was not tried; a busy one only where all are.
-
-        Engines that are known to serve another model are left out, unless all are: then one of them may say
-        in its own words that it does not know the model.
-        """
-        ready = self.registry.ready()
-        if model:
-            ready = [backend for backend in ready if not backend.models or model in backend.models] or ready
-        untried = [backend for backend in ready if backend.name not in tried]
-        calm = [backend for backend in untried if not backend.busy]
-        ordered = self.policy.order(calm or untried, ask)
-        return ordered[0] if ordered else None
-
-    def nobody_left(self, refusals: Sequence[EngineError]) -> EngineError:
-        """Say why no engine takes a request, and when to try again."""
+    def _nobody_left(self) -> EngineError:
+        """Say why no engine takes the request, and when to try again."""
+        refusals, registry = self._refusals, self._router.registry
         hints = [error.retry_after_s for error in refusals if error.retry_after_s is not None]
         retry_after_s = min(hints, default=RETRY_AFTER_S)
         full = [error for error in refusals if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED]
         if full:
             return EngineError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"every ready engine is full, {len(full)} of {len(self.registry)}: {full[-1].message}",
+                f"every ready engine is full, {len(full)} of {len(registry)}: {full[-1].message}",
                 reason=full[-1].reason,
                 retry_after_s=retry_after_s,
             )
         states = "; ".join(
             f"{backend.name} is {backend.state.name.lower()}"
             + (f" ({backend.reason})" if backend.reason else "")
-            for backend in self.registry
+            for backend in registry
         )
         refused = f", {len(refusals)} tried and did not take it" if refusals else ""
         return EngineError(
             grpc.StatusCode.UNAVAILABLE,
-            f"no engine can take the request: {len(self.registry)} known{refused}. {states}".rstrip(". ")
+            f"no engine can take the request: {len(registry)} known{refused}. {states}".rstrip(". ")
             + ". Try again when one is ready.",
             reason="NO_ENGINE_READY",
             retry_after_s=retry_after_s,

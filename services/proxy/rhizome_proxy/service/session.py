@@ -14,11 +14,12 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateResponse
 from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
+from rhizome_proxy.router import Router
 from rhizome_proxy.service import frames
 from rhizome_proxy.service.continuation import Continuation
 from rhizome_proxy.service.engine_link import EngineLink
 from rhizome_proxy.service.outbox import Outbox
-from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, Router, is_loss, may_try_next
+from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, is_loss, may_try_next
 from rhizome_telemetry.propagation import from_proto, to_proto
 from rhizome_telemetry.tracing import tracing_enabled
 from rhizome_transport.errors import EngineError

@@ -1,0 +1,156 @@
+"""The relay's picker over the pool: which backend gets an HTTP request, and what its answer says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import orjson
+
+from rhizome_proxy.http.reading import read_ask
+from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
+from rhizome_proxy.kinds.base import HttpServer
+from rhizome_proxy.metrics import RequestFigures
+from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.router import Router
+from rhizome_relay.errors import HttpError, unavailable
+from rhizome_relay.picker import Ending, Outcome, Result
+from rhizome_relay.request import RelayRequest
+from rhizome_routing.policies.ask import Ask
+from rhizome_routing.policies.base import Placement
+from rhizome_telemetry import semconv
+from rhizome_telemetry.tracing import Span
+
+_BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
+
+
+class Journey:
+    """What is remembered of a request while it is under way.
+
+    Attributes:
+        model: as the client named it; empty when it did not.
+        ask: its prompt; `None` where it has none.
+        span: of the request; `None` without tracing.
+    """
+
+    __slots__ = ("ask", "model", "span")
+
+    def __init__(self, request: RelayRequest) -> None:
+        self.model = request.model or ""
+        self.ask: Ask | None = read_ask(request)
+        self.span: Span | None = begin_request(request)
+
+
+class PoolTarget:
+    """A backend of the pool, for one attempt at one request; see `rhizome_relay.picker.Target`."""
+
+    __slots__ = ("_backend", "_journey", "_router", "_span", "headers", "kind", "name", "origin")
+
+    def __init__(self, router: Router, backend: Backend, journey: Journey) -> None:
+        server = cast(HttpServer, backend.server)
+        self.name = backend.name
+        self.kind = server.kind
+        self.origin = server.origin
+        self.headers = server.headers
+        self._router = router
+        self._backend = backend
+        self._journey = journey
+        self._span = span = begin_attempt(journey.span, backend, router.policy.name)
+        if span is not None:
+            parent = span.trace_parent
+            self.headers = (*self.headers, (b"traceparent", parent.to_header().encode()))
+
+    def body(self, request: RelayRequest) -> bytes:
+        """The body, with the model's name there."""
+        model = self._journey.model
+        own = self._backend.own_name(model) if model else None
+        if own is None or own == model:
+            return request.body
+        return orjson.dumps({**request.json(), "model": own})
+
+    def lease(self, cut: Callable[[], None]) -> HttpLease:
+        """Count the request there."""
+        placement = self._router.policy.place(self._backend, self._journey.ask)
+        return HttpLease(self._backend, placement, self._span, cut)
+
+
+class HttpLease:
+    """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
+
+    __slots__ = ("_backend", "_cut", "_lease", "_placement", "_span")
+
+    def __init__(
+        self, backend: Backend, placement: Placement, span: Span | None, cut: Callable[[], None]
+    ) -> None:
+        self._backend = backend
+        self._placement = placement
+        self._span = span
+        self._cut = cut
+        self._lease = backend.lease()
+        backend.cuts.add(cut)
+
+    def first_byte(self) -> None:
+        """The backend works."""
+        self._backend.outlier.succeeded()
+        if self._span is not None:
+            self._span.add_event(semconv.EVENT_FIRST_BYTE)
+
+    def release(self, outcome: Outcome) -> None:
+        """Learn from how it went: what broke is checked at once; cancels, 4xx and 429 are no failures."""
+        backend, ending = self._backend, outcome.ending
+        backend.cuts.discard(self._cut)
+        self._placement.end()
+        broken = ending in _BROKEN
+        self._lease.release(failed=broken)
+        end_attempt(self._span, outcome)
+        if broken:
+            backend.suspect(f"a request failed: {ending.value}")
+        elif ending is Ending.REFUSED and outcome.status in (429, 503):
+            backend.full(outcome.retry_after_s or None)
+        elif ending is Ending.TIMED_OUT or outcome.status >= 500:
+            backend.outlier.failed()
+
+
+class PoolPicker:
+    """Chooses among the pool's HTTP backends; see `rhizome_relay.picker.Picker`."""
+
+    def __init__(self, router: Router) -> None:
+        self.figures = RequestFigures("http", router)
+        self._router = router
+
+    def pick(self, request: RelayRequest) -> Iterator[PoolTarget]:
+        """Backends, the best first; which is the next best is asked when it is needed."""
+        self.figures.open += 1
+        request.state = journey = Journey(request)
+        return self._targets(journey)
+
+    def ended(self, request: RelayRequest, result: Result) -> None:
+        """Count it."""
+        journey = cast(Journey, request.state)
+        end_request(journey.span, result)
+        error = "" if result.whole and result.status < 500 else str(result.status or "cancelled")
+        if result.status and not result.whole:
+            error = "truncated"
+        self.figures.ended(
+            journey.model,
+            result.backend,
+            str(result.status),
+            error=error,
+            duration_s=result.duration_s,
+            first_byte_s=result.first_byte_s,
+            queue_s=result.queue_s,
+        )
+
+    def _targets(self, journey: Journey) -> Iterator[PoolTarget]:
+        router, tried = self._router, set[str]()
+        while (backend := router.pick(journey.ask, journey.model, tried, http=True)) is not None:
+            if tried:
+                router.counts.retries += 1
+            tried.add(backend.name)
+            yield PoolTarget(router, backend, journey)
+        if not tried:
+            raise self._nobody()
+
+    def _nobody(self) -> HttpError:
+        known = sum(backend.spec.http for backend in self._router.registry.members)
+        return unavailable(f"None of {known} backends is ready. Try again in a moment; /health says why.")

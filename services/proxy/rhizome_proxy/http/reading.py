@@ -1,0 +1,65 @@
+"""What the body and the headers of an HTTP request tell a policy.
+
+The text of a prompt is what comes before it in the rendered prompt, first things first: tools and system
+prompt, then the conversation. Equal prefixes of prompts so become equal prefixes of text, whatever the other
+fields are and in whichever order they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from rhizome_relay.request import RelayRequest
+from rhizome_routing.policies.ask import Ask
+
+SESSION_HEADERS: Final = frozenset((b"x-session-id", b"session-id", b"x-rhizome-session", b"session_id"))
+_SESSION_FIELDS: Final = ("prompt_cache_key", "session_id", "user", "safety_identifier")
+
+_PROMPT_FIELDS: Final = ("tools", "system", "instructions", "messages", "prompt", "input", "inputs")
+"""In the order in which chat templates render them."""
+
+_LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+
+
+def read_ask(request: RelayRequest) -> Ask | None:
+    """What is to be run; `None` for a request without a prompt."""
+    document = request.json()
+    if not isinstance(document, dict):
+        return None
+    key = _affinity_key(request, document)
+    namespace = request.model or ""
+    prompt = document.get("prompt")
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        with contextlib.suppress(OverflowError):  # no token id; the backend says so
+            ids = np.array(prompt, np.uint32)
+            return Ask(ids, affinity_key=key)  # as vLLM names what it caches
+    parts = [document[name] for name in _PROMPT_FIELDS if document.get(name)]
+    if not parts:
+        return None
+    text = b"".join([part.encode() if isinstance(part, str) else orjson.dumps(part) for part in parts])
+    return Ask.of_text(text, namespace=namespace, affinity_key=key)
+
+
+def output_limit(document: Mapping[str, Any]) -> int | None:
+    """How many tokens the client wants at most; `None` where it does not say."""
+    for name in _LIMIT_FIELDS:
+        limit = document.get(name)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+            return limit
+    return None
+
+
+def _affinity_key(request: RelayRequest, document: Mapping[str, Any]) -> str:
+    for name, value in request.headers:
+        if name in SESSION_HEADERS:
+            return value.decode("latin-1")
+    for field in _SESSION_FIELDS:
+        key = document.get(field)
+        if isinstance(key, str) and key:
+            return key
+    return ""

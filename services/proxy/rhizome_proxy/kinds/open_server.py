@@ -1,0 +1,42 @@
+"""From an address to the server behind it."""
+
+from __future__ import annotations
+
+from rhizome_proxy.kinds.base import Server
+from rhizome_proxy.kinds.detect import HTTP_KINDS, DetectingServer
+from rhizome_proxy.kinds.rhizome import RhizomeEngine
+from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_relay.origin import read_origin
+from rhizome_relay.pool import Pools
+from rhizome_transport.tls import ClientTls
+
+
+def open_server(
+    spec: BackendSpec,
+    *,
+    pools: Pools,
+    tls: ClientTls | None = None,
+) -> Server:
+    """Make the server behind an address; nothing is asked of it yet. Must run inside the loop.
+
+    Args:
+        spec: what is set for it.
+        pools: connections of the relay.
+        tls: how engines of ours are spoken to; plaintext where absent.
+
+    Raises:
+        ValueError: the address, or what comes with it, is wrong.
+    """
+    address, kind, key, events = spec.address, spec.kind, spec.key, spec.events
+    if spec.http:
+        if kind and kind not in HTTP_KINDS:
+            raise ValueError(f"{address} cannot be of kind {kind!r}; use one of {', '.join(HTTP_KINDS)}")
+        if events and not all(one.startswith(("tcp://", "ipc://")) for one in events.split(",")):
+            raise ValueError(f"{events!r} must be one or two ZeroMQ addresses, such as tcp://host:5557")
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(f"the key of {address} cannot be sent; it must be printable ASCII")
+        headers = ((b"authorization", b"Bearer " + key.encode()),) if key else ()
+        return HTTP_KINDS.get(kind, DetectingServer)(pools, read_origin(address), headers, events=events)
+    if kind not in ("", RhizomeEngine.kind) or key or events:
+        raise ValueError(f"{address} is an engine of ours: no kind, key or events; or write http://{address}")
+    return RhizomeEngine(address, tls=tls)

@@ -1,0 +1,83 @@
+"""Which backend gets a request; both faces ask here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from rhizome_proxy.pool.backend import Backend
+from rhizome_proxy.pool.registry import Registry
+from rhizome_routing.policies.ask import Ask
+from rhizome_routing.policies.base import Policy
+from rhizome_routing.retry_budget import RetryBudget
+
+
+@dataclass(slots=True)
+class RouteCounts:
+    """What became of requests whose engine did not answer them, since the proxy started.
+
+    Attributes:
+        retries: requests that went to another engine before their first event.
+        retries_denied: those that would have, but the budget for retries was used up.
+        resumes: requests that went on at another engine after their first event.
+        crash_loops: requests given up because too many engines were lost under them.
+    """
+
+    retries: int = 0
+    retries_denied: int = 0
+    resumes: int = 0
+    crash_loops: int = 0
+
+
+class Router:
+    """Chooses backends for all requests of this proxy.
+
+    Args:
+        registry: the backends.
+        policy: puts them in order.
+        budget: for retries of refused requests.
+        max_resumes: so many engines may be lost under one request.
+        resume_wait_s: how long a request that has begun waits for an engine to go on at.
+        timeout_s: the longest that any request may take; `None` for what the caller says.
+
+    Attributes:
+        counts: for metrics.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        policy: Policy,
+        *,
+        budget: RetryBudget | None = None,
+        max_resumes: int = 3,
+        resume_wait_s: float = 5.0,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.registry = registry
+        self.policy = policy
+        self.budget = budget or RetryBudget()
+        self.max_resumes = max_resumes
+        self.resume_wait_s = resume_wait_s
+        self.timeout_s = timeout_s
+        self.counts = RouteCounts()
+
+    def serves(self, model: str) -> bool:
+        """Whether some backend is known to serve a model by that name."""
+        return any(model in one.models or model in one.spec.aliases for one in self.registry.members)
+
+    def pick(
+        self, ask: Ask | None, model: str, tried: Collection[str] = (), *, http: bool = False
+    ) -> Backend | None:
+        """The best backend of a face that is ready and was not tried; a busy one only where all are.
+
+        Backends that are known to serve another model are left out, unless all are: then one of them may say
+        in its own words that it does not know the model.
+        """
+        ready = self.registry.ready(http=http)
+        if model:
+            ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
+        untried = [backend for backend in ready if backend.name not in tried]
+        calm = [backend for backend in untried if not backend.busy]
+        ordered = self.policy.order(calm or untried, ask)
+        return ordered[0] if ordered else None
