@@ -43,7 +43,7 @@ POLL_S = 0.002
 async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until `condition` holds.
 
-    The time is counted in turns of the loop: while the machine does not let this process run, it stands still.
+    The time is counted in turns of the loop: it stands still while the machine does not run this process.
     """
     for _ in range(math.ceil(timeout_s / POLL_S)):
         if condition():

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import uvloop
 
-from rhizome_relay.picker import Ending, Origin, Outcome, Result, Target
+from rhizome_relay.picker import Continuation, Ending, Origin, Outcome, Result, Target
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import RelayRequest
 from rhizome_relay.server import HttpServer
@@ -58,6 +58,9 @@ class StaticPicker:
 
     def pick(self, request: RelayRequest) -> Iterable[Target] | Awaitable[Iterable[Target]]:
         return self.targets if self.choose is None else self.choose(request)
+
+    def continuation(self, request: RelayRequest) -> Continuation | None:
+        return None
 
     def ended(self, request: RelayRequest, result: Result) -> None:
         self.results.append(result)

@@ -19,6 +19,7 @@ from rhizome_relay.exchange import Exchange
 from rhizome_relay.framing import read_head
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
+from rhizome_relay.resumable import exchange_for
 from rhizome_relay.target import read_target
 
 _MAX_WAITING = 32
@@ -303,7 +304,7 @@ class Downstream(asyncio.Protocol):
             if not self._waiting:
                 self._ahead = 0
             self._upload_held = not request.complete
-            exchange = self._exchange = Exchange(self._relay, self, request)
+            exchange = self._exchange = exchange_for(self._relay, self, request)
             exchange.start()
             if self._exchange is exchange:
                 self._continue(request)

@@ -157,7 +157,7 @@ class Exchange:
         upstream.begin(self, request.method == b"HEAD")
         self._sent_at = time.perf_counter()
         if request.held:
-            body = self._target.body(request) if request.body else b""
+            body = self._body(self._target) if request.body else b""
             head = request_head(request, self._target, settings, len(body))
             upstream.write(head, body) if body else upstream.write(head)
         else:
@@ -216,15 +216,8 @@ class Exchange:
         settings, request = self._relay.settings, self.request
         self.first_byte_s = time.perf_counter() - self._sent_at
         self.status = status
-        if status in settings.retry_statuses:
-            self._retry_after_s = retry_after_s(headers)
-            if (target := self._another()) is not None:
-                self._refusal = errors.refusal(status, self._retry_after_s)
-                self._drop_upstream()
-                self._release(Ending.REFUSED, status)
-                self.status = 0
-                self._attempt(target)
-                return False
+        if self._goes_elsewhere(status, headers):
+            return False
         if self._lease is not None:
             self._lease.first_byte()
         last = self._relay.draining or not request.complete
@@ -232,10 +225,30 @@ class Exchange:
         self._head_s = time.perf_counter() - self._began
         self._writer = ResponseWriter(request, status, headers, length, own=own, via=settings.via, last=last)
         if request.complete:
-            request.forget()
+            self._forget()
         if self._client.write_paused:
             self.on_client_slow()
         return True
+
+    def _goes_elsewhere(self, status: int, headers: Pairs) -> bool:
+        """Whether another backend is tried, as this one has refused the request."""
+        if status not in self._relay.settings.retry_statuses:
+            return False
+        self._retry_after_s = retry_after_s(headers)
+        if (target := self._another()) is None:
+            return False
+        self._refusal = errors.refusal(status, self._retry_after_s)
+        self._drop_upstream()
+        self._release(Ending.REFUSED, status)
+        self.status = 0
+        self._attempt(target)
+        return True
+
+    def _body(self, target: Target) -> bytes:
+        return target.body(self.request)
+
+    def _forget(self) -> None:
+        self.request.forget()
 
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.request.id
@@ -265,7 +278,7 @@ class Exchange:
         if ending is Ending.TRUNCATED:
             _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
             self._release(ending, self.status)
-            self._fail(errors.LOST)
+            self._broken()
         elif upstream is not None and upstream.reused and not upstream.answered and request.held:
             # The backend closed an idle connection just as the request went out: that is no fault.
             self._client.deadline = self._total_at
@@ -320,10 +333,14 @@ class Exchange:
         if task is not None:
             task.cancel()
         if self._writer is not None or not self.request.held:
-            self._fail(errors.LOST)
+            self._broken()
         else:
             self._client.deadline = self._total_at
             self._try_next(errors.NONE_READY)
+
+    def _broken(self) -> None:
+        """The backend is gone, and the client has a part of the response, or it has a part of the request."""
+        self._fail(errors.LOST)
 
     def expire(self) -> None:
         """The deadline has passed."""

@@ -120,8 +120,33 @@ class Target(Protocol):
         """Count one more request there; `cut` makes it leave, for when the backend is to go away."""
 
 
+class Continuation(Protocol):
+    """How another backend goes on with a stream of events.
+
+    Attributes:
+        possible: whether one can, with what the client has got.
+    """
+
+    possible: bool
+
+    def take(self, data: bytes, ended: bool) -> bytes:
+        """A piece of a backend's events has arrived, the last one if `ended`; what the client gets of it."""
+
+    def end(self) -> bytes | None:
+        """What completes the stream, where nothing else is missing; `None` where more is."""
+
+    def next_target(self) -> Target | None:
+        """A backend that may go on; `None` if there is none now."""
+
+    def body(self, target: Target) -> bytes:
+        """The request for the rest."""
+
+
 class Picker(Protocol):
     """Chooses backends."""
+
+    def continuation(self, request: RelayRequest) -> Continuation | None:
+        """What sees to it that a stream goes on; `None` for other requests. Called before `pick`."""
 
     def pick(self, request: RelayRequest) -> Iterable[Target] | Awaitable[Iterable[Target]]:
         """Targets in the order in which to try them; the next one is only asked for when it is needed.

@@ -78,6 +78,10 @@ class RelayRequest:
         model = document.get("model") if isinstance(document, dict) else None
         return model if isinstance(model, str) else None
 
+    def forget_document(self) -> None:
+        """Drop what `json` has read; it is read again where it is needed."""
+        self._document = _UNREAD
+
     def forget(self) -> None:
         """Drop what is not needed once a response has begun: thousands of streams may be open for long."""
         self.headers = []

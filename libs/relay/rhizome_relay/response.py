@@ -12,6 +12,11 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _CUT = HttpError(502, "stream_interrupted", "The backend was lost before the response was complete.")
 
 
+def is_event_stream(headers: Pairs) -> bool:
+    """Whether a response is a stream of server-sent events."""
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
 class ResponseWriter:
     """Turns pieces of a response into bytes for the client.
 
@@ -67,7 +72,7 @@ class ResponseWriter:
             if modern:
                 lines.append(b"transfer-encoding: chunked\r\n")
             given = dict(headers)
-            self._sse = given.get(b"content-type", b"").startswith(b"text/event-stream")
+            self._sse = is_event_stream(headers)
             if self._sse:
                 for name, value in ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")):
                     if name not in given:

@@ -38,6 +38,9 @@ class RelaySettings:
         backend_idle_connections: how many of them each backend may have.
         max_attempts: backends that may get a request; those that could not be reached do not count.
         retry_statuses: responses that another backend may do better than.
+        max_resumes: backends that may be lost under a stream which goes on at another one each time.
+        resume_wait_s: how long such a stream waits for a backend that can go on.
+        comment_s: between two comments to a client whose stream has to wait for a backend.
         forward_credentials: whether backends see Authorization, API keys and cookies of clients.
         allowed_prefixes: paths that are relayed begin so,
         allowed_paths: or are one of these,
@@ -63,6 +66,9 @@ class RelaySettings:
     backend_idle_connections: int = 512
     max_attempts: int = 3
     retry_statuses: frozenset[int] = frozenset((429, 502, 503))
+    max_resumes: int = 3
+    resume_wait_s: float = 5.0
+    comment_s: float = 5.0
     forward_credentials: bool = False
     allowed_prefixes: tuple[bytes, ...] = (b"/v1/",)
     allowed_paths: frozenset[bytes] = API_PATHS

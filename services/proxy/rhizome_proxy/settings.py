@@ -181,6 +181,8 @@ class ProxySettings(BaseSettings):
             first_byte_timeout_s=self.first_byte_timeout_s,
             idle_timeout_s=self.idle_timeout_s,
             total_timeout_s=total_s,
+            max_resumes=self.max_resumes,
+            resume_wait_s=self.resume_wait_s,
             max_body_bytes=self.max_body_mib * MIB,
             forward_credentials=self.forward_credentials,
             trusted_proxies=tuple(self.trusted_proxies),

@@ -45,7 +45,7 @@ async def simulate() -> AsyncIterator[Simulate]:
     servers: list[HttpServer] = []
 
     async def start(kind: str, port: int = 0, **physics: Any) -> HttpServer:
-        slow = Physics(**{"prefill_tokens_per_s": 1e9, "itl_base_ms": 60_000.0, "max_running": 2, **physics})
+        slow = Physics(**{"prefill_tokens_per_s": 1e9, "itl_base_ms": 60_000.0, "max_running": 1, **physics})
         servers.append(HttpServer(FLAVOURS[kind], slow))
         await servers[-1].start(port=port)
         return servers[-1]

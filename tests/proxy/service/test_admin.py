@@ -126,7 +126,7 @@ async def test_watching_shows_each_change(cluster, admin):
 @pytest.mark.parametrize(
     ("method", "fields", "code"),
     [
-        ("AddBackend", {"address": "http://x:1"}, "INVALID_ARGUMENT"),
+        ("AddBackend", {"address": "ftp://x:1"}, "INVALID_ARGUMENT"),
         ("AddBackend", {"address": "a:1,b:2"}, "INVALID_ARGUMENT"),
         ("AddBackend", {"address": "dns:///a:1"}, "INVALID_ARGUMENT"),
         ("AddBackend", {"address": "a:1", "kind": "vllm"}, "INVALID_ARGUMENT"),

@@ -7,6 +7,7 @@ from typing import cast
 
 import orjson
 
+from rhizome_proxy.http.continuation import TextContinuation, can_resume
 from rhizome_proxy.http.reading import read_ask
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.kinds.base import HttpServer
@@ -31,12 +32,14 @@ class Journey:
         model: as the client named it; empty when it did not.
         ask: its prompt; `None` where it has none.
         span: of the request; `None` without tracing.
+        backend: where it is, or was last.
     """
 
-    __slots__ = ("ask", "model", "span")
+    __slots__ = ("ask", "backend", "model", "span")
 
     def __init__(self, request: RelayRequest) -> None:
         self.model = request.model or ""
+        self.backend = ""
         self.ask: Ask | None = read_ask(request)
         self.span: Span | None = begin_request(request)
 
@@ -71,18 +74,24 @@ class PoolTarget:
     def lease(self, cut: Callable[[], None]) -> HttpLease:
         """Count the request there."""
         placement = self._router.policy.place(self._backend, self._journey.ask)
-        return HttpLease(self._backend, placement, self._span, cut)
+        return HttpLease(self._backend, placement, self._journey, self._span, cut)
 
 
 class HttpLease:
     """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
 
-    __slots__ = ("_backend", "_cut", "_lease", "_placement", "_span")
+    __slots__ = ("_backend", "_cut", "_journey", "_lease", "_placement", "_span")
 
     def __init__(
-        self, backend: Backend, placement: Placement, span: Span | None, cut: Callable[[], None]
+        self,
+        backend: Backend,
+        placement: Placement,
+        journey: Journey,
+        span: Span | None,
+        cut: Callable[[], None],
     ) -> None:
         self._backend = backend
+        self._journey = journey
         self._placement = placement
         self._span = span
         self._cut = cut
@@ -90,7 +99,8 @@ class HttpLease:
         backend.cuts.add(cut)
 
     def first_byte(self) -> None:
-        """The backend works."""
+        """The backend works; who else might have had the request does not matter any more."""
+        self._journey.ask = None
         self._backend.outlier.succeeded()
         if self._span is not None:
             self._span.add_event(semconv.EVENT_FIRST_BYTE)
@@ -117,6 +127,12 @@ class PoolPicker:
     def __init__(self, router: Router) -> None:
         self.figures = RequestFigures("http", router)
         self._router = router
+
+    def continuation(self, request: RelayRequest) -> TextContinuation | None:
+        """What lets a stream go on elsewhere."""
+        if not can_resume(request):
+            return None
+        return TextContinuation(request, lambda kinds: self._resume(request, kinds))
 
     def pick(self, request: RelayRequest) -> Iterator[PoolTarget]:
         """Backends, the best first; which is the next best is asked when it is needed."""
@@ -147,9 +163,29 @@ class PoolPicker:
             if tried:
                 router.counts.retries += 1
             tried.add(backend.name)
+            journey.backend = backend.name
             yield PoolTarget(router, backend, journey)
         if not tried:
             raise self._nobody()
+
+    def _resume(self, request: RelayRequest, kinds: frozenset[str] | None) -> PoolTarget | None:
+        """A backend of such a kind that goes on with a request; the lost one if there is no other."""
+        router, journey = self._router, cast(Journey, request.state)
+        ask = read_ask(request)
+        unfit = {
+            backend.name
+            for backend in router.registry.members
+            if kinds is not None and backend.server.kind not in kinds
+        }
+        backend = router.pick(ask, journey.model, unfit | {journey.backend}, http=True)
+        backend = backend or router.pick(ask, journey.model, unfit, http=True)
+        if backend is None:
+            return None
+        router.counts.resumes += 1
+        if journey.span is not None:
+            journey.span.add_event(semconv.EVENT_RESUME, {semconv.PICK_BACKEND: journey.backend})
+        journey.backend = backend.name
+        return PoolTarget(router, backend, journey)
 
     def _nobody(self) -> HttpError:
         known = sum(backend.spec.http for backend in self._router.registry.members)

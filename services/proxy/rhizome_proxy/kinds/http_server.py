@@ -23,7 +23,10 @@ Source = tuple[bytes, Callable[[bytes], Load | None]]
 """A path that tells the load, and how to read what it answers."""
 
 REFRESH_S: Final = 10.0
-"""What changes rarely is asked for when a server is new and then so often."""
+"""What changes rarely is asked for when a server is new and then so often,"""
+
+RETRY_S: Final = 1.0
+"""and where it did not come, so much later."""
 
 _NO_ROUTE: Final = frozenset((400, 404, 405, 501))
 _UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError)
@@ -110,10 +113,12 @@ class HttpBackend:
         return tuple(str(model["id"]) for model in document["data"] or ())
 
     async def _refresh(self, timeout_s: float) -> None:
-        """What does not come leaves the last standing and is asked for again."""
+        """What does not come leaves standing what was known."""
+        now = asyncio.get_running_loop().time()
+        self._refresh_at = now + RETRY_S
         with contextlib.suppress(EngineError, *_UNREADABLE):
             await self.learn(timeout_s)
-            self._refresh_at = asyncio.get_running_loop().time() + REFRESH_S
+            self._refresh_at = now + REFRESH_S
 
     async def _ask_load(self, timeout_s: float) -> Load | None:
         with contextlib.suppress(EngineError, *_UNREADABLE):

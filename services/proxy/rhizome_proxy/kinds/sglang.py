@@ -42,10 +42,11 @@ class SglangServer(HttpBackend):
     async def learn(self, timeout_s: float) -> None:
         """Also how large its pages are, which is asked by another name in older versions."""
         await super().learn(timeout_s)
-        info = await self._ask(b"/server_info", timeout_s)
-        if info.status != 200:
-            info = await self._ask(b"/get_server_info", timeout_s)
-        self._page_size = int(orjson.loads(info.body)["page_size"])
+        for path in (b"/server_info", b"/get_server_info"):
+            info = await self._ask(path, timeout_s)
+            if info.status == 200:
+                self._page_size = int(orjson.loads(info.body)["page_size"])
+                return
 
     def _read_loads(self, body: bytes) -> Load | None:
         """Sums over its data-parallel ranks."""
