@@ -6,19 +6,17 @@ callbacks of the two connections; a task exists only while a picker queues or a 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Iterable, Iterator
 
 from rhizome_relay import errors
-from rhizome_relay.answer import Answer, Handler, render, status_line
+from rhizome_relay.answer import Handler, status_line
 from rhizome_relay.client import Client
 from rhizome_relay.errors import HttpError
 from rhizome_relay.headers import in_a_loop, request_head, response_headers, retry_after_s
-from rhizome_relay.picker import Ending, Lease, Outcome, Result, Target
+from rhizome_relay.picker import Ending, Target
 from rhizome_relay.pool import OriginPool
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
@@ -28,43 +26,17 @@ from rhizome_relay.upstream import Upstream
 _log = logging.getLogger(__name__)
 
 
-class Exchange:
-    """A request on its way.
+class Exchange(Closing):
+    """A request on its way."""
 
-    Attributes:
-        request: what the client wants.
-        status: of the response; 0 before there is one.
-        attempts: backends that were tried.
-        queue_s: how long the picker took.
-        connect_s: how long opening connections took.
-        first_byte_s: from sending the request to the response's head.
-    """
-
-    __slots__ = (
-        "_began", "_client", "_head_s", "_lease", "_loop", "_over", "_picking", "_pool", "_refusal", "_relay",
-        "_retries", "_retry_after_s", "_sent_at", "_target", "_targets", "_task", "_total_at", "_upstream",
-        "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
-    )  # fmt: skip
+    __slots__ = ("_pool", "_refusal", "_retries", "_sent_at", "_targets")
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
-        self.request = request
-        self.status = self.attempts = 0
-        self.queue_s = self.connect_s = self.first_byte_s = 0.0
-        self._relay = relay
-        self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._began = time.perf_counter()
-        self._total_at = self._loop.time() + relay.settings.total_timeout_s
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(relay, client, request)
         self._targets: Iterator[Target] = iter(())
-        self._lease: Lease | None = None
-        self._upstream: Upstream | None = None
         self._refusal: HttpError | None = None
         self._retries = 0
-        self._retry_after_s = self._sent_at = 0.0
-        self._writer: ResponseWriter | None = None
-        self._over = self._picking = False
-        self._head_s = 0.0
+        self._sent_at = 0.0
 
     def start(self) -> None:
         """Begin; the client hears from it in any case."""
@@ -250,15 +222,6 @@ class Exchange:
     def _forget(self) -> None:
         self.request.forget()
 
-    def _own_lines(self) -> bytes:
-        lines = b"x-request-id: %b\r\n" % self.request.id
-        if self.attempts:
-            name = self._target.name.encode()
-            lines += b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n" % (name, self.attempts)
-            times = (self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3)
-            lines += b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n" % times
-        return lines
-
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         """Pass a piece on."""
         if self._writer is None:
@@ -355,88 +318,3 @@ class Exchange:
         else:
             self._cancel(Ending.TIMED_OUT if self._upstream is not None else Ending.CANCELLED)
             self._fail(errors.LATE)
-
-    # ends
-
-    def _answer(self, answer: Answer) -> None:
-        """The proxy's own response."""
-        if self._over:
-            return
-        self.status = answer.status
-        keep_alive = self.request.keep_alive and self.request.complete and not self._relay.draining
-        head_only = self.request.method == b"HEAD"
-        self._client.write(
-            render(answer, head_only=head_only, keep_alive=keep_alive, extra=self._own_lines())
-        )
-        self._end(keep_alive)
-
-    def _fail(self, error: HttpError) -> None:
-        """Tell the client, or, once it has a part of the response, make it see that the rest is missing."""
-        if self._writer is None:
-            self._answer(Answer.of_error(error))
-            return
-        data, reset = self._writer.cut()
-        if data:
-            self._client.write(data)
-        self._close(whole=False)
-        self._client.break_off(reset=reset)
-
-    def _end(self, keep_alive: bool) -> None:
-        self._close(whole=True)
-        self._client.done(keep_alive)
-
-    def _close(self, *, whole: bool) -> None:
-        """The request is over, and the picker hears what became of it."""
-        self._over = True
-        if not self._picking:
-            return
-        now = time.perf_counter()
-        name = self._target.name if self.attempts else ""
-        result = Result(
-            self.status, whole, name, self.attempts, self.queue_s, self._head_s, now - self._began
-        )
-        try:
-            self._relay.picker.ended(self.request, result)
-        except Exception:
-            _log.exception("%s: the picker failed", self.request.id.decode())
-
-    def _cancel(self, ending: Ending) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._drop_upstream()
-        self._release(ending, self.status)
-
-    def _drop_upstream(self) -> None:
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
-
-    def _release(self, ending: Ending, status: int = 0) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release(Outcome(ending, status, self._retry_after_s, self.first_byte_s))
-
-    def _expect(self, within_s: float) -> None:
-        self._client.deadline = min(self._loop.time() + within_s, self._total_at)
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        self._task = self._loop.create_task(work)
-        self._task.add_done_callback(self._ran)
-
-    def _ran(self, task: asyncio.Task[None]) -> None:
-        current = task is self._task
-        if current:
-            self._task = None
-        if task.cancelled():
-            if current and not self._over:  # not by us
-                self._crash(errors.GIVEN_UP)
-        elif (error := task.exception()) is not None:
-            self._crash(error)
-
-    def _crash(self, error: BaseException) -> None:
-        """A picker or handler refused the request, or there is a bug."""
-        self._cancel(Ending.CANCELLED)
-        if not isinstance(error, HttpError):
-            _log.error("%s: the request failed here", self.request.id.decode(), exc_info=error)
-            error = errors.BUG
-        self._fail(error)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
+from rhizome_routing.admission import Admissions, PriorityClass, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Policy
 from rhizome_routing.retry_budget import RetryBudget
@@ -39,6 +40,7 @@ class Router:
         max_resumes: so many engines may be lost under one request.
         resume_wait_s: how long a request that has begun waits for an engine to go on at.
         timeout_s: the longest that any request may take; `None` for what the caller says.
+        admissions: the queues in front of the backends; `None` for none.
 
     Attributes:
         counts: for metrics.
@@ -53,7 +55,9 @@ class Router:
         max_resumes: int = 3,
         resume_wait_s: float = 5.0,
         timeout_s: float | None = None,
+        admissions: Admissions | None = None,
     ) -> None:
+        self.admissions = admissions
         self.registry = registry
         self.policy = policy
         self.budget = budget or RetryBudget()
@@ -66,6 +70,25 @@ class Router:
         """Whether some backend is known to serve a model by that name."""
         return any(model in one.models or model in one.spec.aliases for one in self.registry.members)
 
+    def serving(self, model: str, *, http: bool) -> list[Backend]:
+        """Backends of a face that are ready for requests for a model; see `pick`."""
+        ready = self.registry.ready(http=http)
+        if model:
+            ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
+        return ready
+
+    def offer(
+        self, tenant: str, priority: PriorityClass, tokens: int, model: str, *, http: bool
+    ) -> Ticket | None:
+        """Ask for a place at the backends; `None` where there is no queue.
+
+        Raises:
+            NotAdmitted: too much waits already.
+        """
+        if self.admissions is None:
+            return None
+        return self.admissions.of(("http:" if http else "grpc:") + model).offer(tenant, priority, tokens)
+
     def pick(
         self, ask: Ask | None, model: str, tried: Collection[str] = (), *, http: bool = False
     ) -> Backend | None:
@@ -74,10 +97,9 @@ class Router:
         Backends that are known to serve another model are left out, unless all are: then one of them may say
         in its own words that it does not know the model.
         """
-        ready = self.registry.ready(http=http)
-        if model:
-            ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
+        ready = self.serving(model, http=http)
         untried = [backend for backend in ready if backend.name not in tried]
         calm = [backend for backend in untried if not backend.busy]
         ordered = self.policy.order(calm or untried, ask)
-        return ordered[0] if ordered else None
+        roomy = (backend for backend in ordered if backend.room.free(backend) > 0)
+        return next(roomy, ordered[0] if ordered else None)

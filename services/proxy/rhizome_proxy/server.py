@@ -22,6 +22,7 @@ from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
 from rhizome_proxy.service.relay import RelayService
 from rhizome_proxy.settings import ProxySettings
 from rhizome_relay.pool import Pools
+from rhizome_routing.admission import Admissions, Fleet
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.groups import PriorityGroups
 from rhizome_routing.retry_budget import RetryBudget
@@ -44,6 +45,7 @@ class ProxyServer:
     def __init__(self, settings: ProxySettings) -> None:
         self.port = self.http_port = 0
         self._settings = settings
+        self._draining = False
         poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s, settings.stall_timeout_s)
         engine_tls = settings.engine_tls()
         policy = PriorityGroups(POLICIES[settings.policy]())
@@ -56,9 +58,16 @@ class ProxyServer:
 
         relay_settings = settings.relay_settings()
         pools = Pools(relay_settings)
+        fleet = Fleet(self._backends_of)
         self.registry = Registry(
-            lambda spec: open_server(spec, pools=pools, tls=engine_tls), watch, settings.backend_rules()
+            lambda spec: open_server(spec, pools=pools, tls=engine_tls),
+            watch,
+            settings.backend_rules(),
+            fleet,
         )
+        queue = settings.admission()
+        admissions = Admissions(queue, fleet) if queue is not None else None
+        self.registry.on_change(lambda: fleet.on_room())
         self.registry.on_change(lambda: policy.retain({backend.name for backend in self.registry}))
         self._discovery = Discovery(
             parse_specs(settings.backends),
@@ -75,6 +84,7 @@ class ProxyServer:
             max_resumes=settings.max_resumes,
             resume_wait_s=settings.resume_wait_s,
             timeout_s=settings.backend_timeout_s,
+            admissions=admissions,
         )
         self._connect = ConnectService(router, instance_id=instance_id, window_frames=settings.window_frames)
         self._server = GrpcServer(
@@ -127,7 +137,7 @@ class ProxyServer:
         return self.port
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """Refuse what is new, finish what is open, and close.
+        """Say so, after a while refuse what is new, finish what is open, and close.
 
         Args:
             grace_s: after this time open requests are cut off; the setting where absent.
@@ -135,6 +145,10 @@ class ProxyServer:
         Returns:
             Whether everything finished in time.
         """
+        self._draining = True
+        self._announce()
+        self._http.drain()
+        await asyncio.sleep(self._settings.drain_delay_s)
         self._connect.drain()
         grace_s = self._settings.drain_timeout_s if grace_s is None else grace_s
         finished = all(await asyncio.gather(self._server.drain_and_stop(grace_s), self._http.stop(grace_s)))
@@ -146,9 +160,14 @@ class ProxyServer:
         await self.registry.close()
         return finished
 
+    def _backends_of(self, group: str) -> list[Backend]:
+        face, _, model = group.partition(":")
+        return self.router.serving(model, http=face == "http")
+
     def _announce(self) -> None:
         """The proxy serves what its engines serve; that it doubts them is not its callers' business."""
-        self._server.set_serving(ENGINE_SERVICE, bool(self.registry.ready()))
+        serving = bool(self.registry.ready()) and not self._draining
+        self._server.set_serving(ENGINE_SERVICE, serving)
 
 
 def _join(host: str, port: int) -> str:

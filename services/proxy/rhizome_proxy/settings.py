@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -22,6 +23,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
 from rhizome_proxy.pool.spec import parse_specs, read_specs
 from rhizome_relay.settings import MIB, RelaySettings
+from rhizome_routing.admission import AdmissionSettings, PriorityClass, RoomRules
 from rhizome_routing.outlier import OutlierRules
 from rhizome_routing.policies import POLICIES
 from rhizome_transport.tls import ClientTls, ServerTls
@@ -74,6 +76,12 @@ class ProxySettings(BaseSettings):
         64, description="Frames with events that an engine may send ahead of a reader, for each stream."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM and closed listeners, in which health already says no: for load "
+        "balancers that ask for it.",
+    )
     admin_host: str = Field("127.0.0.1", description="Address of the listener for operators.")
     admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="Its port: all of ProxyService, to add, drain and remove engines; 0 switches it off."
@@ -94,6 +102,13 @@ class ProxySettings(BaseSettings):
         0.2, ge=0, description="Refused requests that may try another engine, a share."
     )
     min_retries_per_s: float = Field(3.0, ge=0, description="So many may whatever the share.")
+    max_in_flight: PositiveInt | None = Field(
+        None, description="Requests that a backend of weight 1 gets at a time; found out where absent."
+    )
+    max_queued: NonNegativeInt = Field(
+        4096, description="Requests of normal priority that wait here for a backend; 0 for no queue at all."
+    )
+    queue_timeout_s: float = Field(60.0, gt=0, description="Longest time that one of them waits.")
     eject_after: PositiveInt = Field(3, description="Failures in a row after which an engine gets nothing.")
     max_ejected: float = Field(0.5, ge=0, le=1, description="Largest share of engines that get nothing so.")
     slow_start_s: float = Field(
@@ -174,6 +189,16 @@ class ProxySettings(BaseSettings):
         self.engine_tls()
         return self
 
+    def admission(self) -> AdmissionSettings | None:
+        """Bounds of the queue; `None` for no queue."""
+        if not self.max_queued:
+            return None
+        classes = dict(AdmissionSettings().classes)
+        classes[PriorityClass.NORMAL] = replace(
+            classes[PriorityClass.NORMAL], max_waiting=self.max_queued, max_wait_s=self.queue_timeout_s
+        )
+        return AdmissionSettings(classes)
+
     def relay_settings(self) -> RelaySettings:
         """Limits and habits of the HTTP face."""
         total_s = float("inf") if self.backend_timeout_s is None else self.backend_timeout_s
@@ -192,6 +217,7 @@ class ProxySettings(BaseSettings):
         """When an engine is busy or ejected."""
         return BackendRules(
             outlier=OutlierRules(self.eject_after, self.max_ejected, self.slow_start_s),
+            room=RoomRules(self.max_in_flight, self.max_allowed_request_queue),
             max_running=self.max_allowed_request_queue,
             max_waiting=self.max_allowed_deferred,
             load_max_age_s=max(LOAD_MAX_AGE_S, 3 * self.poll_interval_s),

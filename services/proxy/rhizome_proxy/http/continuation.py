@@ -65,8 +65,8 @@ class TextContinuation:
     """
 
     __slots__ = (
-        "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_owes_usage", "_reason", "_request",
-        "_resumed", "_tail", "_text", "_tokens", "possible",
+        "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_owes_usage", "_reason",
+        "_request", "_resumed", "_tail", "_text", "_tokens", "possible",
     )  # fmt: skip
 
     def __init__(self, request: RelayRequest, find: Callable[[frozenset[str] | None], Target | None]) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import orjson
 
 from rhizome_proxy.http.continuation import TextContinuation, can_resume
-from rhizome_proxy.http.reading import read_ask
+from rhizome_proxy.http.reading import output_limit, priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.kinds.base import HttpServer
 from rhizome_proxy.metrics import RequestFigures
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import Router
-from rhizome_relay.errors import HttpError, unavailable
+from rhizome_relay.errors import HttpError, retry_after, unavailable
 from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
+from rhizome_routing.admission import NotAdmitted, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
+
+_USUAL_OUTPUT = 256
+"""Tokens to be expected where the client sets no limit."""
 
 _BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
 
@@ -33,15 +37,25 @@ class Journey:
         ask: its prompt; `None` where it has none.
         span: of the request; `None` without tracing.
         backend: where it is, or was last.
+        cost: tokens that it is expected to take.
+        streamed: whether its answer comes token by token.
+        ticket: its place in the queue; `None` where it needs none.
     """
 
-    __slots__ = ("ask", "backend", "model", "span")
+    __slots__ = ("ask", "backend", "cost", "model", "span", "streamed", "ticket")
 
     def __init__(self, request: RelayRequest) -> None:
         self.model = request.model or ""
         self.backend = ""
         self.ask: Ask | None = read_ask(request)
         self.span: Span | None = begin_request(request)
+        self.ticket: Ticket | None = None
+        self.cost, self.streamed = 0, False
+        if self.ask is not None:
+            document = request.json()
+            limit = output_limit(document)
+            self.cost = self.ask.prompt_tokens + (_USUAL_OUTPUT if limit is None else limit)
+            self.streamed = document.get("stream") is True
 
 
 class PoolTarget:
@@ -95,13 +109,14 @@ class HttpLease:
         self._placement = placement
         self._span = span
         self._cut = cut
-        self._lease = backend.lease()
+        tokens = journey.ask.prompt_tokens if journey.ask is not None else 0
+        self._lease = backend.lease(tokens, streamed=journey.streamed)
         backend.cuts.add(cut)
 
     def first_byte(self) -> None:
         """The backend works; who else might have had the request does not matter any more."""
         self._journey.ask = None
-        self._backend.outlier.succeeded()
+        self._lease.answered()
         if self._span is not None:
             self._span.add_event(semconv.EVENT_FIRST_BYTE)
 
@@ -134,15 +149,35 @@ class PoolPicker:
             return None
         return TextContinuation(request, lambda kinds: self._resume(request, kinds))
 
-    def pick(self, request: RelayRequest) -> Iterator[PoolTarget]:
+    def pick(self, request: RelayRequest) -> Iterator[PoolTarget] | Awaitable[Iterator[PoolTarget]]:
         """Backends, the best first; which is the next best is asked when it is needed."""
         self.figures.open += 1
         request.state = journey = Journey(request)
+        if journey.ask is not None:
+            try:
+                journey.ticket = self._router.offer(
+                    tenant_of(request), priority_of(request), journey.cost, journey.model, http=True
+                )
+            except NotAdmitted as refusal:
+                raise _refused(refusal) from None
+            if journey.ticket is not None and not journey.ticket.admitted:
+                return self._admitted(journey, journey.ticket)
+        return self._targets(journey)
+
+    async def _admitted(self, journey: Journey, ticket: Ticket) -> Iterator[PoolTarget]:
+        try:
+            await ticket.wait()
+        except NotAdmitted as refusal:
+            raise _refused(refusal) from None
+        if journey.span is not None:
+            journey.span.add_event(semconv.EVENT_ADMIT, {semconv.QUEUE_S: ticket.waited_s})
         return self._targets(journey)
 
     def ended(self, request: RelayRequest, result: Result) -> None:
         """Count it."""
         journey = cast(Journey, request.state)
+        if journey.ticket is not None:
+            journey.ticket.release()
         end_request(journey.span, result)
         error = "" if result.whole and result.status < 500 else str(result.status or "cancelled")
         if result.status and not result.whole:
@@ -154,7 +189,7 @@ class PoolPicker:
             error=error,
             duration_s=result.duration_s,
             first_byte_s=result.first_byte_s,
-            queue_s=result.queue_s,
+            queue_s=journey.ticket.waited_s if journey.ticket is not None else 0.0,
         )
 
     def _targets(self, journey: Journey) -> Iterator[PoolTarget]:
@@ -190,3 +225,8 @@ class PoolPicker:
     def _nobody(self) -> HttpError:
         known = sum(backend.spec.http for backend in self._router.registry.members)
         return unavailable(f"None of {known} backends is ready. Try again in a moment; /health says why.")
+
+
+def _refused(refusal: NotAdmitted) -> HttpError:
+    headers = (retry_after(refusal.retry_after_s),)
+    return HttpError(refusal.status, refusal.code, f"{str(refusal).capitalize()}.", headers=headers)

@@ -8,13 +8,16 @@ fields are and in whichever order they come.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
+from rhizome_relay.errors import bad_request
 from rhizome_relay.request import RelayRequest
+from rhizome_routing.admission import PriorityClass
 from rhizome_routing.policies.ask import Ask
 
 SESSION_HEADERS: Final = frozenset((b"x-session-id", b"session-id", b"x-rhizome-session", b"session_id"))
@@ -52,6 +55,36 @@ def output_limit(document: Mapping[str, Any]) -> int | None:
         if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
             return limit
     return None
+
+
+def tenant_of(request: RelayRequest) -> str:
+    """Whose fair share a request uses: its key's, or its address's where it has none.
+
+    A peer whose X-Forwarded-* are believed, such as nginx, may name the tenant.
+    """
+    if request.trusted and (told := request.header(b"x-rhizome-tenant")):
+        return told.decode("latin-1")
+    credential = request.header(b"authorization") or request.header(b"x-api-key")
+    if credential:
+        return hashlib.blake2b(credential, digest_size=16).hexdigest()
+    forwarded = request.header(b"x-forwarded-for") if request.trusted else None
+    return forwarded.partition(b",")[0].decode("latin-1").strip() if forwarded else request.peer
+
+
+def priority_of(request: RelayRequest) -> PriorityClass:
+    """How urgent a request is; only a trusted peer may say that it is more so than others.
+
+    Raises:
+        HttpError: there is no such class.
+    """
+    told = request.header(b"x-rhizome-priority")
+    if not told:
+        return PriorityClass.NORMAL
+    try:
+        priority = PriorityClass.of(told.decode("latin-1"))
+    except ValueError:
+        raise bad_request("x-rhizome-priority must be high, normal or low.") from None
+    return priority if request.trusted else max(priority, PriorityClass.NORMAL)
 
 
 def _affinity_key(request: RelayRequest, document: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome_proxy.kinds.base import Engine, Server
 from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_routing.admission import Fleet, RoomRules, Sent
 from rhizome_routing.candidate import LoadReport
 from rhizome_routing.outlier import Outlier, OutlierRules
 
@@ -42,9 +43,11 @@ class BackendRules:
         max_running: with more requests running than this it is busy; `None` for no limit.
         max_waiting: the same for requests that wait in its queue.
         load_max_age_s: a load report older than this says nothing about now.
+        room: how many requests it gets at a time.
     """
 
     outlier: OutlierRules = field(default_factory=OutlierRules)
+    room: RoomRules = field(default_factory=RoomRules)
     max_running: int | None = None
     max_waiting: int | None = None
     load_max_age_s: float = LOAD_MAX_AGE_S
@@ -53,12 +56,18 @@ class BackendRules:
 class Lease:
     """One request's place in a backend's in-flight count, given back exactly once."""
 
-    __slots__ = ("_backend", "_open", "_trial")
+    __slots__ = ("_backend", "_open", "_sent", "_trial")
 
-    def __init__(self, backend: Backend, *, trial: bool) -> None:
+    def __init__(self, backend: Backend, sent: Sent, *, trial: bool) -> None:
         self._backend = backend
+        self._sent = sent
         self._open = True
         self._trial = trial
+
+    def answered(self) -> None:
+        """Its first event came."""
+        self._sent.answered()
+        self._backend.outlier.succeeded()
 
     def release(self, *, failed: bool = False) -> None:
         """Give the place back; `failed` means before the first event. Further calls do nothing."""
@@ -67,6 +76,7 @@ class Lease:
             if self._trial:
                 self._backend.outlier.trial = False
             self._backend._released(failed=failed)
+            self._sent.left()
 
 
 class Backend:
@@ -85,6 +95,7 @@ class Backend:
         failed: requests that failed there before their first event.
         outlier: how its requests went.
         heard_at: when it last sent anything, in seconds of the monotonic clock.
+        room: how many requests more it should get.
         cuts: each ends one open stream or call, whose requests then go elsewhere.
     """
 
@@ -94,8 +105,11 @@ class Backend:
         server: Server,
         rules: BackendRules | None = None,
         may_eject: Callable[[], bool] = lambda: True,
+        fleet: Fleet | None = None,
     ) -> None:
         self.rules = rules or BackendRules()
+        self._fleet = fleet or Fleet(lambda group: ())
+        self.room = self._fleet.new_room(self.rules.room)
         self.outlier = Outlier(self.rules.outlier, may_eject)
         self.heard_at = time.monotonic()
         self.cuts: set[Callable[[], object]] = set()
@@ -227,12 +241,18 @@ class Backend:
         """Return once this proxy has no open request there."""
         await self._idle.wait()
 
-    def lease(self) -> Lease:
-        """Count one more open request there until the lease is released."""
+    def lease(self, tokens: int = 0, *, streamed: bool = True) -> Lease:
+        """Count one more open request there until the lease is released.
+
+        Args:
+            tokens: of its prompt.
+            streamed: whether its first event is its first token.
+        """
         self.in_flight += 1
         self.total += 1
         self._idle.clear()
-        return Lease(self, trial=self.outlier.begin())
+        sent = self.room.sent(tokens, streamed=streamed)
+        return Lease(self, sent, trial=self.outlier.begin())
 
     def observe_load(self, load: Load | None, own: int | None = None) -> None:
         """Keep a load report; `None` voids the last one.
@@ -245,6 +265,7 @@ class Backend:
             self.report = None
             return
         self.report = LoadReport(load, self.in_flight if own is None else own, time.monotonic())
+        self._fleet.on_room()
 
     def foreign_requests(self) -> int | None:
         """Requests there that are not this proxy's, by the last report; `None` means unknown, never idle.

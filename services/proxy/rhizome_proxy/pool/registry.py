@@ -12,6 +12,7 @@ from typing import Any
 from rhizome_proxy.kinds.base import Server
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
 from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_routing.admission import Fleet
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +27,17 @@ class Registry:
         open_server: makes the connection.
         watch: checks a backend.
         rules: for all backends.
+        fleet: what they have room for together.
     """
 
     def __init__(
-        self, open_server: Callable[[BackendSpec], Server], watch: Watch, rules: BackendRules | None = None
+        self,
+        open_server: Callable[[BackendSpec], Server],
+        watch: Watch,
+        rules: BackendRules | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
+        self._fleet = fleet
         self._rules = rules or BackendRules()
         self._open_server = open_server
         self._watch = watch
@@ -81,7 +88,7 @@ class Registry:
         name = spec.name
         if name in self._backends:
             raise ValueError(f"a backend named {name!r} exists; remove it first or choose another name")
-        backend = Backend(spec, self._open_server(spec), self._rules, self._may_eject)
+        backend = Backend(spec, self._open_server(spec), self._rules, self._may_eject, self._fleet)
         backend.on_change = self._changed
         self._backends[name] = backend
         self._watchers[name] = asyncio.create_task(self._watch(backend), name=f"watch {name}")

@@ -1,0 +1,67 @@
+"""One queue for each group of backends; groups that share a backend take turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from rhizome_routing.admission.queue import Admission, AdmissionCounts
+from rhizome_routing.admission.room import Fleet
+from rhizome_routing.admission.settings import AdmissionSettings
+
+_REMEMBERED: Final = 256
+
+
+class Admissions:
+    """The queues of all groups.
+
+    Args:
+        settings: of each queue.
+        fleet: the backends.
+        clock: monotonic seconds.
+
+    Attributes:
+        counts: of all groups, for metrics.
+    """
+
+    def __init__(
+        self, settings: AdmissionSettings, fleet: Fleet, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.counts = AdmissionCounts()
+        self._settings = settings
+        self._fleet = fleet
+        fleet.on_room = self.pump
+        self._clock = clock
+        self._groups: dict[str, Admission] = {}
+
+    def of(self, group: str) -> Admission:
+        """The queue of a group."""
+        admission = self._groups.get(group)
+        if admission is None:
+            if len(self._groups) >= _REMEMBERED:
+                self._groups = {name: one for name, one in self._groups.items() if one.waiting()}
+            admission = self._groups[group] = Admission(
+                self._settings,
+                self._fleet,
+                self._clock,
+                group=group,
+                counts=self.counts,
+                on_room=self.pump,
+            )
+        return admission
+
+    def waiting(self) -> int:
+        """Requests that wait in all groups."""
+        return sum(one.waiting() for one in self._groups.values())
+
+    def pump(self) -> None:
+        """Admit all for whom there is room, the groups in turn."""
+        waiting = [(name, one) for name, one in self._groups.items() if one.waiting()]
+        while waiting:
+            served = []
+            for name, one in waiting:
+                if one.admit_next():
+                    served.append((name, one))
+                    self._groups[name] = self._groups.pop(name)  # next time it comes last
+            waiting = served
