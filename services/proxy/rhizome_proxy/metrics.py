@@ -1,155 +1,30 @@
-"""What the proxy counts, and how Prometheus reads it.
-
-Requests are named as OpenTelemetry's GenAI conventions name them for servers; what is the proxy's own begins
-with `rhizome_proxy_`. A model is a label only if a backend serves it: clients must not make time series.
-"""
+"""The proxy as Prometheus reads it: requests (`figures`), decisions, the queue, backends."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from rhizome_proxy.pool.backend import State
 from rhizome_proxy.router import Router
 from rhizome_telemetry.metrics import Metric
 
-DURATION_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-FIRST_BYTE_S: Final = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-)  # fmt: skip
-"""Those of the conventions."""
-
-_OTHER: Final = "other"
-
-
-@dataclass(slots=True)
-class Times:
-    """A histogram in the making; `counts` has one more than there are bounds."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def add(self, seconds: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
-
-    @property
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
-        buckets, count = [], 0
-        for bound, one in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            count += one
-            buckets.append((bound, float(count)))
-        return buckets
-
-
-class RequestFigures:
-    """Counts requests of one face.
-
-    Args:
-        face: `http` or `grpc`.
-        router: knows which models are served.
-
-    Attributes:
-        open: requests under way.
-    """
-
-    def __init__(self, face: str, router: Router) -> None:
-        self.face = face
-        self.open = 0
-        self.outcomes: dict[tuple[str, str, str], int] = {}
-        self.durations: dict[tuple[str, str], Times] = {}
-        self.first_bytes: dict[str, Times] = {}
-        self.queued = Times(DURATION_S)
-        self._router = router
-
-    def ended(
-        self,
-        model: str,
-        backend: str,
-        code: str,
-        *,
-        error: str,
-        duration_s: float,
-        first_byte_s: float = 0.0,
-        queue_s: float = 0.0,
-    ) -> None:
-        """A request is over.
-
-        Args:
-            model: as the client named it.
-            backend: who answered; empty when nobody did.
-            code: status of the answer.
-            error: what went wrong, in few words; empty when nothing did.
-            duration_s: of all of it.
-            first_byte_s: until the answer began; 0 when it never did.
-            queue_s: what it waited in the proxy's queue.
-        """
-        self.open -= 1
-        key = backend, code, error
-        self.outcomes[key] = self.outcomes.get(key, 0) + 1
-        model = model if self._router.serves(model) else _OTHER
-        times = self.durations.get((model, error))
-        if times is None:
-            times = self.durations[model, error] = Times(DURATION_S)
-        times.add(duration_s)
-        if first_byte_s:
-            times = self.first_bytes.get(model)
-            if times is None:
-                times = self.first_bytes[model] = Times(FIRST_BYTE_S)
-            times.add(first_byte_s)
-        if queue_s:
-            self.queued.add(queue_s)
-
-    def families(self) -> Iterable[Metric]:
-        """Everything that was counted."""
-        face = self.face
-        name = "gen_ai_server_request_duration_seconds"
-        labels = ["gen_ai_request_model", "error_type", "rhizome_proxy_face"]
-        duration = HistogramMetricFamily(name, "Time of requests.", labels=labels)
-        for (model, error), times in list(self.durations.items()):
-            duration.add_metric([model, error, face], times.buckets, times.total)
-        name = "gen_ai_server_time_to_first_token_seconds"
-        labels = ["gen_ai_request_model", "rhizome_proxy_face"]
-        first = HistogramMetricFamily(name, "Time until answers begin.", labels=labels)
-        for model, times in list(self.first_bytes.items()):
-            first.add_metric([model, face], times.buckets, times.total)
-        labels = ["face", "backend", "code", "error_type"]
-        total = CounterMetricFamily("rhizome_proxy_requests", "Requests that ended.", labels=labels)
-        for key, count in list(self.outcomes.items()):
-            total.add_metric([face, *key], count)
-        running = GaugeMetricFamily("rhizome_proxy_open_requests", "Requests under way.", labels=["face"])
-        running.add_metric([face], self.open)
-        queued = HistogramMetricFamily(
-            "rhizome_proxy_queue_seconds", "Time of those that were queued.", labels=["face"]
-        )
-        queued.add_metric([face], self.queued.buckets, self.queued.total)
-        return duration, first, total, running, queued
-
 
 class ProxyCollector:
     """Turns the proxy's state into families; see `rhizome_telemetry.metrics.Collector`."""
 
-    def __init__(self, router: Router, *faces: RequestFigures) -> None:
+    def __init__(self, router: Router) -> None:
         self._router = router
-        self._faces = faces
 
     def collect(self) -> Iterable[Metric]:
         """The families now."""
-        for same in zip(*(face.families() for face in self._faces), strict=True):
+        for same in zip(*(face.families() for face in (self._router.http, self._router.grpc)), strict=True):
             for family in same[1:]:
                 same[0].samples.extend(family.samples)
             yield same[0]
         yield from self._decisions()
+        yield from self._queue()
         yield from self._backends()
 
     def _decisions(self) -> Iterable[Metric]:
@@ -163,6 +38,19 @@ class ProxyCollector:
             family = CounterMetricFamily(f"rhizome_proxy_{name}", text)
             family.add_metric([], value)
             yield family
+
+    def _queue(self) -> Iterable[Metric]:
+        admissions = self._router.admissions
+        if admissions is None:
+            return
+        waiting = GaugeMetricFamily("rhizome_proxy_queued_requests", "Requests that wait for a backend.")
+        waiting.add_metric([], admissions.waiting())
+        yield waiting
+        counts = admissions.counts
+        ended = CounterMetricFamily("rhizome_proxy_admissions", "What the queue did.", labels=["outcome"])
+        for outcome in ("at_once", "queued", "refused", "expired", "cancelled"):
+            ended.add_metric([outcome], getattr(counts, outcome))
+        yield ended
 
     def _backends(self) -> Iterable[Metric]:
         backends = list(self._router.registry)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
+from rhizome_proxy.figures import RequestFigures
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
 from rhizome_routing.admission import Admissions, PriorityClass, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Policy
 from rhizome_routing.retry_budget import RetryBudget
+
+USUAL_OUTPUT: Final = 256
+"""Tokens to be expected where a request sets no limit."""
 
 
 @dataclass(slots=True)
@@ -43,7 +48,9 @@ class Router:
         admissions: the queues in front of the backends; `None` for none.
 
     Attributes:
-        counts: for metrics.
+        counts: what was decided, for metrics.
+        http: what became of requests of that face.
+        grpc: the same.
     """
 
     def __init__(
@@ -65,6 +72,8 @@ class Router:
         self.resume_wait_s = resume_wait_s
         self.timeout_s = timeout_s
         self.counts = RouteCounts()
+        self.http = RequestFigures("http", self.serves)
+        self.grpc = RequestFigures("grpc", self.serves)
 
     def serves(self, model: str) -> bool:
         """Whether some backend is known to serve a model by that name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rhizome_proxy.http.endpoints import Endpoints
 from rhizome_proxy.http.picker import PoolPicker
-from rhizome_proxy.metrics import ProxyCollector, RequestFigures
+from rhizome_proxy.metrics import ProxyCollector
 from rhizome_proxy.router import Router
 from rhizome_relay.pool import Pools
 from rhizome_relay.relay import Relay
@@ -35,15 +35,13 @@ class HttpFace:
         router: chooses backends.
         settings: limits and habits of the relay.
         pools: connections to backends, which health checks use as well.
-        grpc: figures of the other face, for `/metrics`.
     """
 
-    def __init__(self, router: Router, settings: RelaySettings, pools: Pools, *grpc: RequestFigures) -> None:
-        picker = PoolPicker(router)
-        self.collector = ProxyCollector(router, picker.figures, *grpc)
-        endpoints = Endpoints(router.registry, self.collector, lambda: self._relay.draining)
+    def __init__(self, router: Router, settings: RelaySettings, pools: Pools) -> None:
+        collector = ProxyCollector(router)
+        endpoints = Endpoints(router.registry, collector, lambda: self._relay.draining)
         budget = RelayBudget(router, router.budget)
-        self._relay = Relay(picker, budget, settings, endpoints.handler, pools)
+        self._relay = Relay(PoolPicker(router), budget, settings, endpoints.handler, pools)
         self._server = HttpServer(self._relay)
 
     async def start(self, host: str, port: int) -> int:

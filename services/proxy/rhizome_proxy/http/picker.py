@@ -11,9 +11,8 @@ from rhizome_proxy.http.continuation import TextContinuation, can_resume
 from rhizome_proxy.http.reading import output_limit, priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.kinds.base import HttpServer
-from rhizome_proxy.metrics import RequestFigures
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.router import Router
+from rhizome_proxy.router import USUAL_OUTPUT, Router
 from rhizome_relay.errors import HttpError, retry_after, unavailable
 from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
@@ -22,9 +21,6 @@ from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
-
-_USUAL_OUTPUT = 256
-"""Tokens to be expected where the client sets no limit."""
 
 _BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
 
@@ -54,7 +50,7 @@ class Journey:
         if self.ask is not None:
             document = request.json()
             limit = output_limit(document)
-            self.cost = self.ask.prompt_tokens + (_USUAL_OUTPUT if limit is None else limit)
+            self.cost = self.ask.prompt_tokens + (USUAL_OUTPUT if limit is None else limit)
             self.streamed = document.get("stream") is True
 
 
@@ -140,7 +136,6 @@ class PoolPicker:
     """Chooses among the pool's HTTP backends; see `rhizome_relay.picker.Picker`."""
 
     def __init__(self, router: Router) -> None:
-        self.figures = RequestFigures("http", router)
         self._router = router
 
     def continuation(self, request: RelayRequest) -> TextContinuation | None:
@@ -151,7 +146,7 @@ class PoolPicker:
 
     def pick(self, request: RelayRequest) -> Iterator[PoolTarget] | Awaitable[Iterator[PoolTarget]]:
         """Backends, the best first; which is the next best is asked when it is needed."""
-        self.figures.open += 1
+        self._router.http.open += 1
         request.state = journey = Journey(request)
         if journey.ask is not None:
             try:
@@ -182,7 +177,7 @@ class PoolPicker:
         error = "" if result.whole and result.status < 500 else str(result.status or "cancelled")
         if result.status and not result.whole:
             error = "truncated"
-        self.figures.ended(
+        self._router.http.ended(
             journey.model,
             result.backend,
             str(result.status),

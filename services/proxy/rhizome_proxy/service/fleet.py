@@ -27,6 +27,7 @@ from rhizome_transport.servicer import unimplemented
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _ABORT_TIMEOUT_S: Final = 2.0
+_TREE_TIMEOUT_S: Final = 1.0
 _SUMMED: Final = (
     "running_requests",
     "waiting_requests",
@@ -104,6 +105,7 @@ class FleetService:
             "GetLoad": grpc.unary_unary_rpc_method_handler(self._get_load),
             "WatchLoad": grpc.unary_stream_rpc_method_handler(self._watch_load),
             "WatchKvEvents": grpc.unary_stream_rpc_method_handler(self._watch_kv_events),
+            "GetCacheTree": grpc.unary_unary_rpc_method_handler(self._get_cache_tree),
         }
 
     async def _abort(self, request: bytes, context: Context) -> bytes:
@@ -131,6 +133,23 @@ class FleetService:
 
     async def _watch_kv_events(self, request: bytes, context: Context) -> NoReturn:
         raise unimplemented(f"{ENGINE_SERVICE}/WatchKvEvents", "ask each engine")
+
+    async def _get_cache_tree(self, request: bytes, context: Context) -> bytes:
+        """The trees of all engines that can tell, under their names in the pool."""
+        told = await asyncio.gather(*(self._trees_at(backend, request) for backend in self._registry.ready()))
+        return engine_pb2.GetCacheTreeResponse(trees=itertools.chain(*told)).SerializeToString()
+
+    async def _trees_at(self, backend: Backend, request: bytes) -> list[engine_pb2.CacheTree]:
+        call = backend.engine.call("GetCacheTree", request, timeout_s=_TREE_TIMEOUT_S)
+        try:
+            trees = engine_pb2.GetCacheTreeResponse.FromString(await call.read()).trees
+        except (grpc.aio.AioRpcError, DecodeError, TypeError):  # it has none, or does not answer in time
+            return []
+        finally:
+            call.cancel()
+        for tree in trees:
+            tree.engine = backend.name
+        return list(trees)
 
     async def _load(self) -> Load:
         return sum_loads(self._registry.ready(), instance_id=self._instance_id, sequence=next(self._sequence))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from typing import Final
 
 import grpc
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.pool.backend import Backend, State
-from rhizome_proxy.router import Router
+from rhizome_proxy.router import USUAL_OUTPUT, Router
+from rhizome_routing.admission import NotAdmitted, PriorityClass, TenantOverloaded, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement
 from rhizome_telemetry import semconv
@@ -61,6 +63,16 @@ def _crash_loop(losses: int, error: EngineError) -> EngineError:
     )
 
 
+def not_admitted(refusal: NotAdmitted) -> EngineError:
+    """What a caller is told whose request the queue did not take, or gave up."""
+    return EngineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        str(refusal),
+        reason="" if isinstance(refusal, TenantOverloaded) else "QUEUE_FULL",
+        retry_after_s=refusal.retry_after_s,
+    )
+
+
 class Departure(enum.Enum):
     """Why a request leaves an engine."""
 
@@ -77,16 +89,22 @@ class Attempt:
 
     __slots__ = ("_lease", "_placement", "_span", "backend")
 
-    def __init__(self, backend: Backend, method: str, parent: TraceParent, placement: Placement) -> None:
+    def __init__(
+        self, backend: Backend, method: str, parent: TraceParent, placement: Placement, tokens: int
+    ) -> None:
         self.backend = backend
         self._placement = placement
-        self._lease = backend.lease()
+        self._lease = backend.lease(tokens)
         self._span = start_client_span(method, parent, backend.spec.address)
 
     @property
     def trace_parent(self) -> TraceParent:
         """The engine's parent span."""
         return self._span.trace_parent
+
+    def answered(self) -> None:
+        """The engine sent its first event."""
+        self._lease.answered()
 
     def end(self, code: str = "OK", message: str = "", *, failed: bool = False) -> None:
         """Give the place at the engine back; `failed` means that it refused or broke before an event."""
@@ -117,12 +135,18 @@ class Route:
         self.attempt: Attempt | None = None
         self._router = router
         self._method = f"{ENGINE_SERVICE}/{method}"
+        self._request = request
         self._ask = None if request is None else Ask.of_generation(request)
         self._model = model
         self._tried: set[str] = set()
         self._refusals: list[EngineError] = []
         self._lost_at: Backend | None = None
         self._losses = 0
+        self._backend = ""
+        self._began_at, self._first_byte_at = time.monotonic(), 0.0
+        self._ticket: Ticket | None = None
+        self._over = False
+        router.grpc.open += 1
         router.budget.request()
         self._span = start_server_span(self._method, parent)
         if request is not None:
@@ -132,6 +156,26 @@ class Route:
                     semconv.GEN_AI_REQUEST_MODEL: request.model or None,
                 }
             )
+
+    def offer(self) -> Ticket | None:
+        """Ask for a place at the engines; `None` where the request needs none. `end` gives it back.
+
+        Raises:
+            EngineError: RESOURCE_EXHAUSTED, too much waits already.
+        """
+        ask, request = self._ask, self._request
+        if ask is None or request is None:
+            return None
+        priority = PriorityClass.NORMAL
+        if request.priority:
+            priority = PriorityClass.HIGH if request.priority > 0 else PriorityClass.LOW
+        tokens = ask.prompt_tokens + (request.stop.max_tokens or USUAL_OUTPUT)
+        tenant = request.tenant or request.cache_namespace
+        try:
+            self._ticket = self._router.offer(tenant, priority, tokens, self._model, http=False)
+        except NotAdmitted as refusal:
+            raise not_admitted(refusal) from None
+        return self._ticket
 
     def next_attempt(self) -> Attempt:
         """Begin the attempt at the best engine that was not tried.
@@ -143,6 +187,7 @@ class Route:
         if backend is None:
             raise self._nobody_left()
         self._tried.add(backend.name)
+        self._backend = backend.name
         self._span.add_event(
             semconv.EVENT_PICK,
             {
@@ -152,13 +197,15 @@ class Route:
             },
         )
         placement = self._router.policy.place(backend, self._ask)
-        self.attempt = Attempt(backend, self._method, self._span.trace_parent, placement)
+        tokens = self._ask.prompt_tokens if self._ask is not None else 0
+        self.attempt = Attempt(backend, self._method, self._span.trace_parent, placement, tokens)
         return self.attempt
 
     def answered(self) -> None:
         """The engine sent its first event of this attempt."""
         if self.attempt is not None:
-            self.attempt.backend.outlier.succeeded()
+            self.attempt.answered()
+            self._first_byte_at = self._first_byte_at or time.monotonic()
 
     def leave(self, error: EngineError, why: Departure, *, seen: bool = False, possible: bool = True) -> None:
         """End the attempt, so that another engine may take the request or go on with it.
@@ -211,6 +258,20 @@ class Route:
             self.attempt.end(code, message, failed=failed)
             self.attempt = None
         end_rpc_span(self._span, code, message, server=True)
+        if self._over:
+            return
+        self._over = True
+        if self._ticket is not None:
+            self._ticket.release()
+        self._router.grpc.ended(
+            self._model,
+            self._backend,
+            code,
+            error="" if code == "OK" else code,
+            duration_s=time.monotonic() - self._began_at,
+            first_byte_s=self._first_byte_at - self._began_at if self._first_byte_at else 0.0,
+            queue_s=self._ticket.waited_s if self._ticket is not None else 0.0,
+        )
 
     def _lose(self, backend: Backend, error: EngineError, *, seen: bool, possible: bool) -> None:
         router = self._router

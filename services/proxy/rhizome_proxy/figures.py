@@ -1,0 +1,134 @@
+"""What became of requests, counted.
+
+Requests are named as OpenTelemetry's GenAI conventions name them for servers. A model is a label only if a
+backend serves it: clients must not make time series.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from rhizome_telemetry.metrics import Metric
+
+DURATION_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_BYTE_S: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+"""Those of the conventions."""
+
+_OTHER: Final = "other"
+
+
+@dataclass(slots=True)
+class Times:
+    """A histogram in the making; `counts` has one more than there are bounds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, seconds: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        buckets, count = [], 0
+        for bound, one in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            count += one
+            buckets.append((bound, float(count)))
+        return buckets
+
+
+class RequestFigures:
+    """Counts requests of one face.
+
+    Args:
+        face: `http` or `grpc`.
+        serves: whether a backend serves a model of that name.
+
+    Attributes:
+        open: requests under way.
+    """
+
+    def __init__(self, face: str, serves: Callable[[str], bool]) -> None:
+        self.face = face
+        self.open = 0
+        self.outcomes: dict[tuple[str, str, str], int] = {}
+        self.durations: dict[tuple[str, str], Times] = {}
+        self.first_bytes: dict[str, Times] = {}
+        self.queued = Times(DURATION_S)
+        self._serves = serves
+
+    def ended(
+        self,
+        model: str,
+        backend: str,
+        code: str,
+        *,
+        error: str,
+        duration_s: float,
+        first_byte_s: float = 0.0,
+        queue_s: float = 0.0,
+    ) -> None:
+        """A request is over.
+
+        Args:
+            model: as the client named it.
+            backend: who answered; empty when nobody did.
+            code: status of the answer.
+            error: what went wrong, in few words; empty when nothing did.
+            duration_s: of all of it.
+            first_byte_s: until the answer began; 0 when it never did.
+            queue_s: what it waited in the proxy's queue.
+        """
+        self.open -= 1
+        key = backend, code, error
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+        model = model if self._serves(model) else _OTHER
+        times = self.durations.get((model, error))
+        if times is None:
+            times = self.durations[model, error] = Times(DURATION_S)
+        times.add(duration_s)
+        if first_byte_s:
+            times = self.first_bytes.get(model)
+            if times is None:
+                times = self.first_bytes[model] = Times(FIRST_BYTE_S)
+            times.add(first_byte_s)
+        if queue_s:
+            self.queued.add(queue_s)
+
+    def families(self) -> Iterable[Metric]:
+        """Everything that was counted."""
+        face = self.face
+        name = "gen_ai_server_request_duration_seconds"
+        labels = ["gen_ai_request_model", "error_type", "rhizome_proxy_face"]
+        duration = HistogramMetricFamily(name, "Time of requests.", labels=labels)
+        for (model, error), times in list(self.durations.items()):
+            duration.add_metric([model, error, face], times.buckets, times.total)
+        name = "gen_ai_server_time_to_first_token_seconds"
+        labels = ["gen_ai_request_model", "rhizome_proxy_face"]
+        first = HistogramMetricFamily(name, "Time until answers begin.", labels=labels)
+        for model, times in list(self.first_bytes.items()):
+            first.add_metric([model, face], times.buckets, times.total)
+        labels = ["face", "backend", "code", "error_type"]
+        total = CounterMetricFamily("rhizome_proxy_requests", "Requests that ended.", labels=labels)
+        for key, count in list(self.outcomes.items()):
+            total.add_metric([face, *key], count)
+        running = GaugeMetricFamily("rhizome_proxy_open_requests", "Requests under way.", labels=["face"])
+        running.add_metric([face], self.open)
+        queued = HistogramMetricFamily(
+            "rhizome_proxy_queue_seconds", "Time of those that were queued.", labels=["face"]
+        )
+        queued.add_metric([face], self.queued.buckets, self.queued.total)
+        return duration, first, total, running, queued
