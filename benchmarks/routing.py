@@ -8,15 +8,17 @@ output. The policies are the proxy's own, on real prompts and hashes, with one o
 exact (events at once), events (50 ms late), guess (no events). `hotspot` is the busiest engine's requests
 over the mean, `work` its seconds.
 
-Decision: CPU time of ordering and hashing a prompt of 32,768 tokens, with 64 engines that report load and
-hold random parts of it; the prompt as an array and as a protobuf request. `place` follows a decision: the
-index takes the prompt in. Memory: resident growth per distinct prompt, over the second half of so many. The
-last line is all of it as JSON.
+Decision: CPU time of choosing one of 64 engines that report load and hold random parts of a prompt of 32,768
+tokens. `array` is hashing and ordering of a prompt that is an array; `request` is all that the proxy does
+from the serialised request to the engine. `place` follows a decision: the index takes the prompt in.
+Memory: resident growth per distinct prompt, over the second half of so many. The last line is all of it as
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import heapq
 import itertools
@@ -26,19 +28,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_proxy.kinds.base import Server
 from rhizome_proxy.pool.backend import Backend, Lease
+from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_proxy.router import Router
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Policy
 from rhizome_routing.policies.cost import Cost
+from rhizome_routing.policies.groups import PriorityGroups
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_transport.split_request import SplitRequest
 
 BLOCK = 512
 ENGINES = 8
@@ -69,6 +77,11 @@ def read_trace(path: Path, limit: int) -> Iterator[tuple[float, list[int], int]]
         yield number * 0.3, list(talk), draw.randint(10, 600)
 
 
+def make_backends(count: int) -> list[Backend]:
+    """Backends that nobody talks to."""
+    return [Backend(BackendSpec(f"engine-{n}:1"), cast(Server, None)) for n in range(count)]
+
+
 class SimulatedCache:
     """An engine's blocks; tells an index what changed."""
 
@@ -91,7 +104,7 @@ def replay(name: str, view: str, path: Path, limit: int, seed: int) -> dict[str,
     now = 0.0
     policy: Policy = Cost(seed, clock=lambda: now) if name == "cost" else POLICIES[name]()
     index: PrefixIndex | None = policy.index if isinstance(policy, Cost) else None
-    backends = [Backend(f"engine-{n}", "", None) for n in range(ENGINES)]  # type: ignore[arg-type]
+    backends = make_backends(ENGINES)
     caches = {backend.name: SimulatedCache() for backend in backends}
     requests, work = dict.fromkeys(caches, 0), dict.fromkeys(caches, 0.0)
     if index is not None:
@@ -144,16 +157,19 @@ def percentiles(times_ns: list[int]) -> dict[str, int]:
     return {"p50_us": times[len(times) // 2] // 1000, "p99_us": times[len(times) * 99 // 100] // 1000}
 
 
-def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
+async def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
     """Time of decisions at 64 engines and 32k tokens."""
     tokens, draw = 32_768, np.random.default_rng(0)
     policy = Cost(seed=0)
-    backends = [Backend(f"engine-{n}", "", None) for n in range(64)]  # type: ignore[arg-type]
+    registry = Registry(lambda spec: cast(Server, None), lambda backend: asyncio.sleep(3600))
+    router = Router(registry, PriorityGroups(policy))
+    backends = [registry.add(BackendSpec(f"engine-{n}:1")) for n in range(64)]
     load = Load(kv_pages_total=65_536, page_size=16, kv_pages_in_use=100, waiting_tokens=0)
     load.running_requests = load.waiting_requests = 1
     prompts = [draw.integers(0, 128_000, tokens, dtype=np.uint32) for _ in range(20)]
     policy.order(backends, None)
     for backend in backends:
+        backend.mark_ready()
         backend.observe_load(load)
         policy.order([backend], None)
         filler = draw.integers(0, 2**57, 4_000, dtype=np.uint64).tolist()
@@ -161,8 +177,10 @@ def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
         for prompt in prompts:
             part = Ask(prompt[: draw.integers(0, tokens)])
             policy.index.dispatched(backend.name, part.chain(16).hashes)
-    requests = [GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())) for prompt in prompts]
-    times: dict[str, list[int]] = {"array": [], "place": [], "protobuf": []}
+    requests = [
+        GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())).SerializeToString() for prompt in prompts
+    ]
+    times: dict[str, list[int]] = {"array": [], "place": [], "request": []}
     gc.collect()
     gc.freeze()  # a proxy freezes what it starts with
     clock = time.thread_time_ns
@@ -176,17 +194,18 @@ def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
         placement = policy.place(first, ask)
         times["place"].append(clock() - start)
         placement.end()
-    for turn in range(turns // 4):
+        payload = requests[turn % 20]
         start = clock()
-        policy.order(backends, Ask.of_generation(requests[turn % 20]))
-        times["protobuf"].append(clock() - start)
+        asked = SplitRequest.parse(payload)
+        router.pick(Ask.of_generation(asked), asked.head.model)
+        times["request"].append(clock() - start)
     return {name: percentiles(taken) for name, taken in times.items()}
 
 
 def grow(prompts: int) -> dict[str, float]:
     """Resident memory while distinct prompts pass."""
     policy, draw, process = Cost(seed=0), np.random.default_rng(0), psutil.Process()
-    backends = [Backend(f"engine-{n}", "", None) for n in range(4)]  # type: ignore[arg-type]
+    backends = make_backends(4)
     per_prompt, marks = 512, []
     for count in range(prompts + 1):
         if count % (prompts // 10) == 0:
@@ -218,7 +237,7 @@ def main() -> None:
         print(f"{name:14} {view:7} {row}")
     exact = result["replay"]["cost events"]["hit_ratio"]
     result["of_reference"] = round(exact / REFERENCE_HIT_RATIO, 3) if args.trace.exists() else None
-    result["decision"] = decide()
+    result["decision"] = asyncio.run(decide())
     print(result["decision"])
     result["memory"] = grow(args.prompts)
     print(json.dumps(result))

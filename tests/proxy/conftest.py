@@ -46,7 +46,7 @@ from rhizome_transport.grpc_server import GrpcServer
 TOKENS = (5, 6, 7)
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Wait until `condition` holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - whatever the condition looks at

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.relay.conftest import OK, Backend, Call, Script, eventually, say_ok
@@ -14,6 +17,7 @@ from rhizome_relay.fetch import BadAnswerError, Fetched, fetch
 from rhizome_relay.picker import Origin
 from rhizome_relay.pool import Pools
 from rhizome_relay.settings import RelaySettings
+from rhizome_testing.certificates import Authority
 
 
 @dataclass
@@ -212,3 +216,31 @@ async def test_what_follows_an_answer_is_nobodys(asked: Asked) -> None:
     assert (await asked.fetch()).body == b"ok"
     assert (await asked.fetch()).body == b"ok"
     assert asked.backend.accepted == 2
+
+
+async def test_speaks_tls_and_believes_only_its_authority(tmp_path: Path, asked: Asked) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    issued = authority.issue("backend")
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(issued.cert, issued.key)
+    conversations: list[asyncio.Task[None]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversations.append(cast("asyncio.Task[None]", asyncio.current_task()))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(OK)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=own)
+    port = server.sockets[0].getsockname()[1]
+    believing = Origin("127.0.0.1", port, tls=ssl.create_default_context(cafile=authority.ca))
+    for _ in range(2):
+        assert (await fetch(asked.pools, believing, b"/", timeout_s=5.0)).body == b"ok"
+    assert len(conversations) == 1
+    doubting = Origin("127.0.0.1", port, tls=ssl.create_default_context(cafile=stranger.ca))
+    with pytest.raises(OSError, match="certificate verify failed"):
+        await fetch(asked.pools, doubting, b"/", timeout_s=5.0)
+    asked.pools.close()
+    server.close()
+    await asyncio.gather(*conversations)

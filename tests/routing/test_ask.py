@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, Message, Messages, TokenIds
-from rhizome_routing.policies.ask import Ask, read_token_ids
+from rhizome_routing.policies.ask import Ask
+from rhizome_transport.split_request import SplitRequest
 
-IDS = st.one_of(*(st.integers(0, 2**bits - 1) for bits in (7, 14, 21, 28)))
+
+def ask(request: GenerateRequest, affinity_key: str = "") -> Ask:
+    return Ask.of_generation(SplitRequest.parse(request.SerializeToString()), affinity_key)
 
 
-@given(
-    ids=st.lists(IDS, min_size=513, max_size=700) | st.lists(IDS | st.integers(0, 2**32 - 1), max_size=600)
-)
-def test_ids_are_read_as_protobuf_reads_them(ids):
-    assert read_token_ids(TokenIds(ids=ids)).tolist() == ids
+def test_a_prompt_of_token_ids_is_the_same_from_a_request_and_from_an_array():
+    ids = [one * 97 % 130_000 for one in range(2_000)]
+    read = ask(GenerateRequest(token_ids=TokenIds(ids=ids), cache_namespace="n"))
+    given = Ask(np.array(ids, np.uint32), namespace="n")
+    assert read.prompt_tokens == given.prompt_tokens == 2_000
+    assert read.chain(16).hashes == given.chain(16).hashes != []
+
+
+def test_an_empty_prompt_has_no_prefixes():
+    assert ask(GenerateRequest()).prompt_tokens == 0
+    assert ask(GenerateRequest(token_ids=TokenIds())).chain(16).hashes == []
+
+
+def test_a_prompt_that_is_no_list_of_ids_is_told():
+    with pytest.raises(DecodeError):
+        _ = Ask(b"\xff" * 3_000).prompt_tokens
 
 
 def test_the_key_is_what_is_given_or_the_tenant_or_the_namespace():
     request = GenerateRequest(cache_namespace="space")
-    assert Ask.of_generation(request).affinity_key == "space"
+    assert ask(request).affinity_key == "space"
     request.tenant = "tenant"
-    assert Ask.of_generation(request).affinity_key == "tenant"
-    assert Ask.of_generation(request, "given").affinity_key == "given"
-    assert Ask.of_generation(request, "given").namespace == "space"
+    assert ask(request).affinity_key == "tenant"
+    assert ask(request, "given").affinity_key == "given"
+    assert ask(request, "given").namespace == "space"
 
 
 def test_conversations_that_begin_alike_have_prefixes_in_common():
     def chain(*turns: str) -> list[int]:
         messages = Messages(messages=[Message(role="user", content=one) for one in turns])
-        return Ask.of_generation(GenerateRequest(messages=messages)).chain(16).hashes
+        return ask(GenerateRequest(messages=messages)).chain(16).hashes
 
     shorter, longer = chain("a" * 2000), chain("a" * 2000, "b" * 2000)
     assert shorter == longer[: len(shorter)]

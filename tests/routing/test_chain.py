@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from rhizome_routing.prefix.chain import (
     MOST_PROBES,
     SAMPLE_TOKENS,
+    TEXT_BLOCK,
+    TEXT_CHUNK_BYTES,
     chain_of,
+    chain_of_text,
     sample_mask,
     sampled,
-    text_tokens,
 )
 from rhizome_transport.block_hashes import block_hashes
 
@@ -59,6 +61,21 @@ def test_a_long_prompt_is_probed_for_its_whole_length():
     assert steps.mean() > SAMPLE_TOKENS
 
 
-def test_text_counts_four_bytes_a_token():
-    assert text_tokens(b"abcdefghij").tolist() == [0x64636261, 0x68676665]
-    assert len(text_tokens(b"abc")) == 0
+def test_texts_share_what_they_have_in_common_in_whole_chunks():
+    text = DRAW.integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    whole = chain_of_text(text, "").hashes
+    assert len(whole) == len(set(whole)) == 20_000 // TEXT_CHUNK_BYTES
+    for length in (0, 255, 256, 5_000):
+        other = chain_of_text(text[:length] + b"\xff" + text[length + 1 :], "").hashes
+        same = length // TEXT_CHUNK_BYTES
+        if text[length : length + 1] != b"\xff":
+            assert other[:same] == whole[:same]
+            assert not set(other[same:]) & set(whole)
+    assert not set(chain_of_text(text, "other").hashes) & set(whole)
+
+
+def test_a_long_text_has_few_probes_each_with_its_length():
+    chain = chain_of_text(DRAW.integers(0, 256, 1_000_000, dtype=np.uint8).tobytes(), "")
+    assert 10 < len(chain.probes) < 2 * MOST_PROBES  # 61 are to be expected; the hash is keyed anew each time
+    lengths = {one: place * TEXT_BLOCK for place, one in enumerate(chain.hashes, 1)}
+    assert chain.tokens == [lengths[one] for one in chain.probes]

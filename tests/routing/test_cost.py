@@ -9,6 +9,7 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.cost import Cost
+from rhizome_transport.split_request import SplitRequest
 
 DRAW = np.random.default_rng(0)
 
@@ -61,7 +62,8 @@ async def test_a_busy_holder_loses_to_an_idle_stranger(pool):
 async def test_a_burst_of_new_prompts_spreads(pool):
     policy = Cost()
     for _ in range(80):
-        ask = Ask.of_generation(GenerateRequest(token_ids=TokenIds(ids=prompt(700).tolist())))
+        ids = TokenIds(ids=prompt(700).tolist()).SerializeToString()
+        ask = Ask.of_generation(SplitRequest(GenerateRequest(), ids))
         best = policy.order(pool, ask)[0]
         best.lease()
         policy.place(best, ask)

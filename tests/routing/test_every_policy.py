@@ -13,14 +13,17 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.groups import PriorityGroups
+from rhizome_transport.split_request import SplitRequest
 
 BACKENDS = st.lists(
     st.tuples(st.integers(0, 5), st.none() | st.integers(0, 5), st.sampled_from([0.5, 1.0, 4.0])), max_size=8
 )
 REQUESTS = (
     None,
-    Ask.of_generation(GenerateRequest(token_ids=TokenIds(ids=range(600)), tenant="one")),
-    Ask.of_generation(GenerateRequest(text="Good morning. " * 40, cache_namespace="two")),
+    Ask.of_generation(
+        SplitRequest(GenerateRequest(tenant="one"), TokenIds(ids=range(600)).SerializeToString())
+    ),
+    Ask.of_generation(SplitRequest(GenerateRequest(text="Good morning. " * 40, cache_namespace="two"), None)),
     Ask(np.arange(900, dtype=np.uint32), affinity_key="three"),
     Ask.of_text(b"Good evening. " * 40),
 )

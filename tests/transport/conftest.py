@@ -37,23 +37,31 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def until() -> Until:
     async def poll(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not condition():  # noqa: ASYNC110 - any condition
                 await asyncio.sleep(0.005)
 
     return poll
 
 
+@pytest.fixture
+def connect_timeout_s() -> float:
+    """How long a client tries; those who want to see it give up replace this."""
+    return 20.0
+
+
 @pytest.fixture(params=["grpc", "zeromq"])
-async def wired(request: pytest.FixtureRequest, endpoint: str) -> AsyncIterator[Wired]:
+async def wired(
+    request: pytest.FixtureRequest, endpoint: str, connect_timeout_s: float
+) -> AsyncIterator[Wired]:
     core = ScriptedCore(endpoint)
     front: ScriptedFront | None = None
     client: GrpcEngineClient | ZmqEngineClient
     if request.param == "grpc":
         front = ScriptedFront(endpoint)
-        client = GrpcEngineClient(await front.start(), peer_name="test", connect_timeout_s=1.0)
+        client = GrpcEngineClient(await front.start(), peer_name="test", connect_timeout_s=connect_timeout_s)
     else:
-        client = ZmqEngineClient(endpoint, peer_name="test", connect_timeout_s=1.0)
+        client = ZmqEngineClient(endpoint, peer_name="test", connect_timeout_s=connect_timeout_s)
     wired = Wired(client, core, request.param)
     try:
         yield wired

@@ -8,6 +8,7 @@ import time
 from contextlib import aclosing
 
 import grpc
+import psutil
 import pytest
 import zmq
 
@@ -126,9 +127,11 @@ async def test_what_came_before_an_error_is_delivered_first(wired):
 
 
 async def test_the_time_left_travels_with_the_request(wired):
+    began = time.monotonic()
     [event async for event in wired.client.generate(ask("count-4"), timeout_s=30.0)]
     timeout = wired.core.script.submits[0].timeout
-    assert 29.0 < timeout.seconds + timeout.nanos / 1e9 <= 30.0
+    took = time.monotonic() - began
+    assert 30.0 - took <= timeout.seconds + timeout.nanos / 1e9 <= 30.0
 
 
 async def test_no_deadline_means_no_timeout_field(wired):
@@ -233,7 +236,8 @@ async def test_reconnects_to_a_core_that_was_started_anew(wired, until):
     assert (await wired.client.model_info()).instance_id == "core-2"
 
 
-async def test_without_a_core_a_request_is_unavailable_after_the_connect_timeout(wired, until):
+@pytest.mark.parametrize("connect_timeout_s", [1.0])
+async def test_without_a_core_a_request_is_unavailable_after_the_connect_timeout(wired):
     wired.core.stop()
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
@@ -242,21 +246,47 @@ async def test_without_a_core_a_request_is_unavailable_after_the_connect_timeout
     assert 0.9 < time.monotonic() - began < 3.0
 
 
-async def test_one_clients_failures_do_not_hold_up_another_one(endpoint):
+async def seconds_behind_one_that_fails(endpoint: str) -> float:
+    """How long a new client takes to connect while another one waits long between its attempts."""
     with socket.socket() as placeholder:
         placeholder.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{placeholder.getsockname()[1]}"
     early = GrpcEngineClient(address, peer_name="early", connect_timeout_s=3.0)
-    with pytest.raises(EngineError):  # by now it waits long between two attempts
+    with pytest.raises(EngineError):
         await early.frames.connection()
     core, front = ScriptedCore(endpoint), ScriptedFront(endpoint, address)
     await front.start()
-    late = GrpcEngineClient(address, peer_name="late", connect_timeout_s=1.0)
+    late = GrpcEngineClient(address, peer_name="late", connect_timeout_s=20.0)
     try:
+        began = time.monotonic()
         assert tokens_of([event async for event in late.generate(ask("count-14"))]) == list(range(5))
+        return time.monotonic() - began
     finally:
         await early.close()
         await late.close()
+        await front.stop()
+        core.stop()
+
+
+async def test_one_clients_failures_do_not_hold_up_another_one(endpoint):
+    for _ in range(3):  # a busy machine may hold one up, but hardly each time
+        if (took := await seconds_behind_one_that_fails(endpoint)) < 1.0:
+            break
+    assert took < 1.0
+
+
+async def test_two_clients_share_no_connection(endpoint):
+    core, front = ScriptedCore(endpoint), ScriptedFront(endpoint)
+    port = int((await front.start()).rpartition(":")[2])
+    clients = [GrpcEngineClient(front.target, peer_name=name, connect_timeout_s=20.0) for name in "ab"]
+    try:
+        for client in clients:
+            await client.frames.connection()
+        sockets = psutil.Process().net_connections("tcp")
+        assert len([one for one in sockets if one.raddr and one.raddr.port == port]) == 2
+    finally:
+        for client in clients:
+            await client.close()
         await front.stop()
         core.stop()
 

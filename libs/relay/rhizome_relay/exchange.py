@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Iterable, Iterator
 from rhizome_relay import errors
 from rhizome_relay.answer import Handler, status_line
 from rhizome_relay.client import Client
+from rhizome_relay.closing import Closing
 from rhizome_relay.errors import HttpError
 from rhizome_relay.headers import in_a_loop, request_head, response_headers, retry_after_s
 from rhizome_relay.picker import Ending, Target
@@ -179,7 +180,7 @@ class Exchange(Closing):
 
     def on_early_hints(self, headers: Pairs) -> None:
         """Pass a 103 on."""
-        if self.request.version == "1.1":
+        if self.request.version == "1.1" and self._writer is None:
             lines = response_headers(headers, self._relay.settings.via)
             self._client.write(b"%b%b\r\n" % (status_line(103), b"".join(lines)))
 
@@ -190,7 +191,7 @@ class Exchange(Closing):
         self.status = status
         if self._goes_elsewhere(status, headers):
             return False
-        if self._lease is not None:
+        if self._lease is not None and status < 500:
             self._lease.first_byte()
         last = self._relay.draining or not request.complete
         own = self._own_lines()
@@ -242,7 +243,7 @@ class Exchange(Closing):
             _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
             self._release(ending, self.status)
             self._broken()
-        elif upstream is not None and upstream.reused and not upstream.answered and request.held:
+        elif self._was_idle(upstream):
             # The backend closed an idle connection just as the request went out: that is no fault.
             self._client.deadline = self._total_at
             self._run(self._connect(self._pool))
@@ -254,6 +255,9 @@ class Exchange(Closing):
                 self._attempt(target)
             else:
                 self._fail(self._refusal or errors.LOST)
+
+    def _was_idle(self, upstream: Upstream | None) -> bool:
+        return upstream is not None and upstream.reused and not upstream.answered and self.request.held
 
     def _finish(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -295,11 +299,20 @@ class Exchange(Closing):
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        if self._writer is not None or not self.request.held:
-            self._broken()
+        if self._heard or not self.request.held:
+            self._left()
         else:
             self._client.deadline = self._total_at
             self._try_next(errors.NONE_READY)
+
+    @property
+    def _heard(self) -> bool:
+        """Whether the client has a part of a backend's response."""
+        return self._writer is not None
+
+    def _left(self) -> None:
+        """The same as `_broken`, but it is no fault of the backend."""
+        self._broken()
 
     def _broken(self) -> None:
         """The backend is gone, and the client has a part of the response, or it has a part of the request."""

@@ -92,7 +92,7 @@ class Lease(Protocol):
     """One attempt's place in a backend's in-flight count."""
 
     def first_byte(self) -> None:
-        """The response has begun: the prompt is read."""
+        """The response has begun, and it is no failure of the backend: the prompt is read."""
 
     def release(self, outcome: Outcome) -> None:
         """The attempt is over; called exactly once."""

@@ -39,8 +39,8 @@ class Relay:
         self.pools = pools or Pools(self.settings)
         self.draining = False
         self._ids = itertools.count()
-        self._prefix = secrets.token_hex(6).encode()
+        self._prefix = secrets.token_hex(8).encode()
 
     def new_id(self) -> bytes:
-        """An id for a request that brings none."""
-        return b"%b-%x" % (self._prefix, next(self._ids))
+        """An id for a request that brings none; a UUID's digits, since some servers take nothing else."""
+        return b"%b%016x" % (self._prefix, next(self._ids))

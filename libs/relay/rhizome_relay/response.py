@@ -14,7 +14,15 @@ _CUT = HttpError(502, "stream_interrupted", "The backend was lost before the res
 
 def is_event_stream(headers: Pairs) -> bool:
     """Whether a response is a stream of server-sent events."""
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
+    )
+
+
+def can_be_followed(status: int, headers: Pairs, length: int) -> bool:
+    """Whether a response is a stream whose events can be read, and which may become longer than it is."""
+    coded = any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers)
+    return status == 200 and length < 0 and not coded and is_event_stream(headers)
 
 
 class ResponseWriter:

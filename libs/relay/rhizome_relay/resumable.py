@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Iterable
 
 import orjson
@@ -22,14 +23,16 @@ from rhizome_relay.client import Client
 from rhizome_relay.errors import HttpError
 from rhizome_relay.exchange import Exchange
 from rhizome_relay.framing import CHUNKED
+from rhizome_relay.headers import retry_after_s
 from rhizome_relay.picker import Continuation, Ending, Target
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
-from rhizome_relay.response import ResponseWriter, is_event_stream
+from rhizome_relay.response import ResponseWriter, can_be_followed
 
 _EVENT_STREAM: Pairs = [(b"content-type", b"text/event-stream; charset=utf-8")]
 _MOST_ERROR_BYTES = 16 << 10
 _RETRY_S = 0.05
+_MAY_CHANGE = frozenset((408, 425, 429))
 
 
 class ResumableExchange(Exchange):
@@ -46,7 +49,7 @@ class ResumableExchange(Exchange):
         self._losses = 0
         self._wait_until = 0.0
         self._opened = False  # the client has a head that is ours
-        self._error: bytearray | None = None  # a refusal that has to become an event
+        self._error: bytes | None = None  # a refusal that has to become an event
 
     # a queue
 
@@ -72,6 +75,10 @@ class ResumableExchange(Exchange):
             )  # fmt: skip
         self._client.write(self._writer.encode([b": waiting for a backend\n\n"], [], False))
 
+    @property
+    def _heard(self) -> bool:
+        return self._following or (self._writer is not None and not self._opened)
+
     # a response, or the rest of one
 
     def _body(self, target: Target) -> bytes:
@@ -85,34 +92,36 @@ class ResumableExchange(Exchange):
 
     def on_response(self, status: int, headers: Pairs, length: int) -> bool:
         """See `Exchange`; a head that the client already has is only checked."""
-        stream = status == 200 and is_event_stream(headers)
+        stream = can_be_followed(status, headers, length)
         if self._following:
             if not stream:
-                self._drop_upstream()
-                self._release(Ending.REFUSED, status)
-                self._go_on()
+                self._refused(status, headers)
                 return False
         elif not self._opened:
             wanted = super().on_response(status, headers, length)
             self._following = wanted and stream
             return wanted
-        elif self._goes_elsewhere(status, headers):
-            return False
+        else:
+            self.first_byte_s = time.perf_counter() - self._sent_at
+            if self._goes_elsewhere(status, headers):
+                return False
+            self._head_s = time.perf_counter() - self._began
         self.status = status
-        if self._lease is not None:
+        if self._lease is not None and status < 500:
             self._lease.first_byte()
+        self._forget()
+        self._following = stream
+        self._error = None if stream else b""
         if self._client.write_paused:
             self.on_client_slow()
-        self._following = stream
-        self._error = None if stream else bytearray()
         return True
 
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         """See `Exchange`."""
         if self._error is not None:
-            self._error += b"".join(parts)[:_MOST_ERROR_BYTES]
+            self._error = b"".join([self._error, *parts])[:_MOST_ERROR_BYTES]
             if ended:
-                self._tell_error(bytes(self._error))
+                self._tell_error(self._error)
         elif self._following:
             data = self._continuation.take(b"".join(parts), ended)
             super().on_data([data] if data else [], trailers, ended)
@@ -124,31 +133,46 @@ class ResumableExchange(Exchange):
         document = None
         with contextlib.suppress(orjson.JSONDecodeError):
             document = orjson.loads(body)
-        if not (isinstance(document, dict) and "error" in document):
-            body = errors.LOST.body()
-        super().on_data([b"data: %b\n\ndata: [DONE]\n\n" % body.replace(b"\n", b" ")], [], True)
+        told = isinstance(document, dict) and "error" in document
+        super().on_data([_last_event(orjson.dumps(document) if told else errors.LOST.body())], [], True)
 
     def _fail(self, error: HttpError) -> None:
-        if self._opened and not self._following and self._writer is not None:
-            self._client.write(
-                self._writer.encode([b"data: %b\n\ndata: [DONE]\n\n" % error.body()], [], True)
-            )
-            self._end(self._writer.keep_alive)
-        else:
+        if not self._opened or self._following or self._writer is None:
             super()._fail(error)
+        elif not self._over:
+            self.status = error.status
+            self._client.write(self._writer.encode([_last_event(error.body())], [], True))
+            self._end(self._writer.keep_alive)
 
     # a backend that is lost
 
     def on_failure(self, ending: Ending, reason: str) -> None:
         """See `Exchange`."""
-        if not self._following or ending is Ending.TRUNCATED:
+        if not self._following or ending is Ending.TRUNCATED or self._was_idle(self._upstream):
             super().on_failure(ending, reason)
-            return
-        self._upstream = None
-        self._release(ending)
-        self._go_on()
+        else:
+            self._upstream = None
+            self._release(ending)
+            self._lost()
+
+    def expire(self) -> None:
+        """See `Exchange`; a backend that fell silent is one that is lost."""
+        silent = self._following and self._upstream is not None and not self._client.write_paused
+        if silent and self._loop.time() < self._total_at:
+            self._client.deadline = self._total_at
+            self._cancel(Ending.TIMED_OUT)
+            self._broken()
+        else:
+            super().expire()
 
     def _broken(self) -> None:
+        self._interrupted(lost=True)
+
+    def _left(self) -> None:
+        self._interrupted(lost=False)
+
+    def _interrupted(self, *, lost: bool) -> None:
+        """A backend that sent events is gone."""
         if not self._following:
             super()._broken()
             return
@@ -156,19 +180,49 @@ class ResumableExchange(Exchange):
         if rest is not None:
             super().on_data([rest] if rest else [], [], True)
             return
-        settings = self._relay.settings
+        self._wait_until = self._loop.time() + self._relay.settings.resume_wait_s
+        if lost:
+            self._lost()
+        else:
+            self._resume()
+
+    def _lost(self) -> None:
+        """A backend was lost under the stream: too many of them are enough."""
         self._losses += 1
-        if not self._continuation.possible or self._losses > settings.max_resumes:
+        if self._losses > self._relay.settings.max_resumes:
             super()._broken()
-            return
-        self._wait_until = self._loop.time() + settings.resume_wait_s
-        self._go_on()
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._continuation.possible:
+            self._go_on()
+        else:
+            super()._broken()
+
+    def _refused(self, status: int, headers: Pairs) -> None:
+        """A backend does not go on with the stream: another one may, or this one later."""
+        self._drop_upstream()
+        self._retry_after_s = retry_after_s(headers)
+        self._release(Ending.REFUSED, status)
+        if status in _MAY_CHANGE or status >= 500:
+            self._wait()
+        else:
+            super()._broken()
 
     def _try_next(self, error: HttpError) -> None:
         if self._following:
-            self._go_on()
+            self._wait()
         else:
             super()._try_next(error)
+
+    def _wait(self) -> None:
+        """Look for another backend in a moment, if there still is time."""
+        self._client.deadline = self._total_at
+        if self._loop.time() < self._wait_until:
+            self._loop.call_later(_RETRY_S, self._go_on)
+        else:
+            super()._broken()
 
     def _go_on(self) -> None:
         """Let another backend go on, or wait for one."""
@@ -179,14 +233,14 @@ class ResumableExchange(Exchange):
         except Exception as error:
             self._crash(error)
             return
-        now = self._loop.time()
-        if now > self._wait_until:
-            super()._broken()
-        elif target is None:
-            self._client.deadline = self._total_at
-            self._loop.call_later(_RETRY_S, self._go_on)
+        if target is None:
+            self._wait()
         else:
             self._attempt(target)
+
+
+def _last_event(body: bytes) -> bytes:
+    return b"data: %b\n\ndata: [DONE]\n\n" % body
 
 
 def exchange_for(relay: Relay, client: Client, request: RelayRequest) -> Exchange:

@@ -21,23 +21,24 @@ class Outbox:
 
     def __init__(self, credit: int) -> None:
         self.credit = credit
-        self._events = EngineFrame()
+        self._events: list[RequestEvent] = []
         self._newest: dict[str, RequestEvent] = {}
         self._answers = EngineFrame()
 
     @property
     def waiting_events(self) -> int:
         """Events that were not sent yet, after merging."""
-        return len(self._events.events)
+        return len(self._events)
 
     def put(self, event: RequestEvent) -> None:
-        """Add one event of a request."""
-        newest = self._newest.get(event.request_id)
+        """Add one event of a request; it is the outbox's from now on: later ones may be merged into it."""
+        request_id = event.request_id
+        newest = self._newest.get(request_id)
         if newest is not None and merge_delta(newest.response, event.response):
             newest.final = event.final
             return
-        self._events.events.append(event)
-        self._newest[event.request_id] = self._events.events[-1]
+        self._events.append(event)
+        self._newest[request_id] = event
 
     def put_result(self, result: CallResult) -> None:
         """Add an answer to a call; answers cost no credit."""
@@ -54,9 +55,8 @@ class Outbox:
     def discard(self, request_id: str) -> None:
         """Forget what was not sent of one request."""
         if self._newest.pop(request_id, None) is not None:
-            kept = [event for event in self._events.events if event.request_id != request_id]
-            self._events = EngineFrame(events=kept)
-            self._newest = {event.request_id: event for event in self._events.events}
+            self._events = [event for event in self._events if event.request_id != request_id]
+            self._newest = {event.request_id: event for event in self._events}
 
     def take(self, step: int, load: Load | None = None) -> EngineFrame | None:
         """Pack a frame, or `None` when there is nothing that may be sent.
@@ -66,9 +66,8 @@ class Outbox:
         frame = self._answers
         if self._newest and self.credit > 0:
             self.credit -= 1
-            frame = self._events
-            frame.MergeFrom(self._answers)
-            self._events = EngineFrame()
+            frame.events.extend(self._events)
+            self._events = []
             self._newest = {}
         if load is not None:
             frame.load.CopyFrom(load)

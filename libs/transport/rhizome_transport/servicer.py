@@ -52,6 +52,7 @@ class EngineServicerBase(engine_service_pb2_grpc.EngineServiceServicer):
     GetLoad: Any = declined(f"{ENGINE_SERVICE}/GetLoad")
     WatchLoad: Any = declined(f"{ENGINE_SERVICE}/WatchLoad")
     WatchKvEvents: Any = declined(f"{ENGINE_SERVICE}/WatchKvEvents")
+    GetCacheTree: Any = declined(f"{ENGINE_SERVICE}/GetCacheTree")
 
 
 class EngineAdminServicerBase(engine_admin_service_pb2_grpc.EngineAdminServiceServicer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,14 +77,25 @@ class Router:
 
     def serves(self, model: str) -> bool:
         """Whether some backend is known to serve a model by that name."""
-        return any(model in one.models or model in one.spec.aliases for one in self.registry.members)
+        return any(one.knows(model) for one in self.registry.members)
 
     def serving(self, model: str, *, http: bool) -> list[Backend]:
         """Backends of a face that are ready for requests for a model; see `pick`."""
         ready = self.registry.ready(http=http)
-        if model:
-            ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
+        if not model:
+            return ready
+        knowing = [backend for backend in ready if backend.knows(model)]
+        if knowing or any(one.http is http and one.knows(model) for one in self.registry.members):
+            return knowing
+        ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
         return ready
+
+    def taking(self, group: str) -> Iterator[Backend]:
+        """Backends of a group of requests, as `offer` names them, one after another."""
+        face, _, model = group.partition(":")
+        for one in self.registry.members:
+            if one.ready and one.http is (face == "http") and (not model or one.own_name(model) is not None):
+                yield one
 
     def offer(
         self, tenant: str, priority: PriorityClass, tokens: int, model: str, *, http: bool
@@ -103,12 +114,11 @@ class Router:
     ) -> Backend | None:
         """The best backend of a face that is ready and was not tried; a busy one only where all are.
 
-        Backends that are known to serve another model are left out, unless all are: then one of them may say
-        in its own words that it does not know the model.
+        Where a backend is known to serve the model by that name, be it ready or not, such ones get it. Others
+        take what nobody knows: those with an alias for it, else any, who may say so in its own words.
         """
         ready = self.serving(model, http=http)
         untried = [backend for backend in ready if backend.name not in tried]
-        calm = [backend for backend in untried if not backend.busy]
-        ordered = self.policy.order(calm or untried, ask)
+        ordered = self.policy.order(untried, ask)
         roomy = (backend for backend in ordered if backend.room.free(backend) > 0)
         return next(roomy, ordered[0] if ordered else None)

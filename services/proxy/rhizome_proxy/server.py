@@ -58,7 +58,7 @@ class ProxyServer:
 
         relay_settings = settings.relay_settings()
         pools = Pools(relay_settings)
-        fleet = Fleet(self._backends_of)
+        fleet = Fleet(lambda group: self.router.taking(group))
         self.registry = Registry(
             lambda spec: open_server(spec, pools=pools, tls=engine_tls),
             watch,
@@ -159,10 +159,6 @@ class ProxyServer:
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self.registry.close()
         return finished
-
-    def _backends_of(self, group: str) -> list[Backend]:
-        face, _, model = group.partition(":")
-        return self.router.serving(model, http=face == "http")
 
     def _announce(self) -> None:
         """The proxy serves what its engines serve; that it doubts them is not its callers' business."""

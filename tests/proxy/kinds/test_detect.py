@@ -9,7 +9,7 @@ import pytest
 from tests.proxy.kinds.conftest import Script, Simulate, opening
 from tests.proxy.kinds.scripted_routes import models
 
-from rhizome_proxy.kinds.base import Server
+from rhizome_proxy.kinds.base import Probe, Server
 from rhizome_proxy.kinds.detect import HTTP_KINDS, DetectingServer, detect
 from rhizome_proxy.kinds.rhizome import RhizomeEngine
 from rhizome_relay.origin import read_origin
@@ -36,6 +36,8 @@ async def test_knows_every_kind(pools: Pools, simulate: Simulate, kind: str) -> 
         ("vllm", {"/version": {"version": "0.29.0"}}),
         ("openai", {"/info": (200, b"<html>"), "/version": ["1"], "/props": (500, {})}),
         ("openai", {"/v1/models": models("m", owned_by="rhizome")}),
+        ("openai", {"/v1/models": {"data": [{"owned_by": "vllm"}, {"owned_by": "sglang"}]}}),
+        ("openai", {"/v1/models": {"data": 5}}),
         ("openai", {"/v1/models": {"object": "list", "data": [{"id": "m"}, 1, {"owned_by": ["vllm"]}]}}),
     ],
 )
@@ -48,7 +50,7 @@ async def test_what_the_owner_does_not_tell_routes_do(
 
 async def test_a_web_server_is_none_of_them(pools: Pools, script: Script) -> None:
     server = await script({"/": b"It works!"})
-    with pytest.raises(EngineError, match="it has no /v1/models") as raised:
+    with pytest.raises(EngineError, match="it lists no models at /v1/models") as raised:
         await detect(pools, read_origin(server.url), (), 5.0)
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
 
@@ -59,6 +61,23 @@ async def test_a_refused_key_is_told(pools: Pools, script: Script) -> None:
         await opening(server.url, pools=pools).probe(5.0)
     detecting = opening(server.url, key="secret", pools=pools)
     assert (await detecting.probe(5.0)).serving
+
+
+async def test_vllm_is_known_without_its_key(pools: Pools, script: Script) -> None:
+    """Only what begins with /v1 needs one there; clients may bring theirs."""
+    routes = {
+        "/v1/models": (401, {"error": "Unauthorized"}),
+        "/version": {"version": "0.29.0"},
+        "/health": {},
+    }
+    server = opening((await script(routes)).url, pools=pools)
+    assert await server.probe(5.0) == Probe(serving=True)
+    assert server.kind == "vllm"
+
+
+async def test_a_route_that_never_answers_tells_nothing(pools: Pools, script: Script) -> None:
+    routes = await script({"/v1/models": models("m"), "/props": None, "/version": {"version": "0.29.0"}})
+    assert await detect(pools, read_origin(routes.url), (), 0.2) == "vllm"
 
 
 async def test_a_server_that_is_down_has_no_kind_yet(pools: Pools, simulate: Simulate) -> None:

@@ -12,9 +12,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from rhizome_proxy.kinds.vllm_events import VllmBlocks, follow_vllm
+from rhizome_proxy.kinds.vllm_events import follow_vllm
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_routing.prefix.vllm_blocks import VllmBlocks
 
 SIZE = 64
 IDS = np.random.default_rng(0).integers(0, 50_000, SIZE * 6, dtype=np.uint32)

@@ -58,7 +58,9 @@ async def test_over_a_threshold_is_busy(own, load, busy):
 
 async def test_a_busy_engine_gets_requests_only_when_all_are(cluster, script, eventually):
     first, second = await cluster.engine(script.start_and_hold), await cluster.engine(script.start_and_hold)
-    proxy = await cluster.proxy(first, second, max_allowed_request_queue=1, policy="round_robin")
+    proxy = await cluster.proxy(
+        first, second, max_allowed_request_queue=1, policy="round_robin", max_queued=0
+    )
     peer = await cluster.peer(proxy)
     proxy.registry.get(second.address).lease()
     proxy.registry.get(second.address).lease()

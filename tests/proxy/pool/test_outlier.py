@@ -162,7 +162,10 @@ async def test_at_most_half_of_the_backends_are_ejected(count, most):
     await registry.close()
 
 
-async def test_an_engine_that_breaks_every_stream_gets_one_request_at_a_time(cluster, script, eventually):
+async def test_an_engine_that_breaks_every_stream_gets_one_request_at_a_time(
+    cluster, script, eventually, monkeypatch
+):
+    monkeypatch.setattr("rhizome_routing.outlier._BASE_S", 3.0)  # longer than the ten requests below take
     broken, fine = await cluster.engine(), await cluster.engine()
 
     async def break_off(peer, submit):
@@ -173,7 +176,7 @@ async def test_an_engine_that_breaks_every_stream_gets_one_request_at_a_time(clu
     backend = proxy.registry.get(broken.address)
     peer = await cluster.peer(proxy)
     number = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while backend.state is not State.EJECTED:
             await peer.submit(f"r{number}")
             await peer.outcome(f"r{number}")

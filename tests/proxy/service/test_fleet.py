@@ -12,17 +12,8 @@ from rhizome.engine.v1.engine_service_pb2 import (
     WatchKvEventsRequest,
     WatchLoadRequest,
 )
-from rhizome.engine.v1.load_pb2 import Load, RequestTotals
-from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.pool.spec import BackendSpec
-from rhizome_proxy.service.fleet import sum_loads
+from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import ENGINE_SERVICE
-
-
-def backend_with(load: Load | None) -> Backend:
-    backend = Backend(BackendSpec("b:1", name="b"), None)
-    backend.observe_load(load)
-    return backend
 
 
 async def test_load_is_the_sum_over_ready_engines(cluster, eventually):
@@ -40,23 +31,6 @@ async def test_load_is_the_sum_over_ready_engines(cluster, eventually):
     assert first.sequence < second.sequence
 
 
-async def test_a_field_that_one_engine_does_not_report_is_absent_and_not_smaller():
-    known = Load(running_requests=2, kv_pages_total=10, page_size=16, totals=RequestTotals(received=4))
-    total = sum_loads(
-        [backend_with(known), backend_with(Load(running_requests=1, page_size=32))],
-        instance_id="p",
-        sequence=1,
-    )
-    assert total.running_requests == 3
-    for field in ("kv_pages_total", "page_size", "totals", "waiting_requests"):
-        assert not total.HasField(field), field
-    assert not sum_loads([backend_with(known), backend_with(None)], instance_id="p", sequence=1).HasField(
-        "running_requests"
-    )
-    both = sum_loads([backend_with(known), backend_with(known)], instance_id="p", sequence=1)
-    assert both.totals.received == 8
-
-
 async def test_watch_load_tells_the_sum_whenever_it_changed(cluster):
     engines = [await cluster.engine(load=Load(running_requests=running)) for running in (2, 3)]
     stub = cluster.stub(await cluster.proxy(*engines))
@@ -68,21 +42,6 @@ async def test_watch_load_tells_the_sum_whenever_it_changed(cluster):
     assert first.instance_id == second.instance_id != ""
     assert first.sequence < second.sequence
     watch.cancel()
-
-
-def test_times_are_summed_like_counts_and_absent_where_one_engine_knows_none():
-    def totals(nanoseconds: int) -> RequestTotals:
-        one = RequestTotals(steps=2)
-        one.queue_time.FromNanoseconds(nanoseconds)
-        return one
-
-    loads = [backend_with(Load(totals=totals(1_600_000_000))) for _ in range(2)]
-    summed = sum_loads(loads, instance_id="p", sequence=1).totals
-    assert (summed.steps, summed.queue_time.ToNanoseconds()) == (4, 3_200_000_000)
-    older = backend_with(Load(totals=RequestTotals(steps=1)))
-    summed = sum_loads([*loads, older], instance_id="p", sequence=1).totals
-    assert summed.steps == 5
-    assert not summed.HasField("queue_time")
 
 
 async def test_abort_is_told_to_every_engine(cluster):

@@ -6,7 +6,7 @@
     ticket = admissions.of(group).offer(tenant, PriorityClass.of(name), tokens, deadline_s)  # may refuse
     try:
         await ticket.wait()                                        # at once where there is room
-        backend = pick(...)                                        # one with `room.free(backend) > 0` first
+        backend = pick(...)                                        # those with `fleet.free(backend)` first
         sent = backend.room.sent(tokens)                           # with each lease of a backend
         ...                                                        # sent.answered() at the first byte
         sent.left()                                                # with the lease's end

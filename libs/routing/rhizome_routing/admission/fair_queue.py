@@ -126,7 +126,8 @@ class FairQueue(Generic[AnyRequest]):
     def pop(self, now: float) -> tuple[AnyRequest, Charge[AnyRequest]]:
         """Take the next request out, and charge its tenant."""
         request = self.peek()
-        self._level, _, flow = heapq.heappop(self._heap)
+        _, _, flow = heapq.heappop(self._heap)
+        self._level = max(self._level, flow.paid)
         charge = Charge(flow, request.tokens)
         flow.paid += request.tokens
         flow.rate.left(request.tokens, now)

@@ -17,6 +17,7 @@ import math
 from typing import Final
 
 _LATE: Final = 1.5
+_HARMLESS_S: Final = 0.02
 _SAMPLES: Final = 8
 _WINDOW_S: Final = 0.25
 _SHRINK_AT_MOST: Final = 0.25
@@ -29,14 +30,16 @@ class FirstTokenLimit:
 
     Args:
         most: the limit while nothing is known.
+        least: it never falls below.
 
     Attributes:
         limit: requests without a first token.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, least: int = 1) -> None:
         self.limit = most
         self._most = most
+        self._least = least
         self._lone: dict[int, float] = {}  # by size of the prompt: logarithm of the seconds
         self._patience = 1  # windows at the limit, none of them late, until it grows
         self._calm = 0
@@ -57,9 +60,11 @@ class FirstTokenLimit:
         normal = self._lone.get(size)
         if not others:
             self._lone[size] = took if normal is None else normal + _NEW * (took - normal)
-        elif normal is not None:
+        elif self._lone:
+            if normal is None:  # the nearest size says something too
+                normal = self._lone[min(self._lone, key=lambda known: (abs(known - size), -known))]
             self._crowd += 1
-            self._late += took - normal
+            self._late += took - math.log(math.exp(normal) + _HARMLESS_S)
         self._seen += 1
         self._peak = max(self._peak, others + 1)
         if self._seen >= _SAMPLES and now - self._since >= _WINDOW_S:
@@ -72,12 +77,12 @@ class FirstTokenLimit:
         late = math.exp(self._late / self._crowd) if judged else 1.0
         if late > _LATE:
             kept = max(_SHRINK_AT_MOST, _LATE / late)
-            self.limit = max(1, int(kept * min(self.limit, self._peak)))
+            self.limit = max(self._least, int(kept * min(self.limit, self._peak)))
             self._patience = min(_MOST_PATIENCE, 2 * self._patience)
             self._calm = 0
             return
         if judged:
-            self._patience = max(1, self._patience // 2)
+            self._patience = max(1, self._patience - 1)
         if self._peak >= self.limit:
             self._calm += 1
             if self._calm >= self._patience:

@@ -31,7 +31,7 @@ class Admissions:
         self.counts = AdmissionCounts()
         self._settings = settings
         self._fleet = fleet
-        fleet.on_room = self.pump
+        fleet.on_room = self._take_turns
         self._clock = clock
         self._groups: dict[str, Admission] = {}
 
@@ -47,7 +47,7 @@ class Admissions:
                 self._clock,
                 group=group,
                 counts=self.counts,
-                on_room=self.pump,
+                on_room=self._take_turns,
             )
         return admission
 
@@ -56,7 +56,11 @@ class Admissions:
         return sum(one.waiting() for one in self._groups.values())
 
     def pump(self) -> None:
-        """Admit all for whom there is room, the groups in turn."""
+        """Something about the backends changed: admit all for whom there is room now."""
+        self._fleet.refresh()
+        self._take_turns()
+
+    def _take_turns(self) -> None:
         waiting = [(name, one) for name, one in self._groups.items() if one.waiting()]
         while waiting:
             served = []

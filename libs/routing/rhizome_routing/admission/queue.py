@@ -54,8 +54,8 @@ class AdmissionCounts:
 class Admission:
     """Admits requests while there is room, and queues the others.
 
-    Of two classes the higher goes first. A lower one that waits earns a share of what goes before it, and
-    goes when that pays for its next request: it gets its share of all tokens at least.
+    Of two classes the higher goes first. A lower one that waits earns something from what goes before it, so
+    that it gets its share of all tokens, and goes when that pays for its next request.
 
     Args:
         settings: classes and bounds.
@@ -202,7 +202,8 @@ class Admission:
             self._earned[served] -= tokens
         for one in _CLASSES:
             if one > served and self._queues[one]:
-                self._earned[one] += tokens * self._settings.classes[one].share
+                share = self._settings.classes[one].share
+                self._earned[one] += tokens * share / (1 - share)
 
     def _refusal(self, queue: FairQueue[Ticket], ticket: Ticket, now: float) -> NotAdmitted | None:
         """Why a request may not even wait.

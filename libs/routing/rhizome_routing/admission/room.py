@@ -23,6 +23,9 @@ from rhizome_routing.candidate import Candidate, LoadReport
 _SLOW_START: Final = 32
 """Requests that a backend may get at once between two reports before it was seen with a queue."""
 
+_FRESH_S: Final = 0.05
+"""For so long a backend's room is what it was, unless something happened there."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoomRules:
@@ -32,13 +35,24 @@ class RoomRules:
         max_in_flight: open requests of this proxy there, for a weight of 1; `None` to find out.
         max_running: with more requests running it is busy; `None` for no limit.
         queue_target: requests that may wait in its own queue.
+        prompts_at_once: requests without a first token that are never too many; more than one for a server
+            that reads several prompts at a time and is fair to them, as ours is.
         unknown_limit: open requests while nothing is known.
+
+    Raises:
+        ValueError: nothing would ever be sent there.
     """
 
     max_in_flight: int | None = None
     max_running: int | None = None
     queue_target: int = 2
+    prompts_at_once: int = 1
     unknown_limit: int = 1024
+
+    def __post_init__(self) -> None:
+        limits = (self.max_in_flight, self.queue_target, self.prompts_at_once, self.unknown_limit)
+        if any(limit is not None and limit < 1 for limit in limits) or (self.max_running or 0) < 0:
+            raise ValueError("limits of a backend's room must be at least 1, and max_running at least 0")
 
 
 class Roomy(Candidate, Protocol):
@@ -89,7 +103,14 @@ class Room:
         in_flight: requests of this proxy there.
         unanswered: those of them that have no first byte.
         awaited: those of them that are streamed: their first byte is their first token.
+        known: what the fleet found free here.
+        known_at: at which of its looks; -1 when something happened since.
     """
+
+    __slots__ = (
+        "_clock", "_knee", "_limit", "_on_change", "_report", "_rules", "_times",
+        "awaited", "in_flight", "known", "known_at", "unanswered",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -100,10 +121,12 @@ class Room:
         self.in_flight = 0
         self.unanswered = 0
         self.awaited = 0
+        self.known = 0
+        self.known_at = -1
         self._rules = rules
         self._clock = clock
         self._on_change = on_change
-        self._times = FirstTokenLimit(rules.unknown_limit)
+        self._times = FirstTokenLimit(rules.unknown_limit, rules.prompts_at_once)
         self._report: LoadReport | None = None
         self._limit: int | None = None
         self._knee: int | None = None
@@ -114,7 +137,7 @@ class Room:
         self.in_flight += 1
         self.unanswered += 1
         self.awaited += streamed
-        self._on_change(1)
+        self._changed(1)
         return sent
 
     def free(self, backend: Candidate) -> int:
@@ -166,14 +189,18 @@ class Room:
             now = self._clock()
             self.awaited -= 1
             self._times.answered(tokens, now - sent_at, others, now)
-        self._on_change(0)
+        self._changed(0)
 
     def _on_leave(self, streamed: bool, *, answered: bool) -> None:
         self.in_flight -= 1
         if not answered:
             self.unanswered -= 1
             self.awaited -= streamed
-        self._on_change(-1)
+        self._changed(-1)
+
+    def _changed(self, more: int) -> None:
+        self.known_at = -1
+        self._on_change(more)
 
 
 class Fleet:
@@ -197,6 +224,8 @@ class Fleet:
         self._clock = clock
         self._admitted = 0
         self._placed = 0
+        self._look = 0
+        self._until = 0.0
 
     def new_room(self, rules: RoomRules) -> Room:
         """The room of a backend that comes into the pool."""
@@ -210,10 +239,26 @@ class Fleet:
         ahead, empty = max(0, self._admitted - self._placed), True
         for backend in self._backends(group):
             empty = False
-            ahead -= max(0, backend.room.free(backend))
+            ahead -= self.free(backend)
             if ahead < 0:
                 return True
         return empty
+
+    def free(self, backend: Roomy) -> int:
+        """How many requests more a backend should get now; pickers prefer those that should get some."""
+        now = self._clock()
+        if now >= self._until:
+            self._until = now + _FRESH_S
+            self._look += 1
+        room = backend.room
+        if room.known_at != self._look:
+            room.known = max(0, room.free(backend))
+            room.known_at = self._look
+        return room.known
+
+    def refresh(self) -> None:
+        """Look again at all backends."""
+        self._until = self._clock()
 
     def opened(self) -> None:
         """A request was admitted."""

@@ -44,7 +44,7 @@ class ClassRules:
     Attributes:
         max_waiting: requests; more are refused.
         max_wait_s: seconds.
-        share: of the tokens admitted while it waits, what it gets in spite of higher classes, in [0, 1).
+        share: of all tokens that are admitted while it waits, what it gets in spite of higher classes.
     """
 
     max_waiting: int

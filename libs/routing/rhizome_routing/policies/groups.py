@@ -26,7 +26,9 @@ class PriorityGroups(Policy):
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` group by group."""
         ordered = self.policy.order(backends, ask)
-        ordered.sort(key=lambda backend: (backend.busy, backend.priority))
+        groups = {(backend.busy, backend.priority) for backend in backends}
+        if len(groups) > 1:
+            ordered.sort(key=lambda backend: (backend.busy, backend.priority))
         return ordered
 
     def place(self, backend: Candidate, ask: Ask | None) -> Placement:

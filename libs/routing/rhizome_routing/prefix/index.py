@@ -30,6 +30,7 @@ DEFAULT_POOL_TOKENS: Final = 1 << 19
 """Assumed of a backend that does not say how large its KV pool is."""
 
 DEFAULT_BLOCK: Final = 16
+_NO_HASH: Final = -1
 _EXACT_SLACK: Final = 2
 
 
@@ -106,17 +107,20 @@ class PrefixIndex:
         self._expire()
         lengths = lengths or range(1, len(hashes) + 1)
         matched: dict[str, int] = {}
-        by_bit = self._by_bit
-        sets = [self._holders.get(one, 0) for one in hashes]
-        running = sets[0] if sets else 0
-        for count, holders in enumerate((*sets, 0)):
-            still = holders & running
+        holders, by_bit = self._holders, self._by_bit
+        running, length = -1, 0  # at first the set of all backends
+        for one, longer in zip((*hashes, _NO_HASH), (*lengths, 0), strict=True):
+            still = holders.get(one, 0) & running
             if still != running:
-                ended, running = running & ~still, still
+                ended = running & ~still if length else 0
                 while ended:
                     bit = ended & -ended
-                    matched[by_bit[bit].name] = lengths[count - 1]
+                    matched[by_bit[bit].name] = length
                     ended ^= bit
+                if not still:
+                    break
+                running = still
+            length = longer
         return matched
 
     def dispatched(self, name: str, hashes: list[int]) -> None:

@@ -9,12 +9,14 @@ The rest is asked for as text, so it is exact where the next server reads the te
 first one wrote, and chooses by what it has read: greedily, or by a seed and not by a count of its own steps.
 Nothing else is claimed for servers that are not ours; `service/continuation.py` has the exact way for those
 that are. What cannot go on is not tried: several choices, tools, grammars, log probabilities, and penalties
-on what was said, which the next server would take for the prompt.
+on what was said, which the next server would take for the prompt. A token is counted for each event with
+text, unless events tell usage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -35,15 +37,19 @@ _TAKES_PREFIX: Final = {
 """Kinds that go on with the last message of a chat, and what they want to be told."""
 
 _NEVER: Final = (
-    "tools", "functions", "response_format", "structured_outputs", "guided_json", "guided_regex",
+    "tools", "functions", "structured_outputs", "guided_json", "guided_regex",
     "guided_grammar", "guided_choice", "grammar", "json_schema", "regex", "ebnf", "logprobs", "top_logprobs",
     "prompt_logprobs", "echo", "suffix", "best_of", "presence_penalty", "frequency_penalty", "logit_bias",
+    "mirostat",
 )  # fmt: skip
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "min_tokens", "n_predict")
 _IDENTITY: Final = ("id", "object", "created", "model", "system_fingerprint")
 _PLAIN: Final = ("role", "content")
 _LOG_BYTES: Final = 16 << 10
+_MOST_EVENT_BYTES: Final = 1 << 20
 _DONE: Final = b"data: [DONE]\n\n"
+_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_ODD: Final = (AttributeError, LookupError, TypeError)
 
 
 def can_resume(request: RelayRequest) -> bool:
@@ -65,7 +71,7 @@ class TextContinuation:
     """
 
     __slots__ = (
-        "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_owes_usage", "_reason",
+        "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_muted", "_owes_usage", "_reason",
         "_request", "_resumed", "_tail", "_text", "_tokens", "possible",
     )  # fmt: skip
 
@@ -82,26 +88,30 @@ class TextContinuation:
         self._tail = b""
         self._text = ""
         self._tokens = self._before = 0
-        self._reason = self._ended = self._resumed = False
+        self._reason = self._ended = self._resumed = self._muted = False
         self.possible = _possible(document, chat=self._chat)
 
     def take(self, data: bytes, ended: bool) -> bytes:
         """Keep what the client gets: whole events only, as half of one cannot be taken back."""
-        if not self.possible:
+        if self._tail:
             data, self._tail = self._tail + data, b""
+        if not self.possible and not self._resumed:
             return data
-        data = self._tail + data
-        end = len(data) if ended else data.rfind(b"\n\n") + 2
-        if end == 1:
+        end = len(data) if ended else _last_end(data)
+        if not end:
+            if len(data) > _MOST_EVENT_BYTES:
+                self.possible = False
+                return data
             self._tail = data
             return b""
-        whole, self._tail = data[:end], data[end:]
+        if end < len(data):
+            data, self._tail = data[:end], data[end:]
         if self._resumed:
-            return b"".join([self._follow(event) for event in _events(whole)])
-        self._log += whole
+            return b"".join([self._follow(event) for event in _events(data)])
+        self._log += data
         if len(self._log) > _LOG_BYTES:
             self._read()
-        return whole
+        return data
 
     def end(self) -> bytes | None:
         """The end of a stream whose last token is out, if no usage is owed."""
@@ -122,20 +132,27 @@ class TextContinuation:
         """A server that takes the beginning of an answer."""
         self._tail = b""
         self._resumed = True
-        return self._find(frozenset(_TAKES_PREFIX) if self._chat else None)
+        return self._find(frozenset(_TAKES_PREFIX) if self._chat and self._text else None)
 
     def body(self, target: Target) -> bytes:
-        """The request for the rest, with limits less what is there already."""
+        """The request for the rest, with limits less what is there already.
+
+        Where only the end is missing, that is the end of one token more, which nobody gets to see.
+        """
         document: dict[str, Any] = orjson.loads(target.body(self._request))
         self._before = self._tokens
+        self._muted = self._reason or (self._limit is not None and self._tokens >= self._limit)
         for name in _LIMITS:
             if isinstance(document.get(name), int):
-                document[name] = max(0 if name == "min_tokens" else 1, document[name] - self._tokens)
+                rest = 0 if self._muted else document[name] - self._tokens
+                document[name] = max(0 if name == "min_tokens" else 1, rest)
+        if self._muted and self._limit is None:
+            document["max_tokens"] = 1
         if not self._chat:
             document["prompt"] += self._text
         elif self._text:
             messages = document["messages"]
-            if document.get("continue_final_message") and isinstance(messages[-1].get("content"), str):
+            if document.get("continue_final_message"):
                 messages[-1]["content"] += self._text
             else:
                 messages.append({"role": "assistant", "content": self._text})
@@ -146,77 +163,135 @@ class TextContinuation:
         """Learn from the events that the client has got."""
         log, self._log = bytes(self._log), bytearray()
         for event in _events(log):
-            if event == _DONE:
+            payload = _payload(event)
+            if payload == b"[DONE]":
                 self._ended = True
-            elif (chunk := _chunk(event)) is not None:
-                self._note(chunk)
+            elif payload:
+                self._note(_chunk(payload))
 
-    def _note(self, chunk: dict[str, Any]) -> None:
-        """Count what a chunk says."""
-        if self._first is None:
-            self._first = {name: chunk[name] for name in _IDENTITY if name in chunk}
-        if isinstance(chunk.get("usage"), dict) and not chunk.get("choices"):
-            self._owes_usage = False
-        if "error" in chunk:
-            self.possible = False
-        for choice in chunk.get("choices") or ():
-            said = choice.get("delta") if self._chat else choice
-            text = said.get("content" if self._chat else "text") or ""
-            if text:
-                self._text += text
-                self._tokens += 1
-            if self._chat and any(value for name, value in said.items() if name not in _PLAIN):
+    def _note(self, chunk: dict[str, Any] | None) -> None:
+        """Count what a chunk says; what cannot be read could not be told to the next server either."""
+        try:
+            if chunk is None or chunk.get("error"):
                 self.possible = False
-            self._reason = self._reason or bool(choice.get("finish_reason"))
+                return
+            if self._first is None:
+                self._first = {name: chunk[name] for name in _IDENTITY if name in chunk}
+            for choice in chunk.get("choices") or ():
+                self._note_choice(choice)
+            usage = chunk.get("usage")
+            if usage is not None and not chunk.get("choices"):
+                self._owes_usage = False
+            elif usage is not None:
+                self._tokens = int(usage["completion_tokens"])
+        except _ODD:
+            self.possible = False
+
+    def _note_choice(self, choice: dict[str, Any]) -> None:
+        said = (choice.get("delta") or {}) if self._chat else choice
+        if text := said.get("content" if self._chat else "text"):
+            self._text += text
+            self._tokens += 1
+        if self._chat and any(value for name, value in said.items() if name not in _PLAIN):
+            self.possible = False
+        self._reason = self._reason or bool(choice.get("finish_reason"))
 
     def _follow(self, event: bytes) -> bytes:
         """An event of a server that goes on, as the client gets it: with the names of the first one."""
-        if event == _DONE:
+        payload = _payload(event)
+        if payload == b"[DONE]":
             self._ended = True
+        if not payload or self._ended:
             return event
-        chunk = _chunk(event)
-        if chunk is None:
+        chunk = _chunk(payload)
+        if chunk is None or self._first is None:  # or the client has got nothing yet
+            self._note(chunk)
             return event
-        usage = chunk.get("usage")
-        self._note(chunk)
-        choices = chunk.get("choices") or []
-        if self._chat and choices and not usage:
-            delta = choices[0].get("delta") or {}
-            delta.pop("role", None)
-            if not any(delta.values()) and not choices[0].get("finish_reason"):
-                return b""  # the beginning of an answer that has begun
-        if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int):
+        try:
+            return self._told(chunk)
+        except _ODD:
+            self.possible = False
+            return event
+
+    def _told(self, chunk: dict[str, Any]) -> bytes:
+        usage, choices = chunk.get("usage"), chunk.get("choices") or []
+        reason_told = self._reason
+        told = [choice for choice in choices if self._adds(choice) and not (self._muted and reason_told)]
+        if usage is not None:
             usage["prompt_tokens"] -= self._before
-            usage["completion_tokens"] = usage.get("completion_tokens", 0) + self._before
+            usage["completion_tokens"] = self._before + (0 if self._muted else usage["completion_tokens"])
+            usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        elif choices and not told:
+            return b""
+        if choices:
+            chunk["choices"] = told
+        self._note(chunk)
         return b"data: %b\n\n" % orjson.dumps(chunk | (self._first or {}))
+
+    def _adds(self, choice: dict[str, Any]) -> bool:
+        """Whether a choice says more than that an answer begins; takes out what the client must not get."""
+        said = (choice.get("delta") or {}) if self._chat else choice
+        said.pop("role", None)
+        name = "content" if self._chat else "text"
+        if self._muted and said.get(name):
+            said[name] = ""
+        if choice.get("finish_reason"):
+            return True
+        return any(said.values()) if self._chat else bool(said.get(name))
 
 
 def _possible(document: dict[str, Any], *, chat: bool) -> bool:
     """Whether nothing in a request would get lost with the server that began to answer it."""
-    if document.get("n") not in (None, 1) or any(document.get(name) for name in _NEVER):
+    if document.get("n") not in (None, 1) or type(document.get("logprobs")) is int:
+        return False
+    if any(document.get(name) for name in _NEVER) or not _is_free(document.get("response_format")):
         return False
     if not chat:
         return isinstance(document.get("prompt"), str)
     messages = document.get("messages")
-    return isinstance(messages, list) and bool(messages) and isinstance(messages[-1], dict)
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return False
+    if document.get("continue_final_message"):
+        return isinstance(messages[-1].get("content"), str)
+    return messages[-1].get("role") != "assistant"  # some servers go on with it, others do not
+
+
+def _is_free(response_format: Any) -> bool:
+    return not response_format or response_format == {"type": "text"}
+
+
+def _last_end(data: bytes) -> int:
+    """Where the last whole event ends; 0 where none does."""
+    if data.endswith((b"\n\n", b"\r\n\r\n")):
+        return len(data)
+    return max(
+        data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0,
+        data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0,
+        data.rfind(b"\r\r") + 2 if b"\r\r" in data else 0,
+    )
 
 
 def _events(data: bytes) -> Iterator[bytes]:
     """Whole events, each with the empty line that ends it; what is behind the last one comes as it is."""
     begin = 0
-    while (end := data.find(b"\n\n", begin) + 2) > 1:
-        yield data[begin:end]
-        begin = end
+    for end in _END.finditer(data):
+        yield data[begin : end.end()]
+        begin = end.end()
     if begin < len(data):
         yield data[begin:]
 
 
-def _chunk(event: bytes) -> dict[str, Any] | None:
-    """The object of an event; `None` for comments and what cannot be read."""
-    if not event.startswith(b"data:"):
-        return None
+def _payload(event: bytes) -> bytes:
+    """What an event carries; nothing for comments and the like, nonsense for one that has a name."""
+    if b"event:" in event and not event.startswith(b"data:"):
+        return event
+    return b"\n".join([line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")])
+
+
+def _chunk(payload: bytes) -> dict[str, Any] | None:
+    """The object that an event carries; `None` where it cannot be read."""
     with contextlib.suppress(orjson.JSONDecodeError):
-        chunk = orjson.loads(event[5:])
+        chunk = orjson.loads(payload)
         if isinstance(chunk, dict):
             return chunk
     return None

@@ -24,7 +24,8 @@ _POLICY: Final = ((b"content-security-policy", b"default-src 'none'; style-src '
 
 _ROUTES: Final = (
     ("GET", "/", "Welcome: name and version, and where to go on."),
-    ("GET", "/health", "All backends, their state and load. 503 when none is available or on the way down."),
+    ("GET", "/health", "All backends, their state and load. 503 when none for HTTP is available or the "
+     "proxy is on its way down."),
     ("GET", "/live", "Whether this process works, whatever its backends do."),
     ("GET", "/metrics", "Figures for Prometheus."),
     ("GET", "/v1/models", "Models and aliases of all backends together."),
@@ -77,7 +78,8 @@ class Endpoints:
         backends = list(self._registry)
         available = [backend.spec.address for backend in backends if backend.ready]
         status = "ok" if len(available) == len(backends) else "degraded"
-        if self._draining() or not available:
+        of_ours = [backend for backend in backends if backend.spec.http] or backends
+        if self._draining() or not any(backend.ready for backend in of_ours):
             status = "draining" if self._draining() else "unavailable"
         body = {
             "status": status,

@@ -13,7 +13,7 @@ from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, 
 from rhizome_proxy.kinds.base import HttpServer
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import USUAL_OUTPUT, Router
-from rhizome_relay.errors import HttpError, retry_after, unavailable
+from rhizome_relay.errors import HttpError, bad_request, retry_after, unavailable
 from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
 from rhizome_routing.admission import NotAdmitted, Ticket
@@ -57,9 +57,9 @@ class Journey:
 class PoolTarget:
     """A backend of the pool, for one attempt at one request; see `rhizome_relay.picker.Target`."""
 
-    __slots__ = ("_backend", "_journey", "_router", "_span", "headers", "kind", "name", "origin")
+    __slots__ = ("_backend", "_journey", "_retry", "_router", "headers", "kind", "name", "origin")
 
-    def __init__(self, router: Router, backend: Backend, journey: Journey) -> None:
+    def __init__(self, router: Router, backend: Backend, journey: Journey, *, retry: bool = False) -> None:
         server = cast(HttpServer, backend.server)
         self.name = backend.name
         self.kind = server.kind
@@ -68,10 +68,7 @@ class PoolTarget:
         self._router = router
         self._backend = backend
         self._journey = journey
-        self._span = span = begin_attempt(journey.span, backend, router.policy.name)
-        if span is not None:
-            parent = span.trace_parent
-            self.headers = (*self.headers, (b"traceparent", parent.to_header().encode()))
+        self._retry = retry
 
     def body(self, request: RelayRequest) -> bytes:
         """The body, with the model's name there."""
@@ -79,12 +76,20 @@ class PoolTarget:
         own = self._backend.own_name(model) if model else None
         if own is None or own == model:
             return request.body
-        return orjson.dumps({**request.json(), "model": own})
+        try:
+            return orjson.dumps({**request.json(), "model": own})
+        except TypeError:  # the reader goes deeper than the writer
+            raise bad_request("The body is nested too deeply for this model's name to be an alias.") from None
 
     def lease(self, cut: Callable[[], None]) -> HttpLease:
         """Count the request there."""
-        placement = self._router.policy.place(self._backend, self._journey.ask)
-        return HttpLease(self._backend, placement, self._journey, self._span, cut)
+        router, backend, journey = self._router, self._backend, self._journey
+        router.counts.retries += self._retry
+        journey.backend = backend.name
+        span = begin_attempt(journey.span, backend, router.policy.name)
+        if span is not None:
+            self.headers = (*self.headers, (b"traceparent", span.trace_parent.to_header().encode()))
+        return HttpLease(backend, router.policy.place(backend, journey.ask), journey, span, cut)
 
 
 class HttpLease:
@@ -190,11 +195,8 @@ class PoolPicker:
     def _targets(self, journey: Journey) -> Iterator[PoolTarget]:
         router, tried = self._router, set[str]()
         while (backend := router.pick(journey.ask, journey.model, tried, http=True)) is not None:
-            if tried:
-                router.counts.retries += 1
+            yield PoolTarget(router, backend, journey, retry=bool(tried))
             tried.add(backend.name)
-            journey.backend = backend.name
-            yield PoolTarget(router, backend, journey)
         if not tried:
             raise self._nobody()
 
@@ -214,7 +216,6 @@ class PoolPicker:
         router.counts.resumes += 1
         if journey.span is not None:
             journey.span.add_event(semconv.EVENT_RESUME, {semconv.PICK_BACKEND: journey.backend})
-        journey.backend = backend.name
         return PoolTarget(router, backend, journey)
 
     def _nobody(self) -> HttpError:

@@ -44,7 +44,10 @@ def read_ask(request: RelayRequest) -> Ask | None:
     parts = [document[name] for name in _PROMPT_FIELDS if document.get(name)]
     if not parts:
         return None
-    text = b"".join([part.encode() if isinstance(part, str) else orjson.dumps(part) for part in parts])
+    try:
+        text = b"".join([part.encode() if isinstance(part, str) else orjson.dumps(part) for part in parts])
+    except TypeError:  # the reader goes deeper than the writer
+        text = request.body
     return Ask.of_text(text, namespace=namespace, affinity_key=key)
 
 

@@ -17,6 +17,7 @@ from rhizome_proxy.kinds.openai import OpenAiServer
 from rhizome_proxy.kinds.sglang import SglangServer
 from rhizome_proxy.kinds.tgi import TgiServer
 from rhizome_proxy.kinds.vllm import VllmServer
+from rhizome_relay.fetch import Fetched
 from rhizome_relay.picker import Origin
 from rhizome_relay.pool import Pools
 from rhizome_transport.errors import EngineError
@@ -47,31 +48,35 @@ async def detect(
     """The kind of a server; `openai` for what has the API and is none of the others.
 
     Raises:
-        EngineError: it cannot be reached, does not serve yet, or did not answer in time.
+        EngineError: it cannot be reached, does not serve yet, did not answer in time, or is no such server.
     """
-
-    async def get(path: bytes) -> tuple[Any, str]:
-        answer = await ask(pools, origin, path, headers, timeout_s)
-        try:
-            return (orjson.loads(answer.body) if answer.status == 200 else None), refusal(answer)
-        except orjson.JSONDecodeError:
-            return None, ""
-
-    models, reason = await get(b"/v1/models")
-    if reason:
+    models = await ask(pools, origin, b"/v1/models", headers, timeout_s)
+    reason = refusal(models)
+    if models.status >= 500:
         raise EngineError(grpc.StatusCode.UNAVAILABLE, reason)
-    entries = models.get("data") if isinstance(models, dict) else None
-    for entry in entries if isinstance(entries, list) else ():
-        owner = entry.get("owned_by") if isinstance(entry, dict) else None
-        if isinstance(owner, str) and owner in _OWNERS:
-            return _OWNERS[owner]
-    answers = await asyncio.gather(*(get(path) for _, path, _ in _ROUTES))
-    for (kind, _, field), (document, _) in zip(_ROUTES, answers, strict=True):
-        if isinstance(document, dict) and field in document:
+    listed = _fields(models)
+    entries = listed.get("data")
+    entries = entries if isinstance(entries, list) else []
+    owners = [entry.get("owned_by") for entry in entries if isinstance(entry, dict)]
+    if known := {_OWNERS[owner] for owner in owners if isinstance(owner, str) and owner in _OWNERS}:
+        return known.pop() if len(known) == 1 else OpenAiServer.kind  # a router before several kinds
+    asking = (ask(pools, origin, path, headers, timeout_s) for _, path, _ in _ROUTES)
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    for (kind, _, field), answer in zip(_ROUTES, answers, strict=True):
+        if isinstance(answer, Fetched) and field in _fields(answer):
             return kind
-    if entries is None:
-        raise EngineError(grpc.StatusCode.UNAVAILABLE, "it has no /v1/models: it is none of the known kinds")
+    if "data" not in listed:
+        reason = reason or "it lists no models at /v1/models and is none of the known kinds"
+        raise EngineError(grpc.StatusCode.UNAVAILABLE, reason)
     return OpenAiServer.kind
+
+
+def _fields(answer: Fetched) -> dict[str, Any]:
+    try:
+        document = orjson.loads(answer.body) if answer.status == 200 else None
+    except orjson.JSONDecodeError:
+        document = None
+    return document if isinstance(document, dict) else {}
 
 
 class DetectingServer(HttpBackend):

@@ -85,6 +85,7 @@ class Backend:
     Attributes:
         name: unique in the pool.
         spec: what the settings say about it.
+        http: whether it speaks HTTP rather than gRPC.
         server: how to talk to it.
         reason: why it is not ready, for people; empty when it is.
         models: what it serves; empty while unknown.
@@ -115,6 +116,7 @@ class Backend:
         self.cuts: set[Callable[[], object]] = set()
         self.name = spec.name
         self.spec = spec
+        self.http = spec.http
         self.server = server
         self.reason = "not checked yet"
         self.models: tuple[str, ...] = ()
@@ -160,8 +162,15 @@ class Backend:
         assert not self.spec.http
         return cast("Engine", self.server)
 
+    def knows(self, model: str) -> bool:
+        """Whether it is known to serve a model by that name, `*` left aside."""
+        own = self.spec.aliases.get(model)
+        return (own or model) in self.models or (own is not None and not self.models)
+
     def own_name(self, model: str) -> str | None:
         """What a model is called there; `None` where it is known not to be served."""
+        if model in self.models and not self.spec.aliases:
+            return model
         own = self.spec.aliases.get(model)
         if own is None and model not in self.models:
             own = self.spec.aliases.get("*")
@@ -261,10 +270,8 @@ class Backend:
             load: the report.
             own: requests of this proxy that it may contain; those open now when absent.
         """
-        if load is None:
-            self.report = None
-            return
-        self.report = LoadReport(load, self.in_flight if own is None else own, time.monotonic())
+        own = self.in_flight if own is None else own
+        self.report = None if load is None else LoadReport(load, own, time.monotonic())
         self._fleet.on_room()
 
     def foreign_requests(self) -> int | None:

@@ -68,7 +68,7 @@ class Registry:
 
         Where nothing but ejected ones are left these do: a doubtful server is better than none.
         """
-        healthy = [one for one in self._backends.values() if one.spec.http is http and one.healthy]
+        healthy = [one for one in self._backends.values() if one.http is http and one.healthy]
         return [backend for backend in healthy if not backend.outlier.ejected] or healthy
 
     def on_change(self, listener: Callable[[], None]) -> None:

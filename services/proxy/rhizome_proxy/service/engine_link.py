@@ -10,8 +10,9 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from rhizome.engine.v1.frames_pb2 import ClientFrame, Credit, Hello
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.service import frames
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError, from_rpc_error
 
 _BROKEN = frozenset(
@@ -55,7 +56,8 @@ class EngineLink:
         self._grant_at = max(1, window_frames // 2)
         self._consumed = 0
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self.send(frames.hello(peer_name, window_frames))
+        hello = Hello(protocol_version=PROTOCOL_VERSION, peer_name=peer_name, initial_credit=window_frames)
+        self.send(ClientFrame(hello=hello).SerializeToString())
         self._call = backend.engine.connect()
         backend.cuts.add(self._call.cancel)
         self._reader = asyncio.create_task(self._read())
@@ -69,7 +71,7 @@ class EngineLink:
         """A frame with events reached the peer: allow another, half a window at a time."""
         self._consumed += 1
         if self._consumed >= self._grant_at:
-            self.send(frames.credit(self._consumed))
+            self.send(ClientFrame(credit=Credit(frames=self._consumed)).SerializeToString())
             self._consumed = 0
 
     def close(self) -> None:
@@ -78,26 +80,26 @@ class EngineLink:
         self._end()
 
     async def _read(self) -> None:
-        error = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
+        lost = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
         try:
             while isinstance(frame := await self._call.read(), bytes):
                 self.reached = True
                 self.backend.heard_at = time.monotonic()
                 self._on_frame(self, frame)
         except grpc.aio.AioRpcError as failure:
-            error = from_rpc_error(failure)
-            if error.code in _BROKEN:
-                self.backend.suspect(f"its stream broke: {error.message}")
+            lost = from_rpc_error(failure)
+            if lost.code in _BROKEN:
+                self.backend.suspect(f"its stream broke: {lost.message}")
         except asyncio.CancelledError:
             # grpc also raises this in readers of a call that somebody else cancelled: a closed channel.
             if self._reader.cancelling():
                 raise
-            error = EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed")
+            lost = EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed")
         except Exception as failure:
             _log.exception("a frame of backend %s could not be handled", self.backend.name)
-            error = EngineError(grpc.StatusCode.INTERNAL, f"a frame could not be handled: {failure}")
+            lost = EngineError(grpc.StatusCode.INTERNAL, f"a frame could not be handled: {failure}")
         self._end()
-        self._on_lost(self, error)
+        self._on_lost(self, lost)
 
     def _end(self) -> None:
         self._writer.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -17,13 +16,15 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.kinds.base import EngineCall
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import Router
-from rhizome_proxy.service.continuation import Continuation
-from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, is_loss, may_try_next
+from rhizome_proxy.service.answer import WAIT_STEP_S, Answer
+from rhizome_proxy.service.route import Attempt, Route, not_admitted
+from rhizome_routing.admission import NotAdmitted
 from rhizome_telemetry.propagation import from_metadata, to_metadata
 from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.continuation import Continuation
 from rhizome_transport.errors import EngineError, from_rpc_error
+from rhizome_transport.split_request import SplitRequest
 
-_now = time.monotonic
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _REQUESTS: Final[dict[str, type[Message]]] = {
@@ -53,73 +54,72 @@ class RelayService:
     async def _relay(
         self, method: str, message: type[Message], payload: bytes, context: Context
     ) -> AsyncIterator[bytes]:
-        request: Any = _parse(method, message, payload)
-        generation = request if isinstance(request, GenerateRequest) else None
-        route = Route(
-            self._router, method, generation, request.model, from_metadata(context.invocation_metadata())
-        )
-        # Only a generation tells pieces of an answer before it has the whole.
-        continuation = Continuation(generation, _now()) if generation is not None else None
-        seen = False
         try:
+            request, model = _parse(message, payload)
+        except DecodeError as error:
+            raise _malformed(method, message, error) from None
+        parent = from_metadata(context.invocation_metadata())
+        route = Route(self._router, method, request, model, parent)
+        # Only a generation tells pieces of an answer before it has the whole.
+        continuation = None if request is None else Continuation(request)
+        answer = Answer(route, continuation, self._router.resume_wait_s)
+        try:
+            await _admit(route)
             while True:
-                attempt = route.next_attempt()
-                call = attempt.backend.engine.call(
-                    method,
-                    payload,
-                    timeout_s=self._time_left(context),
-                    metadata=to_metadata(attempt.trace_parent),
-                )
-                attempt.backend.cuts.add(call.cancel)
-                begun = False
+                attempt = answer.next_attempt()
+                if attempt is None:
+                    await asyncio.sleep(WAIT_STEP_S)
+                    continue
+                call = self._call(attempt, method, payload, context)
                 try:
-                    while (answer := await _read(call, attempt.backend)) is not None:
-                        if not begun:
-                            begun = True
-                            route.answered()
-                        told = continuation.take(answer, _now()) if continuation is not None else answer
+                    while (event := await _read(call, attempt.backend)) is not None:
+                        told = answer.take(event)
                         if told is not None:
-                            seen = True
                             yield told
                     break
                 except EngineError as error:
-                    why = _departure(error, begun=begun)
-                    if why is None:
-                        raise
-                    possible = continuation is not None and continuation.possible
-                    route.leave(error, why, seen=seen, possible=possible)
-                    if seen and why is Departure.LOST:
-                        assert continuation is not None and generation is not None
-                        if not continuation.resume():
-                            yield continuation.end(_now())
-                            break
-                        payload = generation.SerializeToString()
+                    # Engines give a reason; without one it is grpc that speaks, about a connection.
+                    why = answer.departure(error, said=bool(error.reason))
+                    last = answer.broke(error, why)
+                    if last is not None:
+                        yield last
+                        break
+                    if answer.seen and request is not None:
+                        payload = request.serialize()
                 finally:
                     attempt.backend.cuts.discard(call.cancel)
                     call.cancel()
-            route.end()
+            answer.end()
         except EngineError as error:
-            if seen and may_try_next(error):
-                # UNAVAILABLE promises that nothing was emitted, and a caller would send the request again.
-                error = route.broken_off(error)
-            route.end(error.code.name, error.message, failed=not seen)
+            answer.end(error.code.name, error.message)
             raise error from None
+        except DecodeError as error:  # the token ids, which are read only where the policy asks for them
+            raise _malformed(method, message, error) from None
         finally:
             # Unless the request ended above, the caller is gone: this task was cancelled.
-            route.end("CANCELLED", "the caller is gone")
+            answer.end("CANCELLED", "the caller is gone")
 
-    def _time_left(self, context: Context) -> float | None:
+    def _call(self, attempt: Attempt, method: str, payload: bytes, context: Context) -> EngineCall:
         limits = (context.time_remaining(), self._router.timeout_s)
-        return min((limit for limit in limits if limit is not None), default=None)
+        timeout_s = min((limit for limit in limits if limit is not None), default=None)
+        metadata = to_metadata(attempt.trace_parent)
+        call = attempt.backend.engine.call(method, payload, timeout_s=timeout_s, metadata=metadata)
+        attempt.backend.cuts.add(call.cancel)
+        return call
 
 
-def _departure(error: EngineError, *, begun: bool) -> Departure | None:
-    """Why an error ends an attempt and not the request, `None` where it ends the request."""
-    if is_loss(error) and (begun or error.reason == ENGINE_LOST):
-        return Departure.LOST
-    if begun or not may_try_next(error):
-        return None
-    return Departure.REFUSED if error.reason else Departure.UNREACHED
+async def _admit(route: Route) -> None:
+    """Wait for room at the engines.
+
+    Raises:
+        EngineError: too much waits already, or it waited as long as it may (RESOURCE_EXHAUSTED).
+    """
+    ticket = route.offer()
+    if ticket is not None:
+        try:
+            await ticket.wait()
+        except NotAdmitted as refusal:
+            raise not_admitted(refusal) from None
 
 
 async def _read(call: EngineCall, backend: Backend) -> bytes | None:
@@ -133,7 +133,6 @@ async def _read(call: EngineCall, backend: Backend) -> bytes | None:
     except grpc.aio.AioRpcError as failure:
         error = from_rpc_error(failure)
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-            # Engines give a reason; without one it is grpc that speaks, about a connection.
             backend.suspect(f"a call broke: {error.message}")
         if error.code is grpc.StatusCode.CANCELLED:
             # The engine did it: our own cancellation arrives as CancelledError.
@@ -148,11 +147,15 @@ async def _read(call: EngineCall, backend: Backend) -> bytes | None:
     return answer if isinstance(answer, bytes) else None
 
 
-def _parse(method: str, message: type[Message], payload: bytes) -> Message:
-    try:
-        return message.FromString(payload)
-    except DecodeError as error:
-        raise EngineError(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            f"the request of {ENGINE_SERVICE}/{method} is no {message.DESCRIPTOR.full_name}: {error}",
-        ) from None
+def _parse(message: type[Message], payload: bytes) -> tuple[SplitRequest | None, str]:
+    """The request if it is a generation, and the model that it names."""
+    if message is GenerateRequest:
+        request = SplitRequest.parse(payload)
+        return request, request.head.model
+    named: Any = message.FromString(payload)
+    return None, named.model
+
+
+def _malformed(method: str, message: type[Message], error: DecodeError) -> EngineError:
+    text = f"the request of {ENGINE_SERVICE}/{method} is no {message.DESCRIPTOR.full_name}: {error}"
+    return EngineError(grpc.StatusCode.INVALID_ARGUMENT, text)

@@ -9,7 +9,6 @@ from typing import Final
 
 import grpc
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.router import USUAL_OUTPUT, Router
 from rhizome_routing.admission import NotAdmitted, PriorityClass, TenantOverloaded, Ticket
@@ -20,6 +19,7 @@ from rhizome_telemetry.propagation import TraceParent
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError
+from rhizome_transport.split_request import SplitRequest
 
 RETRY_AFTER_S: Final = 1.0
 """When to try again if nobody was ready; checks find an engine that came back faster than that."""
@@ -128,14 +128,14 @@ class Route:
         self,
         router: Router,
         method: str,
-        request: GenerateRequest | None,
+        request: SplitRequest | None,
         model: str,
         parent: TraceParent | None,
     ) -> None:
         self.attempt: Attempt | None = None
         self._router = router
         self._method = f"{ENGINE_SERVICE}/{method}"
-        self._request = request
+        self._head = None if request is None else request.head
         self._ask = None if request is None else Ask.of_generation(request)
         self._model = model
         self._tried: set[str] = set()
@@ -149,11 +149,11 @@ class Route:
         router.grpc.open += 1
         router.budget.request()
         self._span = start_server_span(self._method, parent)
-        if request is not None:
+        if self._head is not None:
             self._span.set_attributes(
                 {
-                    semconv.REQUEST_ID: request.request_id or None,
-                    semconv.GEN_AI_REQUEST_MODEL: request.model or None,
+                    semconv.REQUEST_ID: self._head.request_id or None,
+                    semconv.GEN_AI_REQUEST_MODEL: self._head.model or None,
                 }
             )
 
@@ -163,7 +163,7 @@ class Route:
         Raises:
             EngineError: RESOURCE_EXHAUSTED, too much waits already.
         """
-        ask, request = self._ask, self._request
+        ask, request = self._ask, self._head
         if ask is None or request is None:
             return None
         priority = PriorityClass.NORMAL

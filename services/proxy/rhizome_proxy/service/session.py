@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, Submit
-from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateResponse
+from rhizome.common.v1.common_pb2 import Status
+from rhizome.engine.v1.frames_pb2 import CallResult, Cancel, ClientFrame, EngineFrame, Pong, Submit
+from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, Finished, GenerateResponse
 from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
 from rhizome_proxy.router import Router
-from rhizome_proxy.service import frames
-from rhizome_proxy.service.continuation import Continuation
+from rhizome_proxy.service.answer import WAIT_STEP_S, Answer
 from rhizome_proxy.service.engine_link import EngineLink
-from rhizome_proxy.service.outbox import Outbox
-from rhizome_proxy.service.route import ENGINE_LOST, Departure, Route, is_loss, may_try_next
+from rhizome_proxy.service.route import Departure, Route, not_admitted
+from rhizome_routing.admission import NotAdmitted, Ticket
 from rhizome_telemetry.propagation import from_proto, to_proto
 from rhizome_telemetry.tracing import tracing_enabled
+from rhizome_transport.connect_server import parse_client_frame
+from rhizome_transport.continuation import Continuation
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_queue import FrameQueue
+from rhizome_transport.split_request import SplitRequest
+from rhizome_transport.wire import cut, field
 
-_WAIT_STEP_S = 0.1
-_WINDOW_FULL = "CONTEXT_LENGTH_EXCEEDED"
+_SUBMIT = ClientFrame.DESCRIPTOR.fields_by_name["submit"].number
+_REQUEST = Submit.DESCRIPTOR.fields_by_name["request"].number
+_TOO_LATE = EngineError(
+    grpc.StatusCode.DEADLINE_EXCEEDED, "the time given ran out before an engine took the request"
+)
 _DRAINED = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended what was open when it went away")
+_CANCELLED = GenerateResponse(finished=Finished(reason=FINISH_REASON_CANCELLED)).SerializeToString()
 _log = logging.getLogger(__name__)
-
-
-class _Verdict(enum.Enum):
-    """What becomes of an event."""
-
-    PASS = enum.auto()
-    CHANGED = enum.auto()
-    HIDE = enum.auto()
 
 
 @dataclass(slots=True, eq=False)
@@ -44,29 +45,27 @@ class OpenRequest:
 
     Attributes:
         request_id: unique among the peer's open requests.
-        submit: as the peer sent it, or what is left of it: another engine may have to take it.
+        asked: as the peer sent it, or what is left of it: another engine may have to take it.
+        submit: what came with it.
+        answer: its way through the pool.
         continuation: what the peer has got.
         deadline: when the caller gives up, in seconds of the loop's clock; `None` is never.
-        route: its way through the pool.
+        waiting: the wait for room at the engines.
         link: the engine's stream that it is on.
-        seen: the peer has got an event, so that another engine can only go on, not begin.
-        begun: the engine that it is at has sent an event.
         cancelled: the peer asked to end it.
         satisfied: the peer asked to end it because it has all that it wants.
-        wait_until: how long it waits for an engine to go on at, in seconds of the loop's clock.
     """
 
     request_id: str
+    asked: SplitRequest
     submit: Submit
+    answer: Answer
     continuation: Continuation
     deadline: float | None
-    route: Route
+    waiting: asyncio.Task[None] | None = None
     link: EngineLink | None = None
-    seen: bool = False
-    begun: bool = False
     cancelled: bool = False
     satisfied: bool = False
-    wait_until: float = 0.0
 
 
 class PeerSession:
@@ -76,22 +75,22 @@ class PeerSession:
 
     Args:
         router: chooses engines.
-        outbox: takes the frames for the peer.
+        queue: takes the frames for the peer.
         peer_name: who the peer is, for the engines' logs.
         window_frames: frames with events that each engine may send ahead of the peer.
     """
 
-    def __init__(self, router: Router, outbox: Outbox, *, peer_name: str, window_frames: int) -> None:
+    def __init__(self, router: Router, queue: FrameQueue, *, peer_name: str, window_frames: int) -> None:
         self.idle = asyncio.Event()
         self.idle.set()
         self.draining = False
         self._router = router
-        self._outbox = outbox
+        self._queue = queue
         self._peer_name = peer_name
         self._window_frames = window_frames
         self._requests: dict[str, OpenRequest] = {}
         self._links: dict[str, EngineLink] = {}
-        self._leaving: list[tuple[OpenRequest, EngineError, Departure]] = []
+        self._broken: list[tuple[OpenRequest, EngineError, Departure | None, Status | None]] = []
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -107,26 +106,29 @@ class PeerSession:
         Raises:
             EngineError: the frame breaks the contract (INVALID_ARGUMENT).
         """
-        frame = frames.parse_client_frame(payload)
+        try:
+            rest, submit = cut(payload, _SUBMIT)
+            if submit is not None and not rest:
+                self._submit(submit)
+                return
+        except DecodeError as error:
+            raise _invalid(f"a frame is no ClientFrame of rhizome.engine.v1: {error}") from None
+        frame = parse_client_frame(payload)
         match frame.WhichOneof("frame"):
-            case "submit":
-                self._submit(frame.submit)
             case "cancel":
                 self._cancel(frame.cancel)
             case "credit":
-                self._outbox.add_credit(frame.credit.frames)
+                self._queue.add_credit(frame.credit.frames)
             case "ping":
-                self._outbox.put_control(frames.pong(frame.ping.nonce))
+                pong = Pong(nonce=frame.ping.nonce)
+                self._queue.put_control(EngineFrame(pong=pong).SerializeToString())
             case "call":
-                error = EngineError(
-                    grpc.StatusCode.UNIMPLEMENTED,
-                    "a proxy takes no Call frames; call the method of EngineService over gRPC",
-                )
-                self._outbox.put_control(frames.call_failed(frame.call.call_id, error))
+                text = "a proxy takes no Call frames; call the method of EngineService over gRPC"
+                status = EngineError(grpc.StatusCode.UNIMPLEMENTED, text).to_status()
+                result = CallResult(call_id=frame.call.call_id, status=status, final=True)
+                self._queue.put_control(EngineFrame(call_results=[result]).SerializeToString())
             case "hello":
-                raise EngineError(
-                    grpc.StatusCode.INVALID_ARGUMENT, "a second Hello came; one opens the stream, once"
-                )
+                raise _invalid("a second Hello came; one opens the stream, once")
             case _:
                 _log.warning("peer %s sent a frame of an unknown kind; it is ignored", self._peer_name)
 
@@ -144,48 +146,60 @@ class PeerSession:
         for link in self._links.values():
             link.close()
         self._links.clear()
-        for request in self._requests.values():
-            request.route.end("CANCELLED", "the peer is gone")
-        self._requests.clear()
+        for request in list(self._requests.values()):
+            self._end(request, "CANCELLED", "the peer is gone")
 
-    def _submit(self, submit: Submit) -> None:
-        request_id = submit.request.request_id
-        route = Route(
-            self._router, "Generate", submit.request, submit.request.model, from_proto(submit.trace)
-        )
+    def _submit(self, payload: bytes) -> None:
+        rest, request_bytes = cut(payload, _REQUEST)
+        submit, asked = Submit.FromString(rest), SplitRequest.parse(request_bytes or b"")
+        head, request_id = asked.head, asked.head.request_id
+        route = Route(self._router, "Generate", asked, head.model, from_proto(submit.trace))
         refusal = self._refusal(request_id)
         if refusal is not None:
             route.end(refusal.code.name, refusal.message)
-            self._outbox.put_events(frames.request_failed(request_id, refusal))
+            self._tell_last(RelayEvent(request_id=request_id, status=refusal.to_status()))
             return
-        now, deadline = self._loop.time(), None
-        limits = [self._router.timeout_s] if self._router.timeout_s is not None else []
+        limits = [] if self._router.timeout_s is None else [self._router.timeout_s]
         if submit.HasField("timeout"):
             limits.append(submit.timeout.ToNanoseconds() / 1e9)
-        if limits:
-            deadline = now + min(limits)
-        request = OpenRequest(request_id, submit, Continuation(submit.request, now), deadline, route)
+        deadline = self._loop.time() + min(limits) if limits else None
+        continuation = Continuation(asked)
+        answer = Answer(route, continuation, self._router.resume_wait_s)
+        request = OpenRequest(request_id, asked, submit, answer, continuation, deadline)
         self._requests[request_id] = request
         self.idle.clear()
-        self._dispatch(request)
+        try:
+            ticket = route.offer()
+        except EngineError as error:
+            self._fail(request, error)
+            return
+        if ticket is None or ticket.admitted:
+            self._dispatch(request)
+        else:
+            request.waiting = asyncio.create_task(self._wait(request, ticket))
+
+    async def _wait(self, request: OpenRequest, ticket: Ticket) -> None:
+        """Send a request on once there is room for it; its end cancels this."""
+        try:
+            async with asyncio.timeout_at(request.deadline):
+                await ticket.wait()
+        except NotAdmitted as refusal:
+            self._fail(request, not_admitted(refusal))
+        except TimeoutError:
+            self._fail(request, _TOO_LATE)
+        else:
+            self._dispatch(request)
 
     def _refusal(self, request_id: str) -> EngineError | None:
         if not request_id:
-            return EngineError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "request_id is empty; on Connect it names the request in every event, so give one",
-                param="request_id",
-            )
+            text = "request_id is empty; on Connect it names the request in every event, so give one"
+            return _invalid(text, "request_id")
         if request_id in self._requests:
-            return EngineError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"request_id {request_id!r} is open on this stream; give each request an id of its own",
-                param="request_id",
-            )
+            text = f"request_id {request_id!r} is open on this stream; give each request an id of its own"
+            return _invalid(text, "request_id")
         if self.draining:
-            return EngineError(
-                grpc.StatusCode.UNAVAILABLE, "this proxy is shutting down; use another one", reason="DRAINING"
-            )
+            text = "this proxy is shutting down; use another one"
+            return EngineError(grpc.StatusCode.UNAVAILABLE, text, reason="DRAINING")
         return None
 
     def _cancel(self, cancel: Cancel) -> None:
@@ -195,7 +209,7 @@ class PeerSession:
         request.cancelled = True
         request.satisfied = cancel.satisfied
         if request.link is not None:
-            request.link.send(frames.cancel(cancel))
+            request.link.send(ClientFrame(cancel=cancel).SerializeToString())
         else:
             self._end_cancelled(request)
 
@@ -208,13 +222,15 @@ class PeerSession:
             if request.deadline is not None:
                 left_s = request.deadline - self._loop.time()
                 if left_s <= 0:
-                    raise EngineError(
-                        grpc.StatusCode.DEADLINE_EXCEEDED, "the time given ran out before an engine took it"
-                    )
+                    raise _TOO_LATE
                 submit.timeout.FromNanoseconds(int(left_s * 1e9))
-            attempt = request.route.next_attempt()
+            attempt = request.answer.next_attempt()
         except EngineError as error:
-            self._wait_or_fail(request, error)
+            self._fail(request, error)
+            return
+        if attempt is None:
+            request.link = None
+            self._loop.call_later(WAIT_STEP_S, self._dispatch_again, request)
             return
         submit.trace.CopyFrom(to_proto(attempt.trace_parent))
         request.link = self._links.get(attempt.backend.name) or EngineLink(
@@ -225,42 +241,31 @@ class PeerSession:
             on_lost=self._on_lost,
         )
         self._links[attempt.backend.name] = request.link
-        request.link.send(ClientFrame(submit=submit).SerializeToString())
-
-    def _wait_or_fail(self, request: OpenRequest, error: EngineError) -> None:
-        """No engine takes the request now; one that has begun is worth a moment until one does."""
-        if not request.seen or not may_try_next(error):
-            self._fail(request, error)
-        elif self._loop.time() < request.wait_until:
-            request.link = None
-            request.route.forgive()
-            self._loop.call_later(_WAIT_STEP_S, self._dispatch_again, request)
-        else:
-            self._fail(request, request.route.broken_off(error))
+        asked = field(_REQUEST, request.asked.serialize())
+        request.link.send(field(_SUBMIT, asked, submit.SerializeToString()))
 
     def _dispatch_again(self, request: OpenRequest) -> None:
         if self._requests.get(request.request_id) is request and request.link is None:
             self._dispatch(request)
 
-    def _leave(self, request: OpenRequest, error: EngineError, why: Departure) -> None:
-        """The engine refused the request or was lost: another one takes it, or goes on with it."""
-        continuation = request.continuation
+    def _move(
+        self, request: OpenRequest, error: EngineError, why: Departure | None, said: Status | None = None
+    ) -> None:
+        """An engine broke a request off: another one takes it, or goes on with it, or it ends."""
         try:
-            request.route.leave(error, why, seen=request.seen, possible=continuation.possible)
+            last = request.answer.broke(error, why)
         except EngineError as verdict:
-            if not request.cancelled:
-                self._fail(request, verdict)
+            if why is None or not request.cancelled:
+                self._fail(request, verdict, said if verdict is error else None)
                 return
+            last = None
         if request.cancelled:
             self._end_cancelled(request)
-            return
-        request.begun = False
-        if request.seen and why is Departure.LOST:
-            request.wait_until = self._loop.time() + self._router.resume_wait_s
-            if not continuation.resume():
-                self._finish(request)
-                return
-        self._dispatch(request)
+        elif last is not None:  # it had got all its tokens before its engine was lost
+            self._end(request, "OK")
+            self._tell_last(RelayEvent(request_id=request.request_id, response=last))
+        else:
+            self._dispatch(request)
 
     # From the engines
 
@@ -268,9 +273,7 @@ class PeerSession:
         """Pass an engine's frame on: as the very same bytes, unless something in it is not for the peer."""
         frame = RelayFrame.FromString(payload)
         if len(UnknownFieldSet(frame)):  # whatever EngineFrame has beside events
-            payload, load = frames.split_control(payload)
-            if load is not None:
-                link.backend.observe_load(load)
+            payload = _without_control(link, payload)
             frame = RelayFrame.FromString(payload)
         hidden: list[int] = []
         changed = False
@@ -280,82 +283,50 @@ class PeerSession:
             if request is None or request.link is not link:
                 hidden.append(index)
             elif event.final or not (continuation := request.continuation).streaming:
-                verdict = self._on_event(request, event)
-                changed |= verdict is _Verdict.CHANGED
-                if verdict is _Verdict.HIDE:
+                response = event.response
+                told = self._on_event(request, event, response)
+                if told is None:
                     hidden.append(index)
+                elif told is not response:
+                    event.response = told
+                    changed = True
             else:
                 continuation.log += event.response
+        broken, self._broken = self._broken, []
         if len(hidden) < len(frame.events):
             for index in reversed(hidden):
                 del frame.events[index]
             if hidden or changed:
                 payload = frame.SerializeToString()
-            self._outbox.put_events(payload, link.consumed)
+            self._queue.put_events(payload, link.consumed)
         elif hidden:
             link.consumed()
-        # Only now, so that what a request's end adds to the outbox comes after what it has in this frame.
-        leaving, self._leaving = self._leaving, []
-        for departure in leaving:
-            self._leave(*departure)
+        # Only now, so that what ends a request comes after what else this frame has of it.
+        for one in broken:
+            self._move(*one)
 
-    def _on_event(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
-        """Look at an event that is not just more tokens."""
+    def _on_event(self, request: OpenRequest, event: RelayEvent, response: bytes) -> bytes | None:
+        """Look at an event that is not just more tokens; returns its response as the peer should see it."""
+        answer = request.answer
         if event.HasField("status"):
-            return self._on_status(request, event)
-        if not request.begun:
-            request.begun = True
-            request.route.answered()
-        continuation = request.continuation
-        response = event.response
-        if event.final and not request.cancelled and self._was_drained(request, response):
-            self._leaving.append((request, _DRAINED, Departure.LOST))
-            return _Verdict.HIDE
-        told = continuation.take(response, self._loop.time())
+            error = EngineError.from_status(event.status)
+            why = answer.departure(error, said=True)
+            self._broken.append((request, error, why, event.status))
+            return None
+        if event.final and _drained(request, response):
+            self._broken.append((request, _DRAINED, Departure.LOST, None))
+            return None
+        told = answer.take(response)
         if event.final:
             cancelled = request.cancelled and not request.satisfied
             if tracing_enabled():
                 finished = GenerateResponse.FromString(response).finished
                 cancelled = finished.reason == FINISH_REASON_CANCELLED
             self._end(request, "CANCELLED" if cancelled else "OK")
-        if told is None:
-            return _Verdict.HIDE
-        request.seen = True
-        if told is response:
-            return _Verdict.PASS
-        event.response = told
-        return _Verdict.CHANGED
-
-    def _on_status(self, request: OpenRequest, event: RelayEvent) -> _Verdict:
-        error = EngineError.from_status(event.status)
-        assert request.link is not None
-        lost = is_loss(error) and (request.begun or error.reason == ENGINE_LOST)
-        if lost:
-            request.link.backend.suspect(f"it lost a request: {error.message}")
-        if lost or (not request.begun and may_try_next(error)):
-            self._leaving.append((request, error, Departure.LOST if lost else Departure.REFUSED))
-            return _Verdict.HIDE
-        if request.begun or not request.seen:
-            self._end(request, error.code.name, error.message, failed=not request.seen)
-            return _Verdict.PASS
-        if error.reason == _WINDOW_FULL:
-            event.response = request.continuation.end(self._loop.time())
-            self._end(request, "OK")
-        else:
-            error = request.route.broken_off(error)
-            event.status.CopyFrom(error.to_status())
-            self._end(request, error.code.name, error.message)
-        return _Verdict.CHANGED
-
-    def _was_drained(self, request: OpenRequest, response: bytes) -> bool:
-        """Whether an engine that is going away ended a request which nobody had cancelled."""
-        assert request.link is not None
-        if request.link.backend.healthy:
-            return False
-        return GenerateResponse.FromString(response).finished.reason == FINISH_REASON_CANCELLED
+        return told
 
     def _on_lost(self, link: EngineLink, error: EngineError) -> None:
-        """An engine's stream ended: what had not started goes elsewhere, the rest fails."""
+        """An engine's stream ended: what had not started goes elsewhere, the rest goes on there if it can."""
         backend = link.backend
         if self._links.get(backend.name) is link:
             del self._links[backend.name]
@@ -369,27 +340,51 @@ class PeerSession:
         )
         why = Departure.LOST if link.reached else Departure.UNREACHED
         for request in stranded:
-            self._leave(request, error, why)
+            self._move(request, error, why)
 
     # Ends
 
-    def _fail(self, request: OpenRequest, error: EngineError) -> None:
+    def _fail(self, request: OpenRequest, error: EngineError, said: Status | None = None) -> None:
         self._end(request, error.code.name, error.message)
-        self._outbox.put_events(frames.request_failed(request.request_id, error))
-
-    def _finish(self, request: OpenRequest) -> None:
-        """End a request that had got all its tokens before its engine was lost."""
-        self._end(request, "OK")
-        response = request.continuation.end(self._loop.time())
-        self._outbox.put_events(frames.request_finished(request.request_id, response))
+        self._tell_last(RelayEvent(request_id=request.request_id, status=said or error.to_status()))
 
     def _end_cancelled(self, request: OpenRequest) -> None:
         """End a request that the peer has cancelled and whose engine can no longer say so."""
         self._end(request, "OK" if request.satisfied else "CANCELLED")
-        self._outbox.put_events(frames.request_cancelled(request.request_id))
+        self._tell_last(RelayEvent(request_id=request.request_id, response=_CANCELLED))
 
-    def _end(self, request: OpenRequest, code: str, message: str = "", *, failed: bool = False) -> None:
-        request.route.end(code, message, failed=failed)
+    def _end(self, request: OpenRequest, code: str, message: str = "") -> None:
+        request.answer.end(code, message)
+        if request.waiting is not None and request.waiting is not asyncio.current_task():
+            request.waiting.cancel()
         del self._requests[request.request_id]
         if not self._requests:
             self.idle.set()
+
+    def _tell_last(self, event: RelayEvent) -> None:
+        """Send a frame of the proxy's own; step 0, as steps count within one engine."""
+        event.final = True
+        self._queue.put_events(RelayFrame(events=[event]).SerializeToString())
+
+
+def _drained(request: OpenRequest, response: bytes) -> bool:
+    """Whether an engine that is going away ended a request which nobody had cancelled."""
+    if request.cancelled or request.link is None or request.link.backend.healthy:
+        return False
+    return GenerateResponse.FromString(response).finished.reason == FINISH_REASON_CANCELLED
+
+
+def _without_control(link: EngineLink, payload: bytes) -> bytes:
+    """Take what an engine says to the proxy itself out of its frame."""
+    frame = EngineFrame.FromString(payload)
+    if frame.HasField("load"):
+        link.backend.observe_load(frame.load)
+    frame.ClearField("load")
+    frame.ClearField("welcome")
+    frame.ClearField("pong")
+    frame.ClearField("call_results")
+    return frame.SerializeToString()
+
+
+def _invalid(message: str, param: str | None = None) -> EngineError:
+    return EngineError(grpc.StatusCode.INVALID_ARGUMENT, message, param=param)

@@ -10,55 +10,57 @@ It chooses t3 as the first one would have: a choice depends on seed, position an
 
 from __future__ import annotations
 
+import time
+
 from google.protobuf.duration_pb2 import Duration
 
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
     Finished,
-    GenerateRequest,
     GenerateResponse,
     Started,
     TokenDelta,
 )
+from rhizome_transport.split_request import SplitRequest
+
+_now = time.monotonic
 
 
 class Continuation:
-    """Remembers what a caller has got of one request.
+    """Remembers what a caller has got of one request, from when it was sent to its first engine.
 
     Args:
         request: as it was asked; `resume` turns it into what the next engine is asked.
-        now: when it was sent to its first engine, in seconds of any clock.
 
     Attributes:
         log: serialised deltas since the last `resume`, joined. Joined messages parse as one message with all
             token ids, so the usual delta is kept by appending its bytes, undecoded.
         streaming: everything but the end is a delta without log probabilities from now on, which may be
             appended to `log` without a look at it.
-        resumed: an engine goes on with what another one began.
     """
 
     __slots__ = (
         "_first_token_at",
         "_plain",
         "_request",
+        "_resumed",
         "_scores_known",
         "_scores_told",
         "_sent_at",
         "_started",
         "_started_at",
         "log",
-        "resumed",
         "streaming",
     )
 
-    def __init__(self, request: GenerateRequest, now: float) -> None:
+    def __init__(self, request: SplitRequest) -> None:
         self.log = bytearray()
         self.streaming = False
-        self.resumed = False
         self._request = request
-        self._plain = not request.sampling.HasField("top_logprobs")
+        self._resumed = False
+        self._plain = not request.head.sampling.HasField("top_logprobs")
         self._started: Started | None = None
-        self._sent_at = now
+        self._sent_at = _now()
         self._started_at: float | None = None
         self._first_token_at: float | None = None
         self._scores_told = 0
@@ -67,60 +69,60 @@ class Continuation:
     @property
     def possible(self) -> bool:
         """Whether tokens are all that there is to know: what an engine has detokenised is not."""
-        request = self._request
+        head = self._request.head
         return (
-            not request.no_resume
-            and request.WhichOneof("input") == "token_ids"
-            and not request.stop.strings
-            and not request.echo
+            not head.no_resume
+            and self._request.prompt is not None
+            and not head.stop.strings
+            and not head.echo
         )
 
-    def take(self, payload: bytes, now: float) -> bytes | None:
+    def take(self, payload: bytes) -> bytes | None:
         """Note an event; returns it as the caller should see it, `None` where the caller has it already."""
         event = GenerateResponse.FromString(payload)
         match event.WhichOneof("event"):
             case "started":
                 if self._started is not None:
                     return None
-                self._started, self._started_at = event.started, now
+                self._started, self._started_at = event.started, _now()
             case "prompt_logprobs":
                 return self._take_scores(event, payload)
             case "delta":
                 if self._first_token_at is None:
-                    self._first_token_at = now
+                    self._first_token_at = _now()
                 self.streaming = self._plain
                 if self._plain:
                     self.log += payload
                 else:
                     ids = TokenDelta(token_ids=event.delta.token_ids)
                     self.log += GenerateResponse(delta=ids).SerializeToString()
-            case "finished" if self.resumed:
-                return self._whole(event.finished, now)
+            case "finished" if self._resumed:
+                return self._whole(event.finished)
         return payload
 
     def resume(self) -> bool:
         """Make the request ask for the rest; whether there is a rest."""
-        request = self._request
+        head = self._request.head
         tokens = GenerateResponse.FromString(bytes(self.log)).delta.token_ids
         self.log.clear()
         self.streaming = False
-        self.resumed = True
-        request.token_ids.ids.extend(tokens)
-        request.resumed_tokens += len(tokens)
-        if self._started is not None and not request.sampling.HasField("seed"):
-            request.sampling.seed = self._started.seed
+        self._resumed = True
+        self._request.append(tokens)
+        head.resumed_tokens += len(tokens)
+        if self._started is not None and not head.sampling.HasField("seed"):
+            head.sampling.seed = self._started.seed
         if self._first_token_at is not None:
-            request.ClearField("prompt_logprobs")  # they come before the first token
+            head.ClearField("prompt_logprobs")  # they come before the first token
         self._scores_known = self._scores_told
-        limit = request.stop.max_tokens if request.stop.HasField("max_tokens") else None
-        return not request.resumed_tokens or limit is None or request.resumed_tokens < limit
+        limit = head.stop.max_tokens if head.stop.HasField("max_tokens") else None
+        return not head.resumed_tokens or limit is None or head.resumed_tokens < limit
 
-    def end(self, now: float) -> bytes:
+    def end(self) -> bytes:
         """The last event of a request that had got all its tokens when its engine was lost."""
-        finished = Finished(reason=FINISH_REASON_LENGTH)
-        finished.usage.prompt_tokens = len(self._request.token_ids.ids) - self._request.resumed_tokens
-        finished.usage.completion_tokens = self._request.resumed_tokens
-        return self._whole(finished, now)
+        request, finished = self._request, Finished(reason=FINISH_REASON_LENGTH)
+        finished.usage.prompt_tokens = len(request.token_ids) - request.head.resumed_tokens
+        finished.usage.completion_tokens = request.head.resumed_tokens
+        return self._whole(finished)
 
     def _take_scores(self, event: GenerateResponse, payload: bytes) -> bytes | None:
         """Log probabilities of the prompt: an engine that begins anew tells all of them again."""
@@ -133,11 +135,12 @@ class Continuation:
         del scores[:known]
         return event.SerializeToString() if scores else None
 
-    def _whole(self, finished: Finished, now: float) -> bytes:
+    def _whole(self, finished: Finished) -> bytes:
         """Usage and timings as if one engine had done it all; the times are the proxy's."""
         if self._started is not None:
             finished.usage.cached_tokens = self._started.cached_tokens
         finished.ClearField("timings")
+        now = _now()
         started_at = now if self._started_at is None else self._started_at
         first_at = now if self._first_token_at is None else self._first_token_at
         times = finished.timings

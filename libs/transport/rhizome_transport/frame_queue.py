@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Outbox:
-    """Two queues: frames with events need credit, one each; other frames go first and need none.
+class FrameQueue:
+    """Two queues of serialised frames: those with events need credit, one each; others go first, without.
 
     Nothing merges here. A frame's `written` callback is how its engine learns that it may send another, so a
     reader that stops holds up at most one window of frames per engine; beyond that the engine merges.
