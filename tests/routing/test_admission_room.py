@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import heapq
+import asyncio
 import random
 from types import SimpleNamespace
 
 import pytest
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_routing.admission import Admissions, AdmissionSettings, Fleet, Room, RoomRules, Sent
-from rhizome_routing.admission.first_tokens import FirstTokenLimit
+from rhizome_routing.admission import (
+    Admissions,
+    AdmissionSettings,
+    Fleet,
+    QueueTimeout,
+    Room,
+    RoomRules,
+    Sent,
+    TenantOverloaded,
+)
 from rhizome_routing.candidate import LoadReport
 
 
@@ -277,69 +285,57 @@ def test_many_groups_are_forgotten(clock: Clock):
     assert one.admissions.counts.at_once == 5000
 
 
-def serve(
-    limit: FirstTokenLimit, seconds: float, rate: float, slots: int, hold_s: float, seed: int
-) -> list[int]:
-    """A server with so many slots, each held for `hold_s` after a first token at 0.2 s; limits over time."""
-    dice, now, arrival = random.Random(seed), 0.0, 0.0
-    queued: list[tuple[float, int, int]] = []
-    events: list[tuple[float, int, float, int, int]] = []  # when, kind, sent at, others, tokens
-    waiting = awaited = busy = 0
-    limits = []
-    while now < seconds:
-        if not events or arrival <= events[0][0]:
-            now = arrival
-            arrival += dice.expovariate(rate)
-            waiting += 1
-        else:
-            now, kind, sent_at, others, tokens = heapq.heappop(events)
-            if kind == 0:
-                awaited -= 1
-                limit.answered(tokens, now - sent_at, others, now)
-                heapq.heappush(events, (now + dice.expovariate(1 / hold_s), 1, 0.0, 0, 0))
-            else:
-                busy -= 1
-        while waiting and awaited < limit.limit:
-            waiting -= 1
-            queued.append((now, awaited, dice.randint(100, 2000)))
-            awaited += 1
-        while queued and busy < slots:
-            sent_at, others, tokens = queued.pop(0)
-            busy += 1
-            took = (0.1 + tokens * 1e-4) * dice.lognormvariate(0, 0.3)
-            heapq.heappush(events, (now + took, 0, sent_at, others, tokens))
-        limits.append(limit.limit)
-    return limits
+async def test_requests_that_come_go_and_are_cut_off_leave_nothing_behind():
+    dice = random.Random(5)
+    loop = asyncio.get_running_loop()
+    pool: list[Server] = []
+    fleet = Fleet(lambda group: pool, loop.time)
+    admissions = Admissions(AdmissionSettings(tenant_requests=40), fleet, loop.time)
+    pool.extend(Server(loop.time, room=fleet.new_room(RoomRules(max_in_flight=3))) for _ in range(3))
+    most = 0
 
+    async def request(number: int) -> None:
+        nonlocal most
+        group = f"model {number % 2}"
+        ticket = admissions.of(group).offer(
+            f"tenant {number % 7}", tokens=10, deadline_s=5.0 if number % 5 else 0.01
+        )
+        try:
+            await ticket.wait()
+            for _ in range(1 + number % 2):  # some try two backends
+                room = max(pool, key=fleet.free).room
+                sent = room.sent(10)
+                most = max(most, *(server.in_flight for server in pool))
+                try:
+                    await asyncio.sleep(dice.uniform(0, 0.004))
+                    sent.answered()
+                    await asyncio.sleep(dice.uniform(0, 0.004))
+                finally:
+                    sent.left()
+        finally:
+            ticket.release(dice.randint(1, 50))
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("slots", [1, 4, 32])
-def test_finds_the_slots_of_a_server_that_says_nothing(slots: int, seed: int):
-    limit = FirstTokenLimit(1024)
-    limits = serve(limit, 120.0, rate=2 * slots / 1.4, slots=slots, hold_s=1.2, seed=seed)
-    late = limits[len(limits) // 2 :]
-    assert max(late) <= 4 + slots // 2
-    assert sum(late) / len(late) <= 4 + slots / 4
-
-
-def test_a_server_that_reads_several_prompts_at_a_time_keeps_them():
-    limit = FirstTokenLimit(1024, 8)
-    limits = serve(limit, 60.0, rate=6.0, slots=4, hold_s=1.2, seed=0)
-    assert min(limits) == 8
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rate", [2, 20, 100])
-def test_leaves_a_server_alone_that_answers_all_at_once(rate: int, seed: int):
-    limit = FirstTokenLimit(1024)
-    limits = serve(limit, 60.0, rate, slots=10_000, hold_s=1.0, seed=seed)
-    assert (
-        min(limits[len(limits) // 4 :]) >= 0.3 * rate
-    )  # as many as are on their way in 0.2 s, and half more
-
-
-def test_recovers_from_a_limit_that_is_too_low():
-    limit = FirstTokenLimit(1024)
-    limit.limit, limit._patience = 1, 32
-    limits = serve(limit, 120.0, rate=100, slots=10_000, hold_s=1.0, seed=0)
-    assert limits[-1] >= 30
+    tasks = []
+    for number in range(600):
+        tasks.append(asyncio.create_task(request(number)))
+        if number % 3 == 0:
+            loop.call_later(dice.uniform(0, 0.05), dice.choice(tasks).cancel)
+        if number % 20 == 0:
+            await asyncio.sleep(0.002)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(one) for one in ended} <= {
+        type(None),
+        asyncio.CancelledError,
+        TenantOverloaded,
+        QueueTimeout,
+    }
+    assert sum(one is None for one in ended) > 50
+    assert most <= 3
+    assert (fleet._admitted, fleet._placed, admissions.waiting()) == (0, 0, 0)
+    assert [(server.room.in_flight, server.room.unanswered, server.room.awaited) for server in pool] == [
+        (0, 0, 0)
+    ] * 3
+    counts = admissions.counts
+    assert counts.offered == (
+        counts.at_once + counts.queued + counts.refused + counts.expired + counts.cancelled
+    )

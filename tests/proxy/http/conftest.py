@@ -220,9 +220,10 @@ Reference = Callable[[str, dict[str, Any]], Awaitable[str]]
 
 
 @pytest.fixture
-async def expected(bench: Bench) -> Reference:
+async def expected(bench: Bench) -> AsyncIterator[Reference]:
     """What an undisturbed server answers to a request."""
     server = await bench.simulate()
+    bench.servers.remove(server)
 
     async def ask(path: str, document: dict[str, Any]) -> str:
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -230,4 +231,5 @@ async def expected(bench: Bench) -> Reference:
         choice = answer.json()["choices"][0]
         return str(choice["message"]["content"] if path == CHAT else choice["text"])
 
-    return ask
+    yield ask
+    server.stop()

@@ -6,6 +6,8 @@ import pytest
 from tests.proxy.http.conftest import CHAT, CHATS, Bench, url
 from tests.relay.conftest import OK, Call, Received
 
+from rhizome_proxy.pool.spec import read_specs
+
 SECRETS = {
     "authorization": "Bearer client",
     "x_api_key": "client",
@@ -96,3 +98,10 @@ async def test_a_backend_cannot_speak_for_the_proxy(bench: Bench):
     answer = await face.post(CHAT, CHATS, x_request_id="mine")
     assert answer.headers.get_list("x-rhizome-backend") == [url(bench.backends[0])]
     assert answer.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_names_do_not_break_headers(tmp_path):
+    file = tmp_path / "backends.yaml"
+    file.write_text('- {address: "http://a:1", name: "x\\r\\nset-cookie: y"}\n')
+    with pytest.raises(ValueError, match="invisible"):
+        read_specs(file)

@@ -23,10 +23,10 @@ async def test_a_dead_backend_costs_nobody_a_request(bench: Bench):
 
 
 async def test_a_process_that_dies_with_requests_costs_nobody_one(bench: Bench):
-    dying, alive = await bench.simulate(itl_base_ms=200.0), await bench.simulate()
+    dying, alive = await bench.simulate(itl_base_ms=10_000.0), await bench.simulate()
     face = await bench.proxy(dying, alive, policy="round_robin")
     asks = [asyncio.create_task(face.post(CHAT, SHORT)) for _ in range(10)]
-    await eventually(lambda: dying.engine.running >= 5)
+    await eventually(lambda: dying.engine.running >= 2)
     dying.stop()
     assert {answer.status_code for answer in await asyncio.gather(*asks)} == {200}
 

@@ -10,10 +10,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from rhizome.engine.v1.frames_pb2 import Call, EngineFrame, Hello
-from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED
+from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateRequest
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError
+from rhizome_transport.wire import field
 
 TOKENS = (5, 6, 7)
 FULL = EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", reason="QUEUE_FULL", retry_after_s=3.0)
@@ -274,6 +275,18 @@ async def test_a_stream_begins_with_a_hello(cluster, first, code, text):
     await call.write(first)
     assert (await call.code()).name == code
     assert text in await call.details()
+
+
+async def test_a_prompt_that_is_no_list_of_ids_ends_the_stream(cluster):
+    engine = await cluster.engine()
+    proxy = await cluster.proxy(engine)
+    peer = await cluster.peer(proxy)
+    broken = b"\x1a\x04\x0a\x02\xff\xff"
+    request = GenerateRequest(request_id="r1").SerializeToString() + broken
+    await peer.call.write(field(2, field(1, request)))
+    assert await peer.call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no ClientFrame" in await peer.call.details()
+    assert not engine.submits and proxy.router.grpc.open == 0
 
 
 async def test_a_second_hello_ends_the_stream(cluster):

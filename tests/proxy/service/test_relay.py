@@ -160,10 +160,11 @@ async def test_no_engine_ready_is_unavailable_with_a_hint(cluster):
         await stub.GetModelInfo(GetModelInfoRequest())
 
 
-async def test_bytes_that_are_no_request_are_refused_here(cluster):
+@pytest.mark.parametrize("payload", [b"\xff\xff", b"\x1a\x04\x0a\x02\xff\xff"], ids=["noise", "broken ids"])
+async def test_bytes_that_are_no_request_are_refused_here(cluster, payload):
     engine = await cluster.engine()
     channel = cluster.channel(await cluster.proxy(engine))
-    error = await failure_of(channel.unary_stream(GENERATE)(b"\xff\xff"))
+    error = await failure_of(channel.unary_stream(GENERATE)(payload))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "no rhizome.engine.v1.GenerateRequest" in error.message
     assert not engine.generates

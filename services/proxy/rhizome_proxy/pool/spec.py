@@ -152,6 +152,8 @@ def _spec(address: str, options: dict[str, Any]) -> BackendSpec:
         raise ValueError(f"{address!r}: aliases must map names of clients to names there")
     resolve, address = _resolvable(address)
     texts = {name: str(options.get(name, "")) for name in ("name", "kind", "key", "events")}
+    if not all(text.isprintable() for text in texts.values()):
+        raise ValueError(f"{address!r}: its options must not have line ends or other invisible characters")
     return BackendSpec(
         address,
         weight=weight,

@@ -73,9 +73,9 @@ class RelayService:
                 call = self._call(attempt, method, payload, context)
                 try:
                     while (event := await _read(call, attempt.backend)) is not None:
-                        told = answer.take(event)
-                        if told is not None:
-                            yield told
+                        seen = answer.take(event)
+                        if seen is not None:
+                            yield seen
                     break
                 except EngineError as error:
                     # Engines give a reason; without one it is grpc that speaks, about a connection.
@@ -90,11 +90,11 @@ class RelayService:
                     attempt.backend.cuts.discard(call.cancel)
                     call.cancel()
             answer.end()
-        except EngineError as error:
-            answer.end(error.code.name, error.message)
-            raise error from None
-        except DecodeError as error:  # the token ids, which are read only where the policy asks for them
-            raise _malformed(method, message, error) from None
+        except (EngineError, DecodeError) as failure:
+            # Token ids are read only now, and only if somebody wants to know them.
+            told = failure if isinstance(failure, EngineError) else _malformed(method, message, failure)
+            answer.end(told.code.name, told.message)
+            raise told from None
         finally:
             # Unless the request ended above, the caller is gone: this task was cancelled.
             answer.end("CANCELLED", "the caller is gone")

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from rhizome.common.v1.common_pb2 import Status
-from rhizome.engine.v1.frames_pb2 import CallResult, Cancel, ClientFrame, EngineFrame, Pong, Submit
+from rhizome.engine.v1.frames_pb2 import Cancel, ClientFrame, EngineFrame, Submit
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, Finished, GenerateResponse
 from rhizome.engine.v1.relay_pb2 import RelayEvent, RelayFrame
 from rhizome_proxy.router import Router
@@ -22,7 +21,6 @@ from rhizome_proxy.service.route import Departure, Route, not_admitted
 from rhizome_routing.admission import NotAdmitted, Ticket
 from rhizome_telemetry.propagation import from_proto, to_proto
 from rhizome_telemetry.tracing import tracing_enabled
-from rhizome_transport.connect_server import parse_client_frame
 from rhizome_transport.continuation import Continuation
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_queue import FrameQueue
@@ -100,56 +98,12 @@ class PeerSession:
 
     # From the peer
 
-    def handle(self, payload: bytes) -> None:
-        """Handle a serialised ClientFrame.
+    def submit(self, payload: bytes) -> None:
+        """Take a serialised Submit.
 
         Raises:
-            EngineError: the frame breaks the contract (INVALID_ARGUMENT).
+            DecodeError: it is none.
         """
-        try:
-            rest, submit = cut(payload, _SUBMIT)
-            if submit is not None and not rest:
-                self._submit(submit)
-                return
-        except DecodeError as error:
-            raise _invalid(f"a frame is no ClientFrame of rhizome.engine.v1: {error}") from None
-        frame = parse_client_frame(payload)
-        match frame.WhichOneof("frame"):
-            case "cancel":
-                self._cancel(frame.cancel)
-            case "credit":
-                self._queue.add_credit(frame.credit.frames)
-            case "ping":
-                pong = Pong(nonce=frame.ping.nonce)
-                self._queue.put_control(EngineFrame(pong=pong).SerializeToString())
-            case "call":
-                text = "a proxy takes no Call frames; call the method of EngineService over gRPC"
-                status = EngineError(grpc.StatusCode.UNIMPLEMENTED, text).to_status()
-                result = CallResult(call_id=frame.call.call_id, status=status, final=True)
-                self._queue.put_control(EngineFrame(call_results=[result]).SerializeToString())
-            case "hello":
-                raise _invalid("a second Hello came; one opens the stream, once")
-            case _:
-                _log.warning("peer %s sent a frame of an unknown kind; it is ignored", self._peer_name)
-
-    def abort(self, request_ids: Iterable[str]) -> None:
-        """Note that engines are told to end these requests, so that none of them goes on elsewhere."""
-        for request_id in request_ids:
-            request = self._requests.get(request_id)
-            if request is not None:
-                request.cancelled = True
-                if request.link is None:
-                    self._end_cancelled(request)
-
-    def close(self) -> None:
-        """The peer is gone: end its streams, so that the engines cancel what it had open."""
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-        for request in list(self._requests.values()):
-            self._end(request, "CANCELLED", "the peer is gone")
-
-    def _submit(self, payload: bytes) -> None:
         rest, request_bytes = cut(payload, _REQUEST)
         submit, asked = Submit.FromString(rest), SplitRequest.parse(request_bytes or b"")
         head, request_id = asked.head, asked.head.request_id
@@ -178,6 +132,35 @@ class PeerSession:
         else:
             request.waiting = asyncio.create_task(self._wait(request, ticket))
 
+    def cancel(self, cancel: Cancel) -> None:
+        """End a request, if it is open."""
+        request = self._requests.get(cancel.request_id)
+        if request is None:
+            return
+        request.cancelled = True
+        request.satisfied = cancel.satisfied
+        if request.link is not None:
+            request.link.send(ClientFrame(cancel=cancel).SerializeToString())
+        else:
+            self._end_cancelled(request)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Note that engines are told to end these requests, so that none of them goes on elsewhere."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.cancelled = True
+                if request.link is None:
+                    self._end_cancelled(request)
+
+    def close(self) -> None:
+        """The peer is gone: end its streams, so that the engines cancel what it had open."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        for request in list(self._requests.values()):
+            self._end(request, "CANCELLED", "the peer is gone")
+
     async def _wait(self, request: OpenRequest, ticket: Ticket) -> None:
         """Send a request on once there is room for it; its end cancels this."""
         try:
@@ -201,17 +184,6 @@ class PeerSession:
             text = "this proxy is shutting down; use another one"
             return EngineError(grpc.StatusCode.UNAVAILABLE, text, reason="DRAINING")
         return None
-
-    def _cancel(self, cancel: Cancel) -> None:
-        request = self._requests.get(cancel.request_id)
-        if request is None:
-            return
-        request.cancelled = True
-        request.satisfied = cancel.satisfied
-        if request.link is not None:
-            request.link.send(ClientFrame(cancel=cancel).SerializeToString())
-        else:
-            self._end_cancelled(request)
 
     # Towards the engines
 
@@ -386,5 +358,5 @@ def _without_control(link: EngineLink, payload: bytes) -> bytes:
     return frame.SerializeToString()
 
 
-def _invalid(message: str, param: str | None = None) -> EngineError:
+def _invalid(message: str, param: str) -> EngineError:
     return EngineError(grpc.StatusCode.INVALID_ARGUMENT, message, param=param)
