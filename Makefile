@@ -8,14 +8,16 @@ BUF := node_modules/.bin/buf
 BUF_IF_NPM := $(if $(shell command -v npm),$(BUF))
 # LiteLLM is one of the clients that are tested; its own requirements do not fit beside ours.
 LITELLM := $(VENV)/litellm/.installed
-DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/routing libs/relay \
+PAGE := services/gateway/ui
+VITE := $(PAGE)/node_modules/.bin/vite
+DISTS := libs/protocol libs/telemetry libs/transport libs/text libs/grammar libs/routing libs/relay libs/backends \
          libs/launcher libs/testing services/engine services/proxy services/gateway
 RUNTIME_DISTS := $(filter-out libs/testing,$(DISTS))
 EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints-cpu.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck proto proto-baseline fuzz soak bench clean
+.PHONY: help setup demo test lint format typecheck proto proto-baseline fuzz chaos soak bench page page-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +41,11 @@ $(LITELLM): requirements/litellm.txt | $(VENV)/.runtime
 # package.json pins exact versions and its packages have no dependencies, so a lock file would add nothing.
 $(BUF): package.json
 	npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	touch $@
+
+# Exact versions, also of what these packages need ("overrides"), stand in for a lock file.
+$(VITE): $(PAGE)/package.json
+	cd $(PAGE) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
 setup: $(VENV)/.dev ## create .venv with everything that development needs
@@ -65,6 +72,9 @@ typecheck: $(VENV)/.dev ## check types (mypy --strict)
 fuzz: $(VENV)/.dev ## send the whole fuzz corpus, and measure what others notice of it
 	RHIZOME_FUZZ=full $(BIN)/python -m pytest -s tests/fuzz
 
+chaos: $(VENV)/.dev ## kill, freeze and cut everything behind the proxy under 100 streams a second
+	RHIZOME_CHAOS=full $(BIN)/python -m pytest -s tests/chaos
+
 soak: $(VENV)/.dev ## serve 20,000 short requests and fail where pages, memory or step time moved
 	$(BIN)/python benchmarks/soak.py
 
@@ -77,5 +87,12 @@ proto: $(VENV)/.dev ## regenerate libs/protocol from proto/
 proto-baseline: $(BUF) ## accept the contracts as they are: from now on `make lint` refuses changes that break them
 	cd proto && ../$(BUF) build -o baseline.binpb
 
+page: $(VITE) ## build the gateway's page from services/gateway/ui
+	cd $(PAGE) && npm run --silent build
+
+page-check: $(VITE) ## check that the page in the gateway is what its source gives, byte for byte
+	built=$$(mktemp -d) && (cd $(PAGE) && PAGE_OUT=$$built npm run --silent build) \
+		&& diff -r $$built services/gateway/rhizome_gateway/page/bundle; status=$$?; rm -rf $$built; exit $$status
+
 clean: ## remove what the targets created
-	rm -rf $(VENV) node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .run
+	rm -rf $(VENV) node_modules $(PAGE)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .run

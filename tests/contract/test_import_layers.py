@@ -1,4 +1,4 @@
-"""Arrows point one way: protocol <- telemetry <- transport <- services; text, grammar <- gateway, engine."""
+"""Arrows point one way: from services to libraries, and from these to what lies below them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ PACKAGES = {
     "rhizome_transport": ROOT / "libs/transport/rhizome_transport",
     "rhizome_text": ROOT / "libs/text/rhizome_text",
     "rhizome_grammar": ROOT / "libs/grammar/rhizome_grammar",
+    "rhizome_relay": ROOT / "libs/relay/rhizome_relay",
+    "rhizome_routing": ROOT / "libs/routing/rhizome_routing",
+    "rhizome_backends": ROOT / "libs/backends/rhizome_backends",
     "rhizome_launcher": ROOT / "libs/launcher/rhizome_launcher",
     "rhizome_testing": ROOT / "libs/testing/rhizome_testing",
     "rhizome_engine": ROOT / "services/engine/rhizome_engine",
@@ -33,7 +36,23 @@ ALLOWED: dict[str, set[str]] = {
         "rhizome_text",
         "rhizome_grammar",
     },
-    "rhizome_proxy": {"rhizome", "rhizome_telemetry", "rhizome_transport"},
+    "rhizome_relay": set(),
+    "rhizome_routing": {"rhizome", "rhizome_transport"},
+    "rhizome_backends": {
+        "rhizome",
+        "rhizome_telemetry",
+        "rhizome_transport",
+        "rhizome_routing",
+        "rhizome_relay",
+    },
+    "rhizome_proxy": {
+        "rhizome",
+        "rhizome_telemetry",
+        "rhizome_transport",
+        "rhizome_routing",
+        "rhizome_relay",
+        "rhizome_backends",
+    },
     "rhizome_gateway": {
         "rhizome",
         "rhizome_telemetry",
@@ -47,6 +66,9 @@ TORCH_FREE = [
     "rhizome_transport",
     "rhizome_text",
     "rhizome_grammar",
+    "rhizome_relay",
+    "rhizome_routing",
+    "rhizome_backends",
     "rhizome_launcher",
     "rhizome_proxy",
     "rhizome_gateway",

@@ -10,29 +10,45 @@ import grpc
 import grpc.aio
 import pytest
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame, Hello, Ping, Pong
+from rhizome.engine.v1.frames_pb2 import (
+    Call,
+    Cancel,
+    ClientFrame,
+    Credit,
+    EngineFrame,
+    Hello,
+    Ping,
+    RequestEvent,
+    Submit,
+)
+from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION, open_channel
-from rhizome_transport.connect_server import ConnectServer, parse_client_frame
+from rhizome_transport.connect_server import ConnectServer
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_queue import FrameQueue
 from rhizome_transport.grpc_server import GrpcServer
 
 
 class Echo:
-    """Answers pings; a ping of 13 is against its rules."""
+    """Sends back what is submitted, as a frame of events; nothing is against its rules."""
 
     def __init__(self, name: str, queue: FrameQueue) -> None:
         self.name = name
         self.queue = queue
         self.closed = False
+        self.cancelled: list[str] = []
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def handle(self, payload: bytes) -> None:
-        nonce = parse_client_frame(payload).ping.nonce
-        if nonce == 13:
-            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, "not 13")
-        self.queue.put_control(EngineFrame(pong=Pong(nonce=nonce)).SerializeToString())
+    def submit(self, payload: bytes) -> None:
+        submit = Submit.FromString(payload)
+        if submit.request.model == "nothing":
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, "ask for something")
+        event = RequestEvent(request_id=submit.request.request_id)
+        self.queue.put_events(EngineFrame(events=[event]).SerializeToString())
+
+    def cancel(self, cancel: Cancel) -> None:
+        self.cancelled.append(cancel.request_id)
 
     def close(self) -> None:
         self.closed = True
@@ -80,6 +96,10 @@ def ping(nonce: int) -> ClientFrame:
     return ClientFrame(ping=Ping(nonce=nonce))
 
 
+def submit(request_id: str, model: str = "") -> ClientFrame:
+    return ClientFrame(submit=Submit(request=GenerateRequest(request_id=request_id, model=model)))
+
+
 async def read(call: Any) -> EngineFrame:
     return EngineFrame.FromString(await call.read())
 
@@ -90,6 +110,32 @@ async def test_greets_and_carries_frames_both_ways(served):
     assert (await read(call)).pong.nonce == 7
     assert [echo.name for echo in served.echoes] == ["tester"]
     assert served.connect.conversations == set(served.echoes)
+
+
+async def test_hands_on_what_is_asked_and_keeps_to_the_credit(served, until):
+    call = await served.call(HELLO, submit("r1"), submit("r2"), ClientFrame(cancel=Cancel(request_id="r2")))
+    assert (await read(call)).HasField("welcome")
+    assert (await read(call)).events[0].request_id == "r1"
+    await until(lambda: served.echoes[0].cancelled == ["r2"])
+    await call.write(ping(1).SerializeToString())
+    assert (await read(call)).pong.nonce == 1
+    await call.write(ClientFrame(credit=Credit(frames=1)).SerializeToString())
+    assert (await read(call)).events[0].request_id == "r2"
+
+
+async def test_a_submit_beside_other_fields_is_what_protobuf_says(served):
+    frame = submit("r1").SerializeToString() + ping(3).SerializeToString()  # of a oneof the last one counts
+    call = await served.call(HELLO, frame)
+    await read(call)
+    assert (await read(call)).pong.nonce == 3
+
+
+async def test_calls_are_refused_with_advice(served):
+    call = await served.call(HELLO, ClientFrame(call=Call(call_id="c1", method="GetLoad")))
+    await read(call)
+    (result,) = (await read(call)).call_results
+    assert (result.call_id, result.final) == ("c1", True)
+    assert EngineError.from_status(result.status).code is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_peer_that_says_nothing_more_gets_the_rest_and_the_end(served):
@@ -128,8 +174,13 @@ async def test_a_conversation_is_told_that_its_peer_vanished(served, until):
     assert not served.connect.conversations
 
 
-async def test_what_a_conversation_refuses_ends_its_stream(served):
-    call = await served.call(HELLO, ping(13))
+@pytest.mark.parametrize(
+    "frame",
+    [submit("r1", "nothing"), HELLO, b"\xff\xff", b"\x12\x03\x0a\x05a"],
+    ids=["refused", "a second hello", "noise", "a broken submit"],
+)
+async def test_what_breaks_the_contract_ends_the_stream(served, frame):
+    call = await served.call(HELLO, frame)
     await read(call)
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert served.echoes[0].closed

@@ -291,6 +291,45 @@ async def test_two_clients_share_no_connection(endpoint):
         core.stop()
 
 
+async def test_who_is_going_away_keeps_what_it_has_and_the_next_request_goes_out_again(wired, until):
+    old = wired.client.generate(ask("hang-15"))
+    await anext(old)
+    wired.core.script.draining = 1
+    events = [event async for event in wired.client.generate(ask("count-16"))]
+    assert tokens_of(events) == list(range(5))
+    assert [one.request.request_id for one in wired.core.script.submits] == [
+        "hang-15",
+        "count-16",
+        "count-16",
+    ]
+    assert wired.core.peers == 2
+    assert wired.client.frames.open_requests == 1
+    await wired.client.frames.cancel("hang-15")
+    assert [kind async for kind in old][-1].finished.reason == FINISH_REASON_CANCELLED
+    await until(lambda: wired.core.peers == 1)
+    assert tokens_of([event async for event in wired.client.generate(ask("count-17"))]) == list(range(5))
+
+
+async def test_refused_twice_by_who_is_going_away_is_the_answer(wired, until):
+    wired.core.script.draining = 2
+    with pytest.raises(EngineError) as caught:
+        [event async for event in wired.client.generate(ask("count-18"))]
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert len(wired.core.script.submits) == 2
+    assert wired.client.frames.open_requests == 0
+    assert tokens_of([event async for event in wired.client.generate(ask("count-19"))]) == list(range(5))
+
+
+async def test_closing_while_a_request_goes_out_again_loses_nothing(wired, until):
+    wired.core.script.draining = 1
+    stream = wired.client.generate(ask("hang-20"))
+    waiting = asyncio.ensure_future(anext(stream))
+    await until(lambda: wired.core.script.submits)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await until(lambda: wired.core.open_requests == 0 and wired.client.frames.open_requests == 0)
+
+
 async def test_the_engine_notices_that_a_client_vanished(wired, until):
     stream = wired.client.generate(ask("hang-6"))
     await anext(stream)

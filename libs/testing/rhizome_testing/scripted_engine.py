@@ -51,6 +51,7 @@ class Script:
         submits: everything submitted, oldest first.
         cancels: ids of all Cancel frames, oldest first.
         lost: ids of requests whose peer vanished.
+        draining: refuse so many requests more, as who is going away does.
     """
 
     def __init__(self, instance_id: str) -> None:
@@ -58,12 +59,18 @@ class Script:
         self.submits: list[Submit] = []
         self.cancels: list[str] = []
         self.lost: list[str] = []
+        self.draining = 0
 
     def begin(self, submit: Submit) -> Iterator[RequestEvent]:
         """The events of one request; one is taken per step."""
         self.submits.append(submit)
         request_id, prompt = submit.request.request_id, submit.request.token_ids.ids
         kind = request_id.partition("-")[0]
+        if self.draining:
+            self.draining -= 1
+            leaving = EngineError(grpc.StatusCode.UNAVAILABLE, "it is going away", reason="DRAINING")
+            yield RequestEvent(request_id=request_id, status=leaving.to_status(), final=True)
+            return
         if kind == "queue":
             return
         if kind == "refuse":

@@ -1,4 +1,7 @@
-"""`Connect` over gRPC from the side that is called: Hello, then frames both ways until either side ends."""
+"""`Connect` over gRPC from the side that is called: Hello, then frames both ways until either side ends.
+
+Hello, Credit and Ping are answered here; conversations get the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame, EngineFrame, Hello, Welcome
+from rhizome.engine.v1.frames_pb2 import CallResult, Cancel, ClientFrame, EngineFrame, Hello, Pong, Welcome
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_queue import FrameQueue
+from rhizome_transport.wire import cut
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
+_SUBMIT = ClientFrame.DESCRIPTOR.fields_by_name["submit"].number
 _LAST_WRITE_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -31,12 +36,17 @@ class Conversation(Protocol):
 
     idle: asyncio.Event
 
-    def handle(self, payload: bytes) -> None:
-        """Handle a serialised ClientFrame.
+    def submit(self, payload: bytes) -> None:
+        """Take a serialised Submit.
 
         Raises:
+            DecodeError: it is none, which ends the stream.
             EngineError: ends the stream.
         """
+        ...
+
+    def cancel(self, cancel: Cancel) -> None:
+        """End a request, if it is open."""
         ...
 
     def close(self) -> None:
@@ -78,7 +88,7 @@ class ConnectServer(Generic[AnyConversation]):
         queue.put_control(EngineFrame(welcome=self._welcome).SerializeToString())
         conversation = self._begin(hello.peer_name or context.peer(), queue)
         self.conversations.add(conversation)
-        reading = asyncio.create_task(_read(conversation, context))
+        reading = asyncio.create_task(_read(conversation, queue, context))
         writing = asyncio.create_task(_write(queue, context))
         draining = asyncio.create_task(self._draining.wait())
         try:
@@ -102,28 +112,14 @@ class ConnectServer(Generic[AnyConversation]):
             await asyncio.gather(reading, writing, draining, return_exceptions=True)
 
 
-def parse_client_frame(payload: bytes) -> ClientFrame:
-    """Read a peer's frame.
-
-    Raises:
-        EngineError: these bytes are no ClientFrame (INVALID_ARGUMENT).
-    """
-    try:
-        return ClientFrame.FromString(payload)
-    except DecodeError as error:
-        raise EngineError(
-            grpc.StatusCode.INVALID_ARGUMENT, f"a frame is no ClientFrame of rhizome.engine.v1: {error}"
-        ) from None
-
-
 async def _read_hello(context: Context) -> Hello:
     payload = await context.read()
-    frame = parse_client_frame(payload) if isinstance(payload, bytes) else None
-    if frame is None or not frame.HasField("hello"):
-        raise EngineError(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "the first frame of Connect must be Hello; nothing else opens it",
-        )
+    try:
+        frame = ClientFrame.FromString(payload if isinstance(payload, bytes) else b"")
+    except DecodeError as error:
+        raise _invalid(f"a frame is no ClientFrame of rhizome.engine.v1: {error}") from None
+    if not frame.HasField("hello"):
+        raise _invalid("the first frame of Connect must be Hello; nothing else opens it")
     if frame.hello.protocol_version != PROTOCOL_VERSION:
         raise EngineError(
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -133,9 +129,32 @@ async def _read_hello(context: Context) -> Hello:
     return frame.hello
 
 
-async def _read(conversation: Conversation, context: Context) -> None:
+async def _read(conversation: Conversation, queue: FrameQueue, context: Context) -> None:
     while isinstance(payload := await context.read(), bytes):
-        conversation.handle(payload)
+        try:
+            rest, submit = cut(payload, _SUBMIT)
+            if submit is not None and not rest:
+                conversation.submit(submit)
+                continue
+            frame = ClientFrame.FromString(payload)
+        except DecodeError as error:
+            raise _invalid(f"a frame is no ClientFrame of rhizome.engine.v1: {error}") from None
+        match frame.WhichOneof("frame"):
+            case "cancel":
+                conversation.cancel(frame.cancel)
+            case "credit":
+                queue.add_credit(frame.credit.frames)
+            case "ping":
+                queue.put_control(EngineFrame(pong=Pong(nonce=frame.ping.nonce)).SerializeToString())
+            case "call":
+                text = "this server takes no Call frames; call the method of EngineService over gRPC"
+                status = EngineError(grpc.StatusCode.UNIMPLEMENTED, text).to_status()
+                result = CallResult(call_id=frame.call.call_id, status=status, final=True)
+                queue.put_control(EngineFrame(call_results=[result]).SerializeToString())
+            case "hello":
+                raise _invalid("a second Hello came; one opens the stream, once")
+            case _:
+                _log.warning("a peer sent a frame of an unknown kind; it is ignored")
 
 
 async def _write(queue: FrameQueue, context: Context) -> None:
@@ -144,3 +163,7 @@ async def _write(queue: FrameQueue, context: Context) -> None:
         await context.write(frame)
         if written is not None:
             written()
+
+
+def _invalid(message: str) -> EngineError:
+    return EngineError(grpc.StatusCode.INVALID_ARGUMENT, message)

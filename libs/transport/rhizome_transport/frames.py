@@ -7,9 +7,10 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -20,7 +21,7 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import CallInbox, as_response
+from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox, as_response
 from rhizome_transport.link import OpenLink
 from rhizome_transport.request_stream import RequestStream
 from rhizome_transport.session import Session
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 2.0
+_RETIRED_POLL_S = 0.1
 _GREETING_LIMIT_S = 10.0
 """A core answers Hello between two steps, and a step on a CPU may last seconds."""
 _DEADLINE_SLACK_S = 0.5
@@ -50,6 +52,8 @@ class FrameMultiplexer:
 
     The stream is opened with the first use and reopened in the background whenever it breaks. Requests that
     are open when it breaks fail: UNAVAILABLE while they have no events, else ABORTED with reason ENGINE_LOST.
+    A peer that refuses a request because it is going away keeps what it has; the request goes out again on a
+    stream that is opened anew, as another one may listen at the same address.
 
     Args:
         open_link: makes a new connection or raises EngineError.
@@ -80,6 +84,8 @@ class FrameMultiplexer:
         self._last_error: EngineError | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._closed = False
+        self._retired: list[Session] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         self.latest_load: Load | None = None
 
     @property
@@ -90,7 +96,7 @@ class FrameMultiplexer:
     @property
     def open_requests(self) -> int:
         """Requests that the engine has not ended, cancelled ones included."""
-        return len(self._session.requests) if self._session else 0
+        return sum(len(one.requests) for one in (self._session, *self._retired) if one is not None)
 
     @property
     def connected(self) -> bool:
@@ -124,9 +130,9 @@ class FrameMultiplexer:
             submit.timeout.CopyFrom(_duration(deadline - loop.time()))
             too_late = deadline + _DEADLINE_SLACK_S, _too_late(timeout_s)
         frame = _within_limit(ClientFrame(submit=submit))
-        stream = RequestStream(session, request_id, on_arrival, too_late)
-        session.send(frame)
-        return stream
+        inbox = RequestInbox(on_arrival)
+        session.submit(request_id, inbox, frame)
+        return RequestStream(inbox, request_id, too_late)
 
     async def generate(
         self,
@@ -151,8 +157,9 @@ class FrameMultiplexer:
 
     async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """End a request but keep reading it; see `client.EngineClient.cancel`."""
-        if self._session is not None and request_id in self._session.requests:
-            self._session.cancel(request_id, satisfied=satisfied)
+        for session in (self._session, *self._retired):
+            if session is not None and request_id in session.requests:
+                session.cancel(request_id, satisfied=satisfied)
 
     async def call(
         self,
@@ -239,9 +246,12 @@ class FrameMultiplexer:
         self._closed = True
         if self._session is not None:
             self._session.fail(EngineError(grpc.StatusCode.CANCELLED, "this client was closed"))
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        for session in self._retired:
+            session.fail(EngineError(grpc.StatusCode.CANCELLED, "this client was closed"))
+        tasks = [*self._leaving, *([self._keeping] if self._keeping is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._announce(None)
 
     async def _keep_connected(self) -> None:
@@ -263,7 +273,7 @@ class FrameMultiplexer:
                 self._last_error = None
                 self._announce(session)
                 try:
-                    self._last_error = await session.run()
+                    self._last_error = await self._carry(session)
                 finally:
                     self._session = None
                 _log.info("lost the engine at %s: %s", self._target, self._last_error.message)
@@ -271,9 +281,63 @@ class FrameMultiplexer:
             await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
             retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
+    async def _carry(self, session: Session) -> EngineError:
+        """Return, with the reason, once nothing new can be sent there."""
+        running = asyncio.create_task(session.run())
+        retired = asyncio.create_task(session.retired.wait())
+        try:
+            await asyncio.wait((running, retired), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+        finally:
+            retired.cancel()
+        self._retired.append(session)
+        self._later(self._finish(session, running))
+        return EngineError(grpc.StatusCode.UNAVAILABLE, "it is going away", reason=DRAINING)
+
+    async def _finish(self, session: Session, running: asyncio.Task[EngineError]) -> None:
+        """Let what a peer that goes away still has come to its end."""
+        try:
+            while (session.requests or session.calls) and not running.done():
+                await asyncio.wait((running,), timeout=_RETIRED_POLL_S)
+        finally:
+            running.cancel()
+            self._retired.remove(session)
+            await asyncio.gather(running, return_exceptions=True)
+
+    def _on_drain(self, session: Session, request_id: str, inbox: RequestInbox) -> bool:
+        if self._closed:
+            return False
+        session.retired.set()
+        if self._session is session:
+            self._announce(None)
+        self._later(self._submit_again(request_id, inbox))
+        return True
+
+    async def _submit_again(self, request_id: str, inbox: RequestInbox) -> None:
+        frame = inbox.take_submit()
+        if frame is None:
+            return
+        try:
+            session = await self.connection()
+        except EngineError as error:
+            inbox.fail(error)
+            return
+        session.submit(request_id, inbox, frame)
+        inbox.submit = None  # who is refused again goes away no more than that
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, context=Context())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     async def _open_session(self) -> Session:
         link = await self._open_link()
-        session = Session(link, self._peer_name, self._initial_credit, self._note_load)
+        session = Session(link, self._peer_name, self._initial_credit, self._note_load, self._on_drain)
         try:
             await session.greet(_GREETING_LIMIT_S)
         except BaseException:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import CallResult
+from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame
 from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
 from rhizome.engine.v1.relay_pb2 import RelayEvent
 from rhizome_transport.deltas import merge_delta
@@ -22,12 +23,22 @@ _log = logging.getLogger(__name__)
 Arrived = list[int] | GenerateResponse
 """Token ids that came without text or log probabilities, or any other event."""
 
+DRAINING = "DRAINING"
+"""The reason with which who is going away refuses what is new."""
+
 _MOST_MERGED = 256
 """Tokens in one delta; a reader that comes back after long can then stop between two of them."""
 _MOST_KNOWN = 65_536
 _LONGEST_KNOWN = 16
 _known_deltas: dict[bytes, tuple[int, ...]] = {}
 """Serialised deltas of a token or two. They are most of all events, and there are only so many tokens."""
+
+
+class Cancel(Protocol):
+    """Asks for a request's end."""
+
+    def __call__(self, request_id: str, *, satisfied: bool = False) -> None:
+        """End the request of that id; `satisfied` where its reader has all that it wants."""
 
 
 class RequestInbox:
@@ -40,9 +51,11 @@ class RequestInbox:
     Attributes:
         has_news: something came, and the reader was not told yet.
         used: something came.
+        submit: the frame that asked for it, until something came.
+        cancel: asks the peer that has it to end it, by its id.
     """
 
-    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "has_news", "used")
+    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "cancel", "has_news", "submit", "used")
 
     def __init__(self, on_arrival: Callable[[], None]) -> None:
         self._on_arrival: Callable[[], None] | None = on_arrival
@@ -51,11 +64,25 @@ class RequestInbox:
         self._last_came = False
         self.has_news = False
         self.used = False
+        self.submit: ClientFrame | None = None
+        self.cancel: Cancel = lambda request_id, *, satisfied=False: None
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will arrive."""
         return self._last_came or self._error is not None
+
+    @property
+    def movable(self) -> bool:
+        """Whether it was refused only because the peer goes away, and somebody still waits for it."""
+        error = self._error
+        refused = error is not None and error.reason == DRAINING and not self.used
+        return refused and self.submit is not None and self._on_arrival is not None
+
+    def take_submit(self) -> ClientFrame | None:
+        """What to ask somebody else, once; `None` where nobody waits any more."""
+        frame, self.submit, self._error, self.has_news = self.submit, None, None, False
+        return frame if self._on_arrival is not None else None
 
     def take(self) -> Arrived | None:
         """The next event; `None` when there is none yet, or none any more.
@@ -113,6 +140,7 @@ class RequestInbox:
 
     def _put_other(self, payload: bytes, final: bool) -> None:
         self.used = True
+        self.submit = None
         try:
             response = GenerateResponse.FromString(payload)
         except DecodeError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from rhizome_transport.errors import EngineError
 from rhizome_transport.inbox import Arrived, RequestInbox
-from rhizome_transport.session import Session
 
 
 class RequestStream:
@@ -17,25 +15,21 @@ class RequestStream:
     here: `on_arrival` runs while the engine's frame is read, takes what there is and writes it out.
 
     Args:
-        session: carries the request.
-        request_id: names it in the session; free.
-        on_arrival: see `inbox.RequestInbox`.
+        inbox: takes the request's events.
+        request_id: names it.
         too_late: fails the request by itself at this time of the loop's clock; `None` is never.
     """
 
-    __slots__ = ("_expired", "_inbox", "_on_arrival", "_request_id", "_session", "_timer")
+    __slots__ = ("_expired", "_inbox", "_request_id", "_timer")
 
     def __init__(
         self,
-        session: Session,
+        inbox: RequestInbox,
         request_id: str,
-        on_arrival: Callable[[], None],
         too_late: tuple[float, EngineError] | None = None,
     ) -> None:
-        self._session = session
         self._request_id = request_id
-        self._on_arrival = on_arrival
-        self._inbox = session.requests[request_id] = RequestInbox(on_arrival)
+        self._inbox = inbox
         self._expired: EngineError | None = None
         self._timer: asyncio.TimerHandle | None = None
         if too_late is not None:
@@ -59,17 +53,17 @@ class RequestStream:
     def cancel(self, *, satisfied: bool = False) -> None:
         """End the request but go on reading: `finished` follows; see `client.EngineClient.cancel`."""
         if not self._inbox.ended:
-            self._session.cancel(self._request_id, satisfied=satisfied)
+            self._inbox.cancel(self._request_id, satisfied=satisfied)
 
     def close(self) -> None:
         """Stop reading; what still runs is cancelled in the engine. May be called twice."""
         if self._timer is not None:
             self._timer.cancel()
         if not self._inbox.ended:
-            self._session.cancel(self._request_id)
+            self._inbox.cancel(self._request_id)
         self._inbox.abandon()
 
     def _expire(self, error: EngineError) -> None:
         if not self._inbox.ended:
             self._expired = error
-            self._on_arrival()
+            self._inbox.tell()

@@ -34,11 +34,23 @@ class Session:
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events that may be under way.
         on_load: is given every load report.
+        on_drain: is given each request that the peer refused because it is going away; whether it sees to it
+            that the request goes elsewhere.
+
+    Attributes:
+        retired: set when nothing new is to be sent here.
     """
 
     def __init__(
-        self, link: FrameLink, peer_name: str, initial_credit: int, on_load: Callable[[Load], None]
+        self,
+        link: FrameLink,
+        peer_name: str,
+        initial_credit: int,
+        on_load: Callable[[Load], None],
+        on_drain: Callable[[Session, str, RequestInbox], bool] = lambda session, request_id, inbox: False,
     ) -> None:
+        self.retired = asyncio.Event()
+        self._on_drain = on_drain
         self._link = link
         self._peer_name = peer_name
         self._initial_credit = initial_credit
@@ -104,6 +116,12 @@ class Session:
         self.fail(cause)
         return cause
 
+    def submit(self, request_id: str, inbox: RequestInbox, frame: ClientFrame) -> None:
+        """Ask for a request whose events `inbox` takes from now on."""
+        inbox.submit, inbox.cancel = frame, self.cancel
+        self.requests[request_id] = inbox
+        self.send(frame)
+
     def send(self, frame: ClientFrame) -> None:
         """Queue one frame."""
         self._unsent.put_nowait(frame)
@@ -160,11 +178,14 @@ class Session:
         for event in frame.events:
             inbox = requests.get(event.request_id)
             if inbox is not None:
-                if not inbox.has_news:
-                    news.append(inbox)
+                told = inbox.has_news
                 inbox.put(event)
                 if inbox.ended:
                     del requests[event.request_id]
+                    if inbox.movable and self._on_drain(self, event.request_id, inbox):
+                        continue
+                if not told:
+                    news.append(inbox)
         for result in frame.call_results:
             call = self.calls.get(result.call_id)
             if call is not None:

@@ -7,13 +7,13 @@ import logging
 import uuid
 
 from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
+from rhizome_backends.open_server import open_server
+from rhizome_backends.spec import parse_specs
 from rhizome_proxy.http.face import HttpFace
-from rhizome_proxy.kinds.open_server import open_server
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.discovery import Discovery
 from rhizome_proxy.pool.health import HealthPoller
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.pool.spec import parse_specs
 from rhizome_proxy.router import Router
 from rhizome_proxy.service.admin import AdminServicer
 from rhizome_proxy.service.connect import ConnectService

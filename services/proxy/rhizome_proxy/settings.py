@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
+from rhizome_backends.spec import parse_specs, read_specs
 from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
-from rhizome_proxy.pool.spec import parse_specs, read_specs
 from rhizome_relay.settings import MIB, RelaySettings
 from rhizome_routing.admission import AdmissionSettings, PriorityClass, RoomRules
 from rhizome_routing.outlier import OutlierRules
@@ -37,6 +37,13 @@ _COMMON_NAMES: Final = {
     "poll_interval_s": "METRICS_CACHE_TTL_SECONDS",
     "backend_timeout_s": "BACKEND_TIMEOUT_SECONDS",
 }
+
+
+_PROMPTS_AT_ONCE: Final = 8
+"""Requests that may wait for their first token at a backend whatever others had to wait."""
+
+_UNKNOWN_LIMIT: Final = 8192
+"""Open requests at a backend that tells nothing of its load, such as another gateway."""
 
 
 class ProxySettings(BaseSettings):
@@ -214,10 +221,17 @@ class ProxySettings(BaseSettings):
         )
 
     def backend_rules(self) -> BackendRules:
-        """When an engine is busy or ejected."""
+        """When an engine is busy or ejected, and how much it gets."""
+        deferred = self.max_allowed_deferred
         return BackendRules(
             outlier=OutlierRules(self.eject_after, self.max_ejected, self.slow_start_s),
-            room=RoomRules(self.max_in_flight, self.max_allowed_request_queue),
+            room=RoomRules(
+                self.max_in_flight,
+                self.max_allowed_request_queue,
+                queue_target=2 if deferred is None else min(2, deferred + 1),
+                prompts_at_once=_PROMPTS_AT_ONCE,
+                unknown_limit=_UNKNOWN_LIMIT,
+            ),
             max_running=self.max_allowed_request_queue,
             max_waiting=self.max_allowed_deferred,
             load_max_age_s=max(LOAD_MAX_AGE_S, 3 * self.poll_interval_s),

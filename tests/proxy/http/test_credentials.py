@@ -6,7 +6,7 @@ import pytest
 from tests.proxy.http.conftest import CHAT, CHATS, Bench, url
 from tests.relay.conftest import OK, Call, Received
 
-from rhizome_proxy.pool.spec import read_specs
+from rhizome_backends.spec import read_specs
 
 SECRETS = {
     "authorization": "Bearer client",

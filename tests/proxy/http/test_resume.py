@@ -9,7 +9,7 @@ import pytest
 from tests.proxy.http.conftest import CHAT, CHATS, TEXT, Bench, Reference, url
 from tests.relay.conftest import SSE_HEAD, Call, eventually
 
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_testing.simulated_server import SimulatedServer
 
 GREEDY = {"temperature": 0}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, State
-from rhizome_proxy.pool.spec import BackendSpec
 
 
 def make() -> Backend:

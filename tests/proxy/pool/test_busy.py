@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, BackendRules
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_proxy.settings import parse_settings
 
 NAMES = {

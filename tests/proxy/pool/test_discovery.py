@@ -7,12 +7,12 @@ import socket
 
 import pytest
 
-from rhizome_proxy.kinds.base import Probe
+from rhizome_backends.base import Probe
+from rhizome_backends.spec import BackendSpec, parse_specs
 from rhizome_proxy.pool.backend import State
 from rhizome_proxy.pool.discovery import Discovery
 from rhizome_proxy.pool.health import HealthPoller
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.pool.spec import BackendSpec, parse_specs
 
 
 class Nothing:

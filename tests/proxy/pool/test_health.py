@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.base import Probe
+from rhizome_backends.base import Probe
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, State
 from rhizome_proxy.pool.health import HealthPoller
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_transport.errors import EngineError
 
 

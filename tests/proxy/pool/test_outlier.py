@@ -9,9 +9,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_routing.outlier import Outlier, OutlierRules
 from rhizome_transport.errors import EngineError
 

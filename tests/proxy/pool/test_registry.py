@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 
 
 async def test_a_name_is_taken_once(cluster):

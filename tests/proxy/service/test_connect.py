@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from rhizome.engine.v1.frames_pb2 import Call, EngineFrame, Hello
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateRequest
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_transport.errors import EngineError
 from rhizome_transport.wire import field
 

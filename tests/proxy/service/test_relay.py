@@ -10,7 +10,7 @@ import pytest
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoRequest, GetTokenizerRequest, TokenizeRequest
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_transport.errors import EngineError, from_rpc_error
 
 GENERATE = "/rhizome.engine.v1.EngineService/Generate"

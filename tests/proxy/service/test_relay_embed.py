@@ -11,7 +11,7 @@ import pytest
 from rhizome.engine.v1.engine_service_pb2 import POOLING_CLS, AbortRequest, Embedding, EmbedRequest
 from rhizome.engine.v1.generate_pb2 import TokenIds
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_transport.errors import EngineError, from_rpc_error
 
 REQUEST = EmbedRequest(inputs=[TokenIds(ids=[1, 2, 3]), TokenIds(ids=[4])], pooling=POOLING_CLS)

@@ -25,7 +25,7 @@ from rhizome.engine.v1.generate_pb2 import (
     TokenIds,
     TokenLogprob,
 )
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_testing.hash_runner import expected_tokens
 from rhizome_transport.errors import EngineError
 

@@ -10,7 +10,7 @@ import pytest
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.spec import BackendSpec
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
 from rhizome_testing.otlp_sink import OtlpSink
 from rhizome_transport.errors import EngineError

@@ -117,3 +117,15 @@ async def test_generate_waits_too(full, cluster):
     await pool.peer.cancel("first")
     assert (await call.read()).HasField("started")
     assert [request.request_id for request, _, _ in pool.engine.generates] == ["third"]
+
+
+async def test_a_deadline_holds_where_the_engine_does_not_keep_it(cluster, script, eventually):
+    engine = await cluster.engine(script.start_and_hold)
+    proxy = await cluster.proxy(engine)
+    peer = await cluster.peer(proxy)
+    await peer.submit("late", timeout={"seconds": 1})
+    await peer.wait_events("late", 1)
+    error = await peer.error("late")
+    assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: engine.cancels == ["late"])
+    assert proxy.registry.get(engine.address).in_flight == 0

@@ -7,10 +7,10 @@ from typing import cast
 
 import orjson
 
+from rhizome_backends.base import HttpServer
 from rhizome_proxy.http.continuation import TextContinuation, can_resume
 from rhizome_proxy.http.reading import output_limit, priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
-from rhizome_proxy.kinds.base import HttpServer
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import USUAL_OUTPUT, Router
 from rhizome_relay.errors import HttpError, bad_request, retry_after, unavailable

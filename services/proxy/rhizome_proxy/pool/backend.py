@@ -11,8 +11,8 @@ from typing import cast
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
-from rhizome_proxy.kinds.base import Engine, Server
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.base import Engine, Server
+from rhizome_backends.spec import BackendSpec
 from rhizome_routing.admission import Fleet, RoomRules, Sent
 from rhizome_routing.candidate import LoadReport
 from rhizome_routing.outlier import Outlier, OutlierRules

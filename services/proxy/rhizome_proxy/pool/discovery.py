@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from rhizome_backends.spec import BackendSpec, read_specs
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.pool.spec import BackendSpec, read_specs
 
 _FILE_POLL_S: Final = 1.0
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
-from rhizome_proxy.kinds.base import Server
+from rhizome_backends.base import Server
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, BackendRules, State
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_routing.admission import Fleet
 
 _log = logging.getLogger(__name__)

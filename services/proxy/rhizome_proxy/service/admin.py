@@ -9,8 +9,8 @@ from dataclasses import replace
 import grpc
 
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
+from rhizome_backends.spec import parse_specs
 from rhizome_proxy.pool.backend import Backend, State
-from rhizome_proxy.pool.spec import parse_specs
 from rhizome_proxy.service.proxy_service import Context, ProxyServicer, describe
 from rhizome_transport.errors import EngineError
 

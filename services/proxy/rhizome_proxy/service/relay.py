@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
-from rhizome_proxy.kinds.base import EngineCall
+from rhizome_backends.base import EngineCall
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import Router
 from rhizome_proxy.service.answer import WAIT_STEP_S, Answer
@@ -63,6 +64,8 @@ class RelayService:
         # Only a generation tells pieces of an answer before it has the whole.
         continuation = None if request is None else Continuation(request)
         answer = Answer(route, continuation, self._router.resume_wait_s)
+        limits = [one for one in (context.time_remaining(), self._router.timeout_s) if one is not None]
+        deadline = time.monotonic() + min(limits) if limits else None
         try:
             await _admit(route)
             while True:
@@ -70,7 +73,7 @@ class RelayService:
                 if attempt is None:
                     await asyncio.sleep(WAIT_STEP_S)
                     continue
-                call = self._call(attempt, method, payload, context)
+                call = self._call(attempt, method, payload, deadline)
                 try:
                     while (event := await _read(call, attempt.backend)) is not None:
                         seen = answer.take(event)
@@ -99,9 +102,8 @@ class RelayService:
             # Unless the request ended above, the caller is gone: this task was cancelled.
             answer.end("CANCELLED", "the caller is gone")
 
-    def _call(self, attempt: Attempt, method: str, payload: bytes, context: Context) -> EngineCall:
-        limits = (context.time_remaining(), self._router.timeout_s)
-        timeout_s = min((limit for limit in limits if limit is not None), default=None)
+    def _call(self, attempt: Attempt, method: str, payload: bytes, deadline: float | None) -> EngineCall:
+        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         metadata = to_metadata(attempt.trace_parent)
         call = attempt.backend.engine.call(method, payload, timeout_s=timeout_s, metadata=metadata)
         attempt.backend.cuts.add(call.cancel)

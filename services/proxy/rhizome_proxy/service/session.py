@@ -29,6 +29,7 @@ from rhizome_transport.wire import cut, field
 
 _SUBMIT = ClientFrame.DESCRIPTOR.fields_by_name["submit"].number
 _REQUEST = Submit.DESCRIPTOR.fields_by_name["request"].number
+_ENGINE_MAY_SAY_SO_S = 0.25
 _TOO_LATE = EngineError(
     grpc.StatusCode.DEADLINE_EXCEEDED, "the time given ran out before an engine took the request"
 )
@@ -49,6 +50,7 @@ class OpenRequest:
         continuation: what the peer has got.
         deadline: when the caller gives up, in seconds of the loop's clock; `None` is never.
         waiting: the wait for room at the engines.
+        expiry: ends it if its engine does not in time.
         link: the engine's stream that it is on.
         cancelled: the peer asked to end it.
         satisfied: the peer asked to end it because it has all that it wants.
@@ -61,6 +63,7 @@ class OpenRequest:
     continuation: Continuation
     deadline: float | None
     waiting: asyncio.Task[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
     link: EngineLink | None = None
     cancelled: bool = False
     satisfied: bool = False
@@ -121,6 +124,8 @@ class PeerSession:
         answer = Answer(route, continuation, self._router.resume_wait_s)
         request = OpenRequest(request_id, asked, submit, answer, continuation, deadline)
         self._requests[request_id] = request
+        if deadline is not None:
+            request.expiry = self._loop.call_at(deadline + _ENGINE_MAY_SAY_SO_S, self._expire, request)
         self.idle.clear()
         try:
             ticket = route.offer()
@@ -316,6 +321,13 @@ class PeerSession:
 
     # Ends
 
+    def _expire(self, request: OpenRequest) -> None:
+        """The engine was told the deadline, and does not keep it."""
+        if request.link is not None:
+            cancel = Cancel(request_id=request.request_id)
+            request.link.send(ClientFrame(cancel=cancel).SerializeToString())
+        self._fail(request, _TOO_LATE)
+
     def _fail(self, request: OpenRequest, error: EngineError, said: Status | None = None) -> None:
         self._end(request, error.code.name, error.message)
         self._tell_last(RelayEvent(request_id=request.request_id, status=said or error.to_status()))
@@ -327,6 +339,8 @@ class PeerSession:
 
     def _end(self, request: OpenRequest, code: str, message: str = "") -> None:
         request.answer.end(code, message)
+        if request.expiry is not None:
+            request.expiry.cancel()
         if request.waiting is not None and request.waiting is not asyncio.current_task():
             request.waiting.cancel()
         del self._requests[request.request_id]

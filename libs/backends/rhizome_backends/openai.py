@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.http_server import HttpBackend, load_of
+from rhizome_backends.http_server import HttpBackend, load_of
 
 
 class OpenAiServer(HttpBackend):

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import orjson
 import pytest
-from tests.proxy.kinds.conftest import opening
+from tests.backends.conftest import opening
 from tests.relay.static_proxy import CountingBudget, StaticPicker, StaticTarget
 
-from rhizome_proxy.kinds import http_server
-from rhizome_proxy.kinds.base import Probe
+from rhizome_backends import http_server
+from rhizome_backends.base import Probe
 from rhizome_relay.fetch import fetch
 from rhizome_relay.origin import read_origin
 from rhizome_relay.picker import Origin
@@ -31,7 +31,7 @@ from rhizome_testing.ports import free_ports
 from rhizome_testing.processes import ProcessFixture
 
 PYTHON = os.environ.get("RHIZOME_LLAMA_CPP_PYTHON", sys.executable)
-MAKER = Path(__file__).parents[3] / "benchmarks" / "peers" / "random_gguf.py"
+MAKER = Path(__file__).parents[2] / "benchmarks" / "peers" / "random_gguf.py"
 TOKENS = 300
 
 

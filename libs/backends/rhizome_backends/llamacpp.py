@@ -7,7 +7,7 @@ from typing import Final
 import orjson
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.http_server import HttpBackend, load_of
+from rhizome_backends.http_server import HttpBackend, load_of
 from rhizome_telemetry.exposition import read_samples, total
 
 _PROCESSING: Final = "llamacpp:requests_processing"

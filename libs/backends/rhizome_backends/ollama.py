@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rhizome_proxy.kinds.http_server import HttpBackend
+from rhizome_backends.http_server import HttpBackend
 
 
 class OllamaServer(HttpBackend):

@@ -6,12 +6,12 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.proxy.kinds.conftest import Script, Simulate, opening
-from tests.proxy.kinds.scripted_routes import models
+from tests.backends.conftest import Script, Simulate, opening
+from tests.backends.scripted_routes import models
 
-from rhizome_proxy.kinds.base import Probe, Server
-from rhizome_proxy.kinds.detect import HTTP_KINDS, DetectingServer, detect
-from rhizome_proxy.kinds.rhizome import RhizomeEngine
+from rhizome_backends.base import Probe, Server
+from rhizome_backends.detect import HTTP_KINDS, DetectingServer, detect
+from rhizome_backends.rhizome import RhizomeEngine
 from rhizome_relay.origin import read_origin
 from rhizome_relay.pool import Pools
 from rhizome_testing.ports import free_ports

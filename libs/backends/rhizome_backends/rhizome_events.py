@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEventsResponse
-from rhizome_proxy.kinds.base import EngineCall
+from rhizome_backends.base import EngineCall
 from rhizome_routing.prefix.chain import sampled
 from rhizome_routing.prefix.index import PrefixIndex
 

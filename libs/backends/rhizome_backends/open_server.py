@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rhizome_proxy.kinds.base import Server
-from rhizome_proxy.kinds.detect import HTTP_KINDS, DetectingServer
-from rhizome_proxy.kinds.rhizome import RhizomeEngine
-from rhizome_proxy.pool.spec import BackendSpec
+from rhizome_backends.base import Server
+from rhizome_backends.detect import HTTP_KINDS, DetectingServer
+from rhizome_backends.rhizome import RhizomeEngine
+from rhizome_backends.spec import BackendSpec
 from rhizome_relay.origin import read_origin
 from rhizome_relay.pool import Pools
 from rhizome_transport.tls import ClientTls

@@ -11,8 +11,8 @@ import grpc
 import orjson
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.base import Probe
-from rhizome_proxy.kinds.vllm_events import follow_vllm
+from rhizome_backends.base import Probe
+from rhizome_backends.vllm_events import follow_vllm
 from rhizome_relay.fetch import BadAnswerError, Fetched, fetch
 from rhizome_relay.picker import Origin
 from rhizome_relay.pool import Pools

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1 import engine_service_pb2_grpc as engine_grpc
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.base import EngineCall, EngineStream, Metadata, Probe
-from rhizome_proxy.kinds.rhizome_events import follow_engine
+from rhizome_backends.base import EngineCall, EngineStream, Metadata, Probe
+from rhizome_backends.rhizome_events import follow_engine
 from rhizome_routing.prefix.index import PrefixIndex
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.errors import from_rpc_error

@@ -12,7 +12,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from rhizome_proxy.kinds.vllm_events import follow_vllm
+from rhizome_backends.vllm_events import follow_vllm
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.prefix.index import PrefixIndex
 from rhizome_routing.prefix.vllm_blocks import VllmBlocks

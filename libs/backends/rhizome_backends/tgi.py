@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.http_server import HttpBackend, load_of
+from rhizome_backends.http_server import HttpBackend, load_of
 from rhizome_telemetry.exposition import read_samples, total
 
 _RUNNING: Final = "tgi_batch_current_size"

@@ -10,15 +10,15 @@ from typing import Any
 import grpc
 import orjson
 import pytest
-from tests.proxy.kinds.conftest import Script, Simulate, opening
-from tests.proxy.kinds.scripted_routes import models
+from tests.backends.conftest import Script, Simulate, opening
+from tests.backends.scripted_routes import models
 from tests.relay.conftest import eventually
 
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_backends import http_server, vllm
+from rhizome_backends.base import Probe, Server
+from rhizome_backends.detect import HTTP_KINDS
 from rhizome_launcher.simulate.http.server import HttpServer
-from rhizome_proxy.kinds import http_server, vllm
-from rhizome_proxy.kinds.base import Probe, Server
-from rhizome_proxy.kinds.detect import HTTP_KINDS
 from rhizome_relay.pool import Pools
 from rhizome_transport.errors import EngineError
 

@@ -23,8 +23,8 @@ from rhizome.engine.v1.engine_service_pb2 import (
 )
 from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
-from rhizome_proxy.kinds.rhizome import RhizomeEngine
-from rhizome_proxy.kinds.rhizome_events import EngineEvents
+from rhizome_backends.rhizome import RhizomeEngine
+from rhizome_backends.rhizome_events import EngineEvents
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.cost import Cost
 from rhizome_routing.prefix.index import PrefixIndex
@@ -114,7 +114,7 @@ def test_nothing_is_applied_after_a_gap_or_of_another_instance(lost):
 
 async def test_follows_a_real_engine(tmp_path, eventually):
     environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    model = Path(__file__).parents[3] / "models" / "demo"
+    model = Path(__file__).parents[2] / "models" / "demo"
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(EngineProcess(model, tmp_path, environment=environment))
         process.wait_serving()

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.backends.conftest import opening
 from tests.gateway.conftest import RunningGateway, eventually, running_gateway
-from tests.proxy.kinds.conftest import opening
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.openai import read_gateway
+from rhizome_backends.openai import read_gateway
 from rhizome_relay.pool import Pools
 from rhizome_testing.talking_engine import TalkingEngine
 

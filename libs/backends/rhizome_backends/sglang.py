@@ -12,8 +12,8 @@ from typing import Any, Final
 import orjson
 
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.base import Probe
-from rhizome_proxy.kinds.http_server import HttpBackend, load_of
+from rhizome_backends.base import Probe
+from rhizome_backends.http_server import HttpBackend, load_of
 
 _HEALTH_S: Final = 5.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.proxy.kinds.conftest import opening
-from tests.proxy.kinds.test_vllm_events import CHAIN, Publisher, as_map, store
+from tests.backends.conftest import opening
+from tests.backends.test_vllm_events import CHAIN, Publisher, as_map, store
 from tests.relay.conftest import eventually
 
 from rhizome_relay.pool import Pools

@@ -9,14 +9,14 @@ from typing import Any, Final
 import grpc
 import orjson
 
-from rhizome_proxy.kinds.base import Probe
-from rhizome_proxy.kinds.http_server import HttpBackend, ask, refusal
-from rhizome_proxy.kinds.llamacpp import LlamaCppServer
-from rhizome_proxy.kinds.ollama import OllamaServer
-from rhizome_proxy.kinds.openai import OpenAiServer
-from rhizome_proxy.kinds.sglang import SglangServer
-from rhizome_proxy.kinds.tgi import TgiServer
-from rhizome_proxy.kinds.vllm import VllmServer
+from rhizome_backends.base import Probe
+from rhizome_backends.http_server import HttpBackend, ask, refusal
+from rhizome_backends.llamacpp import LlamaCppServer
+from rhizome_backends.ollama import OllamaServer
+from rhizome_backends.openai import OpenAiServer
+from rhizome_backends.sglang import SglangServer
+from rhizome_backends.tgi import TgiServer
+from rhizome_backends.vllm import VllmServer
 from rhizome_relay.fetch import Fetched
 from rhizome_relay.picker import Origin
 from rhizome_relay.pool import Pools

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.proxy.kinds.scripted_routes import Routes
+from tests.backends.scripted_routes import Routes
+from tests.proxy.conftest import eventually
 
+from rhizome_backends.base import Server
+from rhizome_backends.open_server import open_server
+from rhizome_backends.spec import BackendSpec
 from rhizome_launcher.simulate.flavours import FLAVOURS
 from rhizome_launcher.simulate.http.server import HttpServer
 from rhizome_launcher.simulate.physics import Physics
-from rhizome_proxy.kinds.base import Server
-from rhizome_proxy.kinds.open_server import open_server
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_relay.pool import Pools
 from rhizome_relay.settings import RelaySettings
 
@@ -26,6 +27,11 @@ def opening(address: str, *, pools: Pools, **options: str) -> Server:
 
 Simulate = Callable[..., Awaitable[HttpServer]]
 Script = Callable[..., Awaitable[Routes]]
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Awaitable[None]]:
+    return eventually
 
 
 @pytest.fixture
