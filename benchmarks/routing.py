@@ -35,10 +35,10 @@ import psutil
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_proxy.kinds.base import Server
+from rhizome_backends.base import Server
+from rhizome_backends.spec import BackendSpec
 from rhizome_proxy.pool.backend import Backend, Lease
 from rhizome_proxy.pool.registry import Registry
-from rhizome_proxy.pool.spec import BackendSpec
 from rhizome_proxy.router import Router
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.ask import Ask

@@ -8,6 +8,10 @@ round after round, and of each figure the best round counts, since noise only ev
 gateway to the engine are measured: over ZeroMQ to the engine's core (`direct`, the default for one
 engine), and through its gRPC front.
 
+Processor time at 32 streams is told besides, per output token with all that a request costs: of the gateway,
+of the front and of the load generator, which is no part of a service. It holds on a busy machine too, unlike
+the rates.
+
     python benchmarks/service_cost.py [--quantization int8] [--rounds 5] [--ways direct,grpc]
 """
 
@@ -26,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from engine_cpu import make_checkpoint
 
 from rhizome_testing.ports import free_port
@@ -36,9 +41,14 @@ LEVELS = ",".join(map(str, STREAMS))
 WAVES = 12
 """Times that each load is measured in a round; the median counts."""
 RHIZOME = [sys.executable, "-m", "rhizome_launcher"]
+ROLES = {"gateway": "rhizome_gateway", "front": "rhizome_engine"}
+"""Processes beside the engine's core, by the module that each runs."""
+LOAD_GENERATOR = "load generator"
 
 Rates = dict[int, float]
 """Decoded tokens per second, by streams."""
+Costs = dict[str, float]
+"""Microseconds of processor time per output token, by role."""
 
 
 def alone(model: Path, quantization: str) -> Rates:
@@ -49,20 +59,38 @@ def alone(model: Path, quantization: str) -> Rates:
     return {int(level["streams"]): level["decode_tok_s"] for level in done["levels"]}
 
 
-def through_http(url: str) -> Rates:
+def through_http(url: str, service: psutil.Process) -> tuple[Rates, Costs]:
     """The same load through the gateway."""
     rates: Rates = {}
+    costs: Costs = {}
     for streams in STREAMS:
         words = ["bench", "serve", "--base-url", url, "--concurrency", str(streams), "--waves", *LENGTHS]
         words += ["--num-prompts", str(WAVES * streams), "--ignore-eos", "--json", "-"]
+        before = _cpu_s(service)
         (level,) = _run(words)["levels"]
         rates[streams] = level["decode_tok_s"]
-    return rates
+        used = {role: cpu_s - before[role] for role, cpu_s in _cpu_s(service).items()}
+        used[LOAD_GENERATOR] = level["client_cpu_share"] * level["duration_s"]
+        # That of the last level, which has most tokens: first requests and idling count for little there.
+        costs = {role: cpu_s / level["output_tokens"] * 1e6 for role, cpu_s in used.items()}
+    return rates, costs
+
+
+def _cpu_s(service: psutil.Process) -> dict[str, float]:
+    """Processor time that each role has used."""
+    used = dict.fromkeys(ROLES, 0.0)
+    for process in service.children(recursive=True):
+        words = process.cmdline()
+        for role, module in ROLES.items():
+            if module in words:
+                times = process.cpu_times()
+                used[role] += times.user + times.system
+    return used
 
 
 @contextmanager
-def serving(model: Path, quantization: str, way: str, folder: Path) -> Iterator[str]:
-    """A gateway and an engine, until the block ends."""
+def serving(model: Path, quantization: str, way: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A gateway and an engine, until the block ends: their address, and the process that started them."""
     port = free_port()
     words = ["serve", "--model", str(model), "--port", str(port), "--quantization", quantization]
     words += ["--direct" if way == "direct" else "--grpc", "--", "--max-step-tokens", "4096"]
@@ -71,7 +99,7 @@ def serving(model: Path, quantization: str, way: str, folder: Path) -> Iterator[
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_ready(url, process)
-        yield url
+        yield url, psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -88,14 +116,18 @@ def main() -> None:
     options = parser.parse_args()
     ways = options.ways.split(",")
     best: dict[str, Rates] = {name: dict.fromkeys(STREAMS, 0.0) for name in ("alone", *ways)}
+    least: dict[str, Costs] = {way: {} for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_checkpoint(folder / "model")
         for _ in range(options.rounds):
             _keep_best(best["alone"], alone(model, options.quantization))
             for way in ways:
-                with serving(model, options.quantization, way, folder) as url:
-                    _keep_best(best[way], through_http(url))
+                with serving(model, options.quantization, way, folder) as (url, service):
+                    rates, costs = through_http(url, service)
+                _keep_best(best[way], rates)
+                for role, cost_us in costs.items():
+                    least[way][role] = min(cost_us, least[way].get(role, cost_us))
     figures: dict[str, float] = {}
     print(f"{'decode tok/s':24}" + "".join(f"{streams:>12}" for streams in STREAMS))
     for way, rates in best.items():
@@ -105,6 +137,12 @@ def main() -> None:
         cost = {streams: 1 - best[way][streams] / best["alone"][streams] for streams in STREAMS}
         print(f"{way + ' costs':24}" + "".join(f"{cost[streams]:12.1%}" for streams in STREAMS))
         figures |= {f"{way}_cost_percent_{streams}": round(100 * cost[streams], 1) for streams in STREAMS}
+    for way, costs in least.items():
+        for role, cost_us in costs.items():
+            print(
+                f"{f'{way}, {role}':24}{cost_us:12.0f} µs of a processor per token at {STREAMS[-1]} streams"
+            )
+            figures[f"{way}_{role.replace(' ', '_')}_us_per_token"] = round(cost_us, 1)
     print(json.dumps(figures))
 
 

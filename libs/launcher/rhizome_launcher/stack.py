@@ -19,8 +19,8 @@ import aiohttp
 from rhizome_launcher.readiness import engines_serving
 from rhizome_launcher.service_process import ServiceProcess
 
-ENGINE_PORT = 50051
 PROXY_PORT = 50050
+ENGINE_PORT = PROXY_PORT + 1
 STOP_TIMEOUT_S = 15.0
 DRAIN_TIMEOUT_S = 10
 """Time for open answers; shorter, so that the gateway says goodbye before it is killed."""
@@ -44,6 +44,7 @@ class StackSettings:
         proxy: start a proxy even for one engine.
         direct: without a proxy, let the gateway talk to the engine's core over ZeroMQ, past its gRPC front.
         strict_port: refuse when `port` is taken, instead of taking the next free one.
+        proxy_port: the proxy's port; the engines have those behind it. Where one is taken, the next free one.
         engine_arguments: passed on to every engine.
         gateway_arguments: passed on to the gateway.
         environment: added to the environment of every service.
@@ -58,6 +59,7 @@ class StackSettings:
     proxy: bool = False
     direct: bool = True
     strict_port: bool = True
+    proxy_port: int = PROXY_PORT
     engine_arguments: tuple[str, ...] = ()
     gateway_arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +158,8 @@ class Stack:
         _make_log_dir(settings.log_dir)
         taken: set[int] = set()
         self._gateway_port = _choose_port(settings.host, settings.port, taken, strict=settings.strict_port)
-        ports = [_choose_port("127.0.0.1", ENGINE_PORT + i, taken) for i in range(settings.engines)]
+        first = settings.proxy_port + 1
+        ports = [_choose_port("127.0.0.1", first + i, taken) for i in range(settings.engines)]
         self.engine_addresses = [f"127.0.0.1:{port}" for port in ports]
         threads = max(1, (os.cpu_count() or 1) // settings.engines)
         core_endpoint = self._direct_endpoint()
@@ -178,7 +181,7 @@ class Stack:
         target = core_endpoint or self.engine_addresses[0]
         if settings.proxy or len(ports) > 1:
             backends = ",".join(self.engine_addresses)
-            proxy_port = _choose_port("127.0.0.1", PROXY_PORT, taken)
+            proxy_port = _choose_port("127.0.0.1", settings.proxy_port, taken)
             self._add("proxy", "rhizome_proxy", ["--port", str(proxy_port), "--backends", backends])
             target = self.proxy_address = f"127.0.0.1:{proxy_port}"
         gateway = ["--host", settings.host, "--port", str(self._gateway_port), "--engine", target]

@@ -24,6 +24,7 @@ class Behaviour:
         status: answered instead of a stream, unless it is 200.
         pieces: texts of the stream.
         first_s: silence before the first piece.
+        after: what has to happen before the first piece, None for nothing.
         gap_s: silence between pieces.
         usage: report token counts.
         finish: send the finish reason, the usage and `[DONE]`.
@@ -35,6 +36,7 @@ class Behaviour:
     status: int = 200
     pieces: list[str] = field(default_factory=lambda: ["a", " b", " c"])
     first_s: float = 0.0
+    after: asyncio.Event | None = None
     gap_s: float = 0.0
     usage: bool = True
     finish: bool = True
@@ -95,6 +97,8 @@ class PuppetServer:
             return response
         await send(choice(""))
         await asyncio.sleep(behaviour.first_s)
+        if behaviour.after is not None:
+            await behaviour.after.wait()
         for place, piece in enumerate(behaviour.pieces):
             if place == behaviour.cut_after:
                 assert request.transport is not None
