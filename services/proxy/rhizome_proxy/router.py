@@ -119,6 +119,8 @@ class Router:
         """
         ready = self.serving(model, http=http)
         untried = [backend for backend in ready if backend.name not in tried]
+        if len(untried) == 1:
+            return untried[0]
         ordered = self.policy.order(untried, ask)
         roomy = (backend for backend in ordered if backend.room.free(backend) > 0)
         return next(roomy, ordered[0] if ordered else None)

@@ -53,7 +53,7 @@ class Admissions:
 
     def waiting(self) -> int:
         """Requests that wait in all groups."""
-        return sum(one.waiting() for one in self._groups.values())
+        return self.counts.waiting
 
     def pump(self) -> None:
         """Something about the backends changed: admit all for whom there is room now."""
@@ -61,6 +61,8 @@ class Admissions:
         self._take_turns()
 
     def _take_turns(self) -> None:
+        if not self.counts.waiting:
+            return
         waiting = [(name, one) for name, one in self._groups.items() if one.waiting()]
         while waiting:
             served = []

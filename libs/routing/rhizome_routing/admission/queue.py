@@ -50,6 +50,11 @@ class AdmissionCounts:
     expired: int = 0
     cancelled: int = 0
 
+    @property
+    def waiting(self) -> int:
+        """Those that wait now."""
+        return self.offered - self.at_once - self.queued - self.refused - self.expired - self.cancelled
+
 
 class Admission:
     """Admits requests while there is room, and queues the others.
