@@ -38,8 +38,8 @@ class Closing:
     """
 
     __slots__ = (
-        "_began", "_client", "_head_s", "_lease", "_loop", "_over", "_picking", "_relay", "_retry_after_s",
-        "_target", "_task", "_total_at", "_upstream", "_writer", "attempts", "connect_s", "first_byte_s",
+        "_answering", "_began", "_client", "_first_s", "_lease", "_loop", "_over", "_picking", "_relay",
+        "_retry_after_s", "_target", "_task", "_total_at", "_upstream", "_writer", "attempts", "connect_s", "first_byte_s",
         "queue_s", "request", "status",
     )  # fmt: skip
 
@@ -57,8 +57,8 @@ class Closing:
         self._lease: Lease | None = None
         self._upstream: Upstream | None = None
         self._writer: ResponseWriter | None = None
-        self._over = self._picking = False
-        self._retry_after_s = self._head_s = 0.0
+        self._over = self._picking = self._answering = False
+        self._retry_after_s = self._first_s = 0.0
 
     def _answer(self, answer: Answer) -> None:
         """The proxy's own response."""
@@ -97,7 +97,7 @@ class Closing:
         now = time.perf_counter()
         name = self._target.name if self.attempts else ""
         result = Result(
-            self.status, whole, name, self.attempts, self.queue_s, self._head_s, now - self._began
+            self.status, whole, name, self.attempts, self.queue_s, self._first_s, now - self._began
         )
         try:
             self._relay.picker.ended(self.request, result)

@@ -99,6 +99,7 @@ class Exchange(Closing):
     def _attempt(self, target: Target) -> None:
         self._target = target
         self.attempts += 1
+        self._answering = False
         self._retry_after_s = self.first_byte_s = 0.0
         try:
             self._lease = target.lease(self.cut)
@@ -191,11 +192,8 @@ class Exchange(Closing):
         self.status = status
         if self._goes_elsewhere(status, headers):
             return False
-        if self._lease is not None and status < 500:
-            self._lease.first_byte()
         last = self._relay.draining or not request.complete
         own = self._own_lines()
-        self._head_s = time.perf_counter() - self._began
         self._writer = ResponseWriter(request, status, headers, length, own=own, via=settings.via, last=last)
         if request.complete:
             self._forget()
@@ -227,6 +225,8 @@ class Exchange(Closing):
         """Pass a piece on."""
         if self._writer is None:
             return
+        if not self._answering and (parts or ended):
+            self._answers()
         data = self._writer.encode(parts, trailers, ended)
         if data:
             self._client.write(data)
@@ -234,6 +234,13 @@ class Exchange(Closing):
             self._finish()
         elif not self._client.write_paused:
             self._expect(self._relay.settings.idle_timeout_s)
+
+    def _answers(self) -> None:
+        """The body begins. A head says little: some servers send it before a request's turn has come."""
+        self._answering = True
+        self._first_s = self._first_s or time.perf_counter() - self._began
+        if self._lease is not None and self.status < 500:
+            self._lease.first_byte()
 
     def on_failure(self, ending: Ending, reason: str) -> None:
         """The backend will not answer, or not in full."""

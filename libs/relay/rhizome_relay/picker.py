@@ -75,7 +75,7 @@ class Result:
         backend: who answered last; empty when nobody did.
         attempts: backends that were tried.
         queue_s: how long the picker took.
-        first_byte_s: from the request's start to the response's head; 0 when there was none.
+        first_byte_s: from the request's start to the first byte of a response's body; 0 when there was none.
         duration_s: of all of it.
     """
 
@@ -92,7 +92,7 @@ class Lease(Protocol):
     """One attempt's place in a backend's in-flight count."""
 
     def first_byte(self) -> None:
-        """The response has begun, and it is no failure of the backend: the prompt is read."""
+        """The body of its response has begun: the prompt is read."""
 
     def release(self, outcome: Outcome) -> None:
         """The attempt is over; called exactly once."""

@@ -35,8 +35,8 @@ class RelayRequest:
     """
 
     __slots__ = (
-        "_document", "body", "complete", "expects_continue", "headers", "held", "host", "id", "keep_alive",
-        "length", "method", "path", "peer", "state", "target", "trusted", "version",
+        "_document", "_folded", "body", "complete", "expects_continue", "headers", "held", "host", "id",
+        "keep_alive", "length", "method", "path", "peer", "state", "target", "trusted", "version",
     )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, path: bytes, version: str, headers: Pairs) -> None:
@@ -57,6 +57,7 @@ class RelayRequest:
         self.complete = False
         self.state: Any = None
         self._document: Any = _UNREAD
+        self._folded = b""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, by its name in lower case."""
@@ -78,9 +79,18 @@ class RelayRequest:
         model = document.get("model") if isinstance(document, dict) else None
         return model if isinstance(model, str) else None
 
-    def forget_document(self) -> None:
-        """Drop what `json` has read; it is read again where it is needed."""
+    def fold(self) -> None:
+        """Keep only what has to be sent again: thousands of streams may be open for long."""
         self._document = _UNREAD
+        if self.headers:
+            self._folded = b"\n".join([b"%b:%b" % pair for pair in self.headers])
+            self.headers = []
+
+    def unfold(self) -> None:
+        """Have the headers again."""
+        if not self.headers and self._folded:
+            lines = [line.partition(b":") for line in self._folded.split(b"\n")]
+            self.headers = [(name, value) for name, _, value in lines]
 
     def forget(self) -> None:
         """Drop what is not needed once a response has begun: thousands of streams may be open for long."""

@@ -86,7 +86,8 @@ class ResumableExchange(Exchange):
 
     def _forget(self) -> None:
         if self._continuation.possible:
-            self.request.forget_document()
+            self._targets = iter(())
+            self.request.fold()
         else:
             super()._forget()
 
@@ -105,10 +106,7 @@ class ResumableExchange(Exchange):
             self.first_byte_s = time.perf_counter() - self._sent_at
             if self._goes_elsewhere(status, headers):
                 return False
-            self._head_s = time.perf_counter() - self._began
         self.status = status
-        if self._lease is not None and status < 500:
-            self._lease.first_byte()
         self._forget()
         self._following = stream
         self._error = None if stream else b""
@@ -228,6 +226,7 @@ class ResumableExchange(Exchange):
         """Let another backend go on, or wait for one."""
         if self._over or self._lease is not None:
             return
+        self.request.unfold()
         try:
             target = self._continuation.next_target()
         except Exception as error:
