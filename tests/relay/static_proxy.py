@@ -36,7 +36,7 @@ class StaticTarget:
     def body(self, request: RelayRequest) -> bytes:
         return request.body
 
-    def lease(self, cut: Callable[[], None]) -> StaticTarget:
+    def lease(self, cut: Callable[[], None], heard_at: Callable[[], float]) -> StaticTarget:
         self.leased += 1
         return self
 

@@ -243,7 +243,7 @@ async def test_a_cut_behind_comments_goes_to_the_next_backend(queueing: Any) -> 
     running = await queueing(hold, letters(b"a"))
     cuts: list[Any] = []
     lease = running.targets[0].lease
-    running.targets[0].lease = lambda cut: (cuts.append(cut), lease(cut))[1]
+    running.targets[0].lease = lambda cut, heard_at: (cuts.append(cut), lease(cut, heard_at))[1]
     peer = await running.peer()
     await peer.send(ASK)
     await waiting(peer)

@@ -27,16 +27,31 @@ def open_server(
     Raises:
         ValueError: the address, or what comes with it, is wrong.
     """
+    check_spec(spec)
+    if not spec.http:
+        return RhizomeEngine(spec.address, tls=tls)
+    headers = ((b"authorization", b"Bearer " + spec.key.encode()),) if spec.key else ()
+    kind = HTTP_KINDS.get(spec.kind, DetectingServer)
+    return kind(pools, read_origin(spec.address), headers, events=spec.events)
+
+
+def check_spec(spec: BackendSpec) -> None:
+    """Say what is wrong before the server is needed: `open_server` takes what passes.
+
+    Raises:
+        ValueError: the address, or what comes with it, is wrong.
+    """
     address, kind, key, events = spec.address, spec.kind, spec.key, spec.events
-    if spec.http:
-        if kind and kind not in HTTP_KINDS:
-            raise ValueError(f"{address} cannot be of kind {kind!r}; use one of {', '.join(HTTP_KINDS)}")
-        if events and not all(one.startswith(("tcp://", "ipc://")) for one in events.split(",")):
-            raise ValueError(f"{events!r} must be one or two ZeroMQ addresses, such as tcp://host:5557")
-        if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"the key of {address} cannot be sent; it must be printable ASCII")
-        headers = ((b"authorization", b"Bearer " + key.encode()),) if key else ()
-        return HTTP_KINDS.get(kind, DetectingServer)(pools, read_origin(address), headers, events=events)
-    if kind not in ("", RhizomeEngine.kind) or key or events:
-        raise ValueError(f"{address} is an engine of ours: no kind, key or events; or write http://{address}")
-    return RhizomeEngine(address, tls=tls)
+    if not spec.http:
+        if kind not in ("", RhizomeEngine.kind) or key or events:
+            raise ValueError(
+                f"{address} is an engine of ours: no kind, key or events; or write http://{address}"
+            )
+        return
+    if kind and kind not in HTTP_KINDS:
+        raise ValueError(f"{address} cannot be of kind {kind!r}; use one of {', '.join(HTTP_KINDS)}")
+    if events and not all(one.startswith(("tcp://", "ipc://")) for one in events.split(",")):
+        raise ValueError(f"{events!r} must be one or two ZeroMQ addresses, such as tcp://host:5557")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"the key of {address} cannot be sent; it must be printable ASCII")
+    read_origin(address)

@@ -38,8 +38,10 @@ class Closing:
     """
 
     __slots__ = (
-        "_answering", "_began", "_client", "_first_s", "_lease", "_loop", "_over", "_picking", "_relay",
-        "_retry_after_s", "_target", "_task", "_total_at", "_upstream", "_writer", "attempts", "connect_s", "first_byte_s",
+        "_answering", "_began", "_client", "_first_s", "_heard_at", "_lease", "_loop", "_over", "_picking",
+        "_relay",
+        "_retry_after_s", "_target", "_task", "_total_at", "_upstream", "_writer", "attempts", "connect_s",
+        "first_byte_s",
         "queue_s", "request", "status",
     )  # fmt: skip
 
@@ -58,7 +60,7 @@ class Closing:
         self._upstream: Upstream | None = None
         self._writer: ResponseWriter | None = None
         self._over = self._picking = self._answering = False
-        self._retry_after_s = self._first_s = 0.0
+        self._retry_after_s = self._first_s = self._heard_at = 0.0
 
     def _answer(self, answer: Answer) -> None:
         """The proxy's own response."""
@@ -129,8 +131,11 @@ class Closing:
             lines += b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n" % times
         return lines
 
-    def _expect(self, within_s: float) -> None:
-        self._client.deadline = min(self._loop.time() + within_s, self._total_at)
+    def _expect(self, within_s: float) -> float:
+        """Wait for so long from now on; returns now."""
+        now = self._loop.time()
+        self._client.deadline = min(now + within_s, self._total_at)
+        return now
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = self._loop.create_task(work)

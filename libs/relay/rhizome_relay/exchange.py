@@ -100,9 +100,10 @@ class Exchange(Closing):
         self._target = target
         self.attempts += 1
         self._answering = False
+        self._heard_at = 0.0
         self._retry_after_s = self.first_byte_s = 0.0
         try:
-            self._lease = target.lease(self.cut)
+            self._lease = target.lease(self.cut, lambda: self._heard_at)
             self._pool = self._relay.pools.of(target.origin)
             # What is passed on as it arrives could not be sent again if an old connection were dead.
             upstream = self._pool.take() if self.request.held else None
@@ -233,7 +234,7 @@ class Exchange(Closing):
         if ended:
             self._finish()
         elif not self._client.write_paused:
-            self._expect(self._relay.settings.idle_timeout_s)
+            self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
 
     def _answers(self) -> None:
         """The body begins. A head says little: some servers send it before a request's turn has come."""

@@ -116,8 +116,13 @@ class Target(Protocol):
     def body(self, request: RelayRequest) -> bytes:
         """What to send of a held body: `request.body`, unless the model has another name there."""
 
-    def lease(self, cut: Callable[[], None]) -> Lease:
-        """Count one more request there; `cut` makes it leave, for when the backend is to go away."""
+    def lease(self, cut: Callable[[], None], heard_at: Callable[[], float]) -> Lease:
+        """Count one more request there.
+
+        Args:
+            cut: makes the request leave, for when the backend is to go away.
+            heard_at: when the backend last sent a piece of the answer, in the loop's time; 0 for never.
+        """
 
 
 class Continuation(Protocol):

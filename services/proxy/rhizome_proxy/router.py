@@ -8,7 +8,7 @@ from typing import Final
 
 from rhizome_proxy.figures import RequestFigures
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.pool.registry import Registry
+from rhizome_proxy.pool.registry import Registry, trusted
 from rhizome_routing.admission import Admissions, PriorityClass, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Policy
@@ -81,14 +81,15 @@ class Router:
 
     def serving(self, model: str, *, http: bool) -> list[Backend]:
         """Backends of a face that are ready for requests for a model; see `pick`."""
-        ready = self.registry.ready(http=http)
-        if not model:
-            return ready
-        knowing = [backend for backend in ready if backend.knows(model)]
-        if knowing or any(one.http is http and one.knows(model) for one in self.registry.members):
-            return knowing
-        ready = [backend for backend in ready if backend.own_name(model) is not None] or ready
-        return ready
+        members = [one for one in self.registry.members if one.http is http]
+        healthy = [backend for backend in members if backend.healthy]
+        if model:
+            knowing = [backend for backend in healthy if backend.knows(model)]
+            if knowing or any(backend.knows(model) for backend in members):
+                healthy = knowing
+            else:
+                healthy = [one for one in healthy if one.own_name(model) is not None] or healthy
+        return trusted(healthy)
 
     def taking(self, group: str) -> Iterator[Backend]:
         """Backends of a group of requests, as `offer` names them, one after another."""

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
+from rhizome_backends.open_server import check_spec
 from rhizome_backends.spec import parse_specs, read_specs
 from rhizome_proxy.pool.backend import LOAD_MAX_AGE_S, BackendRules
 from rhizome_relay.settings import MIB, RelaySettings
@@ -171,7 +172,8 @@ class ProxySettings(BaseSettings):
     @field_validator("backends")
     @classmethod
     def _check_backends(cls, backends: str) -> str:
-        parse_specs(backends)
+        for spec in parse_specs(backends):
+            check_spec(spec)
         return backends
 
     @field_validator("policy")
@@ -185,7 +187,8 @@ class ProxySettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.backends_file is not None:
             try:
-                read_specs(self.backends_file)
+                for spec in read_specs(self.backends_file):
+                    check_spec(spec)
             except OSError as error:
                 raise ValueError(f"the backends file cannot be read: {error}") from None
         elif not parse_specs(self.backends):

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+import uvloop
 from tests.relay.conftest import Backend, Peer, Script, eventually, post
 
 from rhizome_launcher.simulate.flavours import FLAVOURS
@@ -25,6 +26,10 @@ from rhizome_proxy.settings import ProxySettings
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 CHATS = {"messages": [{"role": "user", "content": "Tell me a story."}]}
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class Answer:

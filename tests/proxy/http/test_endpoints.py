@@ -141,7 +141,7 @@ async def test_models_of_all_backends_together(bench: Bench):
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["cheap", "large", "small/model"]
     owners = [model["owned_by"] for model in models["data"]]
-    assert owners[0] == owners[2] == "vllm" and owners[1] in ("llamacpp", "large")
+    assert owners[0] == owners[2] == "vllm" and owners[1] in ("llamacpp", "tgi")
     assert {model["object"] for model in models["data"]} == {"model"}
     for model in models["data"]:
         assert (await face.client.get(f"/v1/models/{model['id']}")).json() == model

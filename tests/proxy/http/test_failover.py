@@ -126,6 +126,17 @@ async def test_a_backend_that_fails_again_and_again_is_ejected_and_returns(bench
     assert not face.backend(ill).outlier.ejected
 
 
+async def test_the_only_backend_of_a_model_gets_requests_though_it_is_ejected(bench: Bench):
+    ill, other = await bench.simulate(model="one"), await bench.simulate(model="two")
+    face = await bench.proxy(ill, other, eject_after=3)
+    ill.faults.status = 500
+    for _ in range(3):
+        assert (await face.post(CHAT, {**SHORT, "model": "one"})).status_code == 500
+    assert face.backend(ill).outlier.ejected
+    ill.faults.status = None
+    assert (await face.post(CHAT, {**SHORT, "model": "one"})).status_code == 200
+
+
 async def test_one_good_answer_between_keeps_it(bench: Bench):
     server = await bench.simulate()
     face = await bench.proxy(server, await bench.simulate(), eject_after=3)

@@ -139,6 +139,9 @@ async def test_a_file_is_read_again_when_it_changed(registry, tmp_path, eventual
     path.write_text("backends: {")
     await asyncio.sleep(1.5)  # longer than the file's pace: what cannot be read must change nothing
     assert names(registry) == ["b", "c:3", "fixed:1"]
+    path.write_text("[d:4, {address: 'http://e:5', kind: magic}, 'http://ä:6']")
+    await asyncio.sleep(1.5)
+    assert names(registry) == ["b", "c:3", "fixed:1"], "neither must what cannot be a backend"
     path.write_text(FILE.replace("http://b:2", "http://b:3"))
     await eventually(lambda: names(registry) == ["a:1", "b", "b~1", "fixed:1"])
     assert registry.get("b~1") is backend
@@ -147,6 +150,20 @@ async def test_a_file_is_read_again_when_it_changed(registry, tmp_path, eventual
     await eventually(lambda: names(registry) == ["a:1", "b", "fixed:1"])
     assert registry.get("b").spec.address == "http://b:3"
     running.cancel()
+
+
+async def test_what_an_operator_removed_stays_away_until_it_is_listed_otherwise(registry, tmp_path):
+    path = tmp_path / "backends.yaml"
+    path.write_text("[{address: 'a:1', weight: 1}, 'b:2']")
+    discovery = Discovery(parse_specs("fixed:1"), registry, 60, file=path)
+    await discovery.start()
+    await registry.remove("a:1")
+    await registry.remove("fixed:1")
+    await discovery.refresh()
+    assert names(registry) == ["b:2"]
+    path.write_text("[{address: 'a:1', weight: 2.5}, 'b:2']")
+    await discovery.start()
+    assert names(registry) == ["a:1", "b:2"]
 
 
 async def test_http_backends_behind_a_name(registry, monkeypatch):

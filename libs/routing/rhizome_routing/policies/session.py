@@ -1,7 +1,7 @@
 """One backend for all requests with the same affinity key: a session, a user, a `prompt_cache_key`.
 
     score(b) = -ln u(key, b) / weight of b, with u a hash in (0, 1); the smallest first (rendezvous hashing)
-    bound(b) = ⌈1.25 · (open requests at all backends + 1) · b's share of all weights⌉
+    bound(b) = ⌈1.25 · (open requests at all backends + 1) · b's share of all weights⌉, and 4 at least
 
 Backends at their bound come after all others (Mirrokni, Thorup, Zadimoghaddam 2018), so a popular key spreads
 instead of drowning one backend. Several proxies agree without talking, and a backend that joins or leaves
@@ -25,6 +25,8 @@ from rhizome_routing.policies.least_loaded import LeastLoaded
 from rhizome_routing.policies.requests import open_requests
 
 _SLACK = 1.25
+_LEAST = 4
+"""So few requests are no crowd: a key keeps its backend."""
 
 
 class Session(Policy):
@@ -44,7 +46,7 @@ class Session(Policy):
         idle = any(load == (0, False) for load in loads)
         rows = [
             (
-                load >= math.ceil(allowed * backend.weight) or (unknown and idle),
+                load >= max(_LEAST, math.ceil(allowed * backend.weight)) or (unknown and idle),
                 _score(ask.affinity_key, backend),
                 backend,
             )

@@ -71,8 +71,8 @@ class TextContinuation:
     """
 
     __slots__ = (
-        "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_muted", "_owes_usage", "_reason",
-        "_request", "_resumed", "_tail", "_text", "_tokens", "possible",
+        "_around", "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_muted", "_owes_usage",
+        "_reason", "_request", "_resumed", "_tail", "_text", "_tokens", "possible",
     )  # fmt: skip
 
     def __init__(self, request: RelayRequest, find: Callable[[frozenset[str] | None], Target | None]) -> None:
@@ -85,6 +85,7 @@ class TextContinuation:
         self._owes_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._first: dict[str, Any] | None = None
         self._log = bytearray()
+        self._around = (b"", b"")
         self._tail = b""
         self._text = ""
         self._tokens = self._before = 0
@@ -160,14 +161,58 @@ class TextContinuation:
         return orjson.dumps(document)
 
     def _read(self) -> None:
-        """Learn from the events that the client has got."""
+        """Learn from the events that the client has got.
+
+        Events of a stream mostly differ in their text only: where what surrounds it is that of the last event
+        that was read in full, the texts of all of them are read at once.
+        """
         log, self._log = bytes(self._log), bytearray()
-        for event in _events(log):
+        alike: list[bytes] = []
+        for event in log.split(b"\n\n") if b"\r" not in log else _events(log):
+            before, behind = self._around
+            if before and event.startswith(before) and event.endswith(behind):
+                alike.append(event[len(before) : len(event) - len(behind)])
+                continue
+            self._add(alike)
             payload = _payload(event)
             if payload == b"[DONE]":
                 self._ended = True
             elif payload:
                 self._note(_chunk(payload))
+                self._around = self._surroundings(event, payload)
+        self._add(alike)
+
+    def _add(self, alike: list[bytes]) -> None:
+        """Count events by what they have as text."""
+        if not alike:
+            return
+        before, behind = self._around
+        texts = None
+        with contextlib.suppress(orjson.JSONDecodeError):
+            texts = orjson.loads(b"[%b]" % b",".join(alike))
+        if texts is not None and len(texts) == len(alike) and all(type(text) is str for text in texts):
+            self._text += "".join(texts)
+            self._tokens += sum(map(bool, texts))
+        else:
+            for text in alike:
+                self._note(_chunk(_payload(before + text + behind)))
+        alike.clear()
+
+    def _surroundings(self, event: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        """What an event has before and behind its text, if it has nothing to say but that."""
+        name = b'"content":' if self._chat else b'"text":'
+        chunk = _chunk(payload)
+        if chunk is None or chunk.get("usage") or event.count(name) != 1 or event.count(b"data:") != 1:
+            return b"", b""
+        with contextlib.suppress(*_ODD):
+            (choice,) = chunk["choices"]
+            text = choice["delta"]["content"] if self._chat else choice["text"]
+            begin = event.index(name) + len(name)
+            rest = event[begin:].lstrip()
+            written = orjson.dumps(text)
+            if text and not choice.get("finish_reason") and rest.startswith(written):
+                return event[: len(event) - len(rest)], rest[len(written) :]
+        return b"", b""
 
     def _note(self, chunk: dict[str, Any] | None) -> None:
         """Count what a chunk says; what cannot be read could not be told to the next server either."""

@@ -81,7 +81,7 @@ class PoolTarget:
         except TypeError:  # the reader goes deeper than the writer
             raise bad_request("The body is nested too deeply for this model's name to be an alias.") from None
 
-    def lease(self, cut: Callable[[], None]) -> HttpLease:
+    def lease(self, cut: Callable[[], None], heard_at: Callable[[], float]) -> HttpLease:
         """Count the request there."""
         router, backend, journey = self._router, self._backend, self._journey
         router.counts.retries += self._retry
@@ -89,13 +89,13 @@ class PoolTarget:
         span = begin_attempt(journey.span, backend, router.policy.name)
         if span is not None:
             self.headers = (*self.headers, (b"traceparent", span.trace_parent.to_header().encode()))
-        return HttpLease(backend, router.policy.place(backend, journey.ask), journey, span, cut)
+        return HttpLease(backend, router.policy.place(backend, journey.ask), journey, span, cut, heard_at)
 
 
 class HttpLease:
     """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
 
-    __slots__ = ("_backend", "_cut", "_journey", "_lease", "_placement", "_span")
+    __slots__ = ("_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_span")
 
     def __init__(
         self,
@@ -104,7 +104,9 @@ class HttpLease:
         journey: Journey,
         span: Span | None,
         cut: Callable[[], None],
+        heard_at: Callable[[], float],
     ) -> None:
+        self._heard_at = heard_at
         self._backend = backend
         self._journey = journey
         self._placement = placement
@@ -113,6 +115,7 @@ class HttpLease:
         tokens = journey.ask.prompt_tokens if journey.ask is not None else 0
         self._lease = backend.lease(tokens, streamed=journey.streamed)
         backend.cuts.add(cut)
+        backend.heard.add(heard_at)
 
     def first_byte(self) -> None:
         """The backend works; who else might have had the request does not matter any more."""
@@ -125,6 +128,7 @@ class HttpLease:
         """Learn from how it went: what broke is checked at once; cancels, 4xx and 429 are no failures."""
         backend, ending = self._backend, outcome.ending
         backend.cuts.discard(self._cut)
+        backend.heard.discard(self._heard_at)
         self._placement.end()
         broken = ending in _BROKEN
         self._lease.release(failed=broken)

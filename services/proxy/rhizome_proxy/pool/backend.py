@@ -95,7 +95,8 @@ class Backend:
         total: requests that this proxy has sent there.
         failed: requests that failed there before their first event.
         outlier: how its requests went.
-        heard_at: when it last sent anything, in seconds of the monotonic clock.
+        heard_at: when it last sent anything, in seconds of the monotonic clock; see `last_heard`.
+        heard: each tells the same of one open HTTP stream.
         room: how many requests more it should get.
         cuts: each ends one open stream or call, whose requests then go elsewhere.
     """
@@ -114,6 +115,7 @@ class Backend:
         self.outlier = Outlier(self.rules.outlier, may_eject)
         self.heard_at = time.monotonic()
         self.cuts: set[Callable[[], object]] = set()
+        self.heard: set[Callable[[], float]] = set()
         self.name = spec.name
         self.spec = spec
         self.http = spec.http
@@ -235,6 +237,10 @@ class Backend:
     def full(self, retry_after_s: float | None) -> None:
         """It refused a request because it has no room: others come first for a moment."""
         self._full_until = time.monotonic() + min(_BRIEF_S, retry_after_s or _BRIEF_S)
+
+    def last_heard(self) -> float:
+        """When it last sent anything, on whichever stream, in seconds of the monotonic clock."""
+        return max([self.heard_at, *(heard_at() for heard_at in self.heard)])
 
     def cut(self) -> None:
         """Break every stream and call that is open there; what can go on elsewhere does."""

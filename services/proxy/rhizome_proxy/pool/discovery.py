@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from rhizome_backends.open_server import check_spec
 from rhizome_backends.spec import BackendSpec, read_specs
 from rhizome_proxy.pool.registry import Registry
 
@@ -20,7 +21,8 @@ class Discovery:
 
     A backend that is no longer listed gets nothing new and leaves when its open requests ended, or went on
     elsewhere after `drain_timeout_s`. A look-up that fails and a file that cannot be read change nothing: a
-    broken resolver or a slip of the pen must not empty the pool. Backends that an operator added stay.
+    broken resolver or a slip of the pen must not empty the pool. Backends that an operator added stay; those
+    that an operator removed stay away until they are listed anew, or otherwise.
 
     Args:
         specs: the list.
@@ -77,12 +79,14 @@ class Discovery:
         before, self._listed = self._listed, listed
         for name, spec in sorted(listed.items()):
             old = before.get(name)
-            if old is not None and old != spec:
-                self._registry.replace(spec, self._drain_timeout_s)
+            if old == spec:
+                continue
             if self._registry.get(name) is None:
                 self._registry.add(spec)
             elif old is None:
                 self._registry.restore(name)
+            else:
+                self._registry.replace(spec, self._drain_timeout_s)
         for name in sorted(before.keys() - listed.keys()):
             self._registry.retire(name, self._drain_timeout_s)
 
@@ -100,7 +104,10 @@ class Discovery:
             if state == self._file_state:
                 return False
             self._file_state = state
-            self._from_file = read_specs(self._file)
+            specs = read_specs(self._file)
+            for spec in specs:
+                check_spec(spec)
+            self._from_file = specs
         except (OSError, ValueError) as error:
             _log.warning("the backends stay as they are: %s", error)
             return False

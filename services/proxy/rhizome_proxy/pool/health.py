@@ -58,12 +58,12 @@ class HealthPoller:
             probe = await backend.server.probe(self._timeout_s)
         except EngineError as error:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                if backend.heard_at > began:  # too busy to answer, but not to work
+                if backend.last_heard() > began:  # too busy to answer, but not to work
                     timeouts = -1
                 if timeouts + 1 < TIMEOUTS_UNTIL_DOWN:
                     backend.observe_load(None)
                     return timeouts + 1
-                if time.monotonic() - backend.heard_at >= self._stall_s:
+                if time.monotonic() - backend.last_heard() >= self._stall_s:
                     backend.cut()
             self._down(backend, f"{error.code.name}: {error.message}")
             return timeouts + 1

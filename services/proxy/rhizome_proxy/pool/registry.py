@@ -64,12 +64,8 @@ class Registry:
         return self._backends.get(name)
 
     def ready(self, *, http: bool = False) -> list[Backend]:
-        """Backends that get requests of one of the faces.
-
-        Where nothing but ejected ones are left these do: a doubtful server is better than none.
-        """
-        healthy = [one for one in self._backends.values() if one.http is http and one.healthy]
-        return [backend for backend in healthy if not backend.outlier.ejected] or healthy
+        """Backends that get requests of one of the faces."""
+        return trusted([one for one in self._backends.values() if one.http is http and one.healthy])
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a backend enters, leaves or changes its state."""
@@ -196,3 +192,8 @@ class Registry:
     def _changed(self) -> None:
         for listener in list(self._listeners):
             listener()
+
+
+def trusted(healthy: list[Backend]) -> list[Backend]:
+    """Those that are not ejected. Where nothing else is left all are: a doubtful server is better than none."""
+    return [backend for backend in healthy if not backend.outlier.ejected] or healthy

@@ -1,0 +1,95 @@
+"""Requests that wait for a backend with room, as their clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import orjson
+from tests.proxy.http.conftest import CHAT, CHATS, Bench, Face
+from tests.relay.conftest import eventually
+
+COMMENT = b": waiting for a backend\n\n"
+STREAM = {**CHATS, "stream": True}
+
+
+async def full(bench: Bench, **settings: Any) -> Face:
+    """A proxy with one place, which is taken."""
+    server = await bench.simulate(itl_base_ms=2.0)
+    face = await bench.proxy(server, max_in_flight=1, **settings)
+    relay = face.proxy._http._relay
+    relay.settings = dataclasses.replace(relay.settings, comment_s=0.02)
+    server.faults.stall, server.faults.count = 1, 1
+    holder = await face.begin(CHAT, STREAM)
+    await holder.reader.readuntil(b"content")
+    return face
+
+
+def waiting(face: Face) -> int:
+    return face.proxy.router.admissions.waiting()
+
+
+async def test_a_stream_hears_comments_until_its_turn(bench: Bench):
+    face = await full(bench)
+    stream = asyncio.create_task(face.stream(CHAT, {**CHATS, "max_tokens": 5}))
+    await eventually(lambda: waiting(face) == 1)
+    await asyncio.sleep(0.1)
+    face.peers[0].writer.close()
+    answer = await stream
+    assert answer.done and answer.whole and len(answer.text) == 20
+    assert answer.body.startswith(COMMENT) and answer.body.count(COMMENT) > 1
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_a_stream_that_waited_goes_on_elsewhere_like_any_other(bench: Bench):
+    face = await full(bench)
+    stream = asyncio.create_task(face.stream(CHAT, {**CHATS, "max_tokens": 9}))
+    await eventually(lambda: waiting(face) == 1)
+    server = bench.servers[0]
+    server.faults.stall, server.faults.reset, server.faults.count = None, 4, 1
+    face.peers[0].writer.close()
+    answer = await stream
+    assert answer.done and len(answer.text) == 36
+    assert face.proxy.router.counts.resumes == 1
+
+
+async def test_who_waits_too_long_hears_it(bench: Bench):
+    face = await full(bench, queue_timeout_s=0.2)
+    answer = await face.stream(CHAT, CHATS)
+    assert answer.status == 200 and answer.whole and answer.done
+    assert answer.error is not None and answer.error["type"] == "server_error"
+    refused = await face.post(CHAT, CHATS)
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+    assert face.proxy.router.http.outcomes[("", "503", "503")] == 2
+    face.peers[0].writer.close()
+
+
+async def test_who_leaves_the_queue_frees_the_place(bench: Bench):
+    face = await full(bench)
+    peers = [await face.begin(CHAT, STREAM) for _ in range(3)]
+    await eventually(lambda: waiting(face) == 3)
+    for peer in peers:
+        peer.writer.transport.abort()
+    await eventually(lambda: waiting(face) == 0)
+    face.peers[0].writer.close()
+    assert (await face.post(CHAT, {**CHATS, "max_tokens": 1})).status_code == 200
+    assert bench.servers[0].engine.totals.completed == 1, "of those who left nobody was served"
+
+
+async def test_what_the_backend_refuses_behind_comments_is_an_event(bench: Bench):
+    face = await full(bench)
+    peer = await face.begin(CHAT, {"messages": [1], "stream": True})
+    await asyncio.wait_for(peer.reader.readuntil(COMMENT), 10)
+    face.peers[0].writer.close()
+    rest = await asyncio.wait_for(peer.reader.readuntil(b"\r\n0\r\n\r\n"), 10)
+    event = next(line for line in rest.split(b"\n") if line.startswith(b"data: {"))
+    assert "messages" in orjson.loads(event[6:])["error"]["message"]
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def test_what_is_no_generation_does_not_wait(bench: Bench):
+    face = await full(bench)
+    assert (await face.client.get("/v1/models")).status_code == 200
+    assert (await face.client.get("/v1/absent")).status_code == 404
+    face.peers[0].writer.close()
