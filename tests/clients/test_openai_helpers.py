@@ -10,6 +10,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
+from rhizome_testing.time_bounds import assert_within
+
 MODEL = "rhizome-demo"
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."
@@ -137,12 +139,16 @@ def test_a_stream_can_be_read_line_by_line(client: OpenAI) -> None:
 
 def test_the_clients_patience_ends_before_the_answer(client: OpenAI) -> None:
     counting: list[Any] = [{"role": "user", "content": "Count from 1 to 60."}]
-    begun = time.monotonic()
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.05).chat.completions.create(
-            model=MODEL,
-            messages=counting,
-            max_tokens=1500,
-            extra_body={"ignore_eos": True},
-        )
-    assert time.monotonic() - begun < 5
+
+    def give_up() -> float:
+        begun = time.monotonic()
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.05).chat.completions.create(
+                model=MODEL,
+                messages=counting,
+                max_tokens=1500,
+                extra_body={"ignore_eos": True},
+            )
+        return time.monotonic() - begun
+
+    assert_within(5, give_up)

@@ -64,7 +64,7 @@ def test_the_package_runs_the_tool_that_was_called(relayed_url: str) -> None:
 def test_an_abort_reaches_the_engine(stack: RunningStack, base_url: str) -> None:
     before = _aborted(stack)
     assert run(base_url, "aborted")["chunks"] >= 5
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while _aborted(stack) == before:
         assert time.monotonic() < deadline, "the engine goes on"
         time.sleep(0.02)

@@ -47,6 +47,16 @@ class HostileClient:
         if problem := _wrong(attack, status, headers, body):
             self.failures[attack.name] = f"{status} {problem} {body[:300]!r}"
 
+    def seconds_of(self, attack: Attack) -> float:
+        """How long the answer to one more takes."""
+        self.send(attack)
+        _, began, ended = self.spans[-1]
+        return ended - began
+
+    def slower_than(self, bound_s: float) -> set[str]:
+        """What took so long."""
+        return {name for name, began, ended in self.spans if ended - began >= bound_s}
+
     def under_way(self, started: float, seconds: float) -> list[str]:
         """What was being attacked then."""
         return [name for name, begin, end in self.spans if begin < started + seconds and end > started]

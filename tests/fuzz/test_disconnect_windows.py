@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -20,6 +21,7 @@ from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_testing.running_stack import DEMO_MODEL
+from rhizome_testing.time_bounds import assert_within_async
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -39,7 +41,7 @@ class Engine:
         self._stub: Any = EngineServiceStub(channel)
 
     async def load(self) -> Load:
-        answer = await self._stub.GetLoad(GetLoadRequest(), timeout=10)
+        answer = await self._stub.GetLoad(GetLoadRequest(), timeout=30)
         load: Load = answer.load
         return load
 
@@ -134,7 +136,7 @@ class Client:
     async def reads(self, events: int) -> None:
         """Wait for some events of a stream."""
         for _ in range(events):
-            await asyncio.wait_for(self._reader.readuntil(b"data: "), 10)
+            await asyncio.wait_for(self._reader.readuntil(b"data: "), 30)
 
     def hang_up(self, *, rudely: bool) -> None:
         """Close the connection, or reset it."""
@@ -178,7 +180,7 @@ def open_requests(gateway: RunningGateway) -> int:
     return runtime.guard.open_requests
 
 
-async def seconds_until(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 10) -> float:
+async def seconds_until(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 20) -> float:
     started = time.monotonic()
     await eventually(condition, within_s)
     return time.monotonic() - started
@@ -219,7 +221,8 @@ def report(window: str, taken: list[float]) -> None:
 
 async def test_in_the_queue(gateway: RunningGateway, engine: Engine) -> None:
     before, taken = await settle(gateway, engine), []
-    for repetition in range(REPETITIONS):
+
+    async def leave(repetition: int) -> float:
         occupant = await Client.ask(gateway, prompt="Once", max_tokens=1900, stream=True)
         await occupant.reads(2)
         waiting = await Client.ask(gateway, prompt="Hello", max_tokens=1900, stream=bool(repetition % 2))
@@ -228,8 +231,11 @@ async def test_in_the_queue(gateway: RunningGateway, engine: Engine) -> None:
         taken.append(await seconds_until(lambda: engine.has(running=1)))
         occupant.hang_up(rudely=True)
         taken.append(await seconds_until(engine.is_free))
+        return max(taken[-2:])
+
+    for repetition in range(REPETITIONS):
+        await assert_within_async(FREED_WITHIN_S, partial(leave, repetition))
     report("queued", taken)
-    assert max(taken) < FREED_WITHIN_S
     await nothing_is_left(gateway, engine, before)
 
 
@@ -237,49 +243,63 @@ async def test_while_the_gateway_connects_to_the_engine(
     gateway: RunningGateway, engine: Engine, wire: Wire
 ) -> None:
     before, taken, forgotten = await settle(gateway, engine), [], []
-    for repetition in range(REPETITIONS):
+
+    async def leave(repetition: int) -> float:
         wire.hold()
         await eventually(lambda: wire.calls_held > 0)  # it tries to connect again
         client = await Client.ask(gateway, prompt="Hello", max_tokens=1900, stream=bool(repetition % 2))
         await eventually(lambda: open_requests(gateway) == 1)
         client.hang_up(rudely=repetition % 4 < 2)
         try:
-            forgotten.append(await seconds_until(lambda: open_requests(gateway) == 0, FREED_WITHIN_S))
+            forgotten.append(await seconds_until(lambda: open_requests(gateway) == 0))
         finally:
             wire.release()
         taken.append(await seconds_until(engine.is_free))
         await gateway.becomes_ready()
+        return max(forgotten[-1], taken[-1])
+
+    for repetition in range(REPETITIONS):
+        await assert_within_async(FREED_WITHIN_S, partial(leave, repetition))
     report("connecting, in the gateway", forgotten)
     report("connecting", taken)
-    assert max(taken) < FREED_WITHIN_S
     await nothing_is_left(gateway, engine, before)
 
 
 async def test_before_the_first_token(gateway: RunningGateway, engine: Engine) -> None:
     before, taken, held, unanswered = await settle(gateway, engine), [], 0, 0
-    for repetition in range(REPETITIONS):
+
+    async def leave(repetition: int) -> float:
+        nonlocal held, unanswered
         generated = (await engine.load()).totals.generated_tokens
-        prompt = f"{repetition} " + "lamp " * WORDS_OF_A_LONG_PROMPT  # nothing of it is cached
+        prompt = f"{len(taken)} " + "lamp " * WORDS_OF_A_LONG_PROMPT  # nothing of it is cached
         client = await Client.ask(gateway, prompt=prompt, max_tokens=100, stream=bool(repetition % 2))
         await eventually(lambda: engine.has(running=1))
         held += (await engine.load()).kv_pages_in_use > 0
         client.hang_up(rudely=repetition % 4 < 2)
         taken.append(await seconds_until(engine.is_free))
         unanswered += (await engine.load()).totals.generated_tokens == generated
-    report(f"before the first token ({unanswered} of {REPETITIONS} had none)", taken)
+        return taken[-1]
+
+    # More of them, where this process comes too late for the window.
+    while len(taken) < REPETITIONS or (min(held, unanswered) <= REPETITIONS // 2 and len(taken) < 100):
+        await assert_within_async(FREED_WITHIN_S, partial(leave, len(taken)))
+    report(f"before the first token ({unanswered} of {len(taken)} had none)", taken)
     assert min(held, unanswered) > REPETITIONS // 2  # else this is not the window
-    assert max(taken) < FREED_WITHIN_S
     await nothing_is_left(gateway, engine, before)
 
 
 async def test_while_it_streams(gateway: RunningGateway, engine: Engine) -> None:
     before, taken = await settle(gateway, engine), []
-    for repetition in range(REPETITIONS):
+
+    async def leave(repetition: int) -> float:
         client = await Client.ask(gateway, prompt="Once", max_tokens=1900, stream=True)
         await client.reads(2 + repetition)
         assert (await engine.load()).kv_pages_in_use > 0
         client.hang_up(rudely=bool(repetition % 2))
         taken.append(await seconds_until(engine.is_free))
+        return taken[-1]
+
+    for repetition in range(REPETITIONS):
+        await assert_within_async(FREED_WITHIN_S, partial(leave, repetition))
     report("streaming", taken)
-    assert max(taken) < FREED_WITHIN_S
     await nothing_is_left(gateway, engine, before)

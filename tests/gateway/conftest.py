@@ -1,4 +1,5 @@
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +22,7 @@ class RunningGateway:
     def __init__(self, server: GatewayServer, url: str) -> None:
         self.server = server
         self.url = url
-        self.http = httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
         self.openai = openai.AsyncOpenAI(
             base_url=f"{url}/v1",
             api_key="none",
@@ -40,13 +41,33 @@ class RunningGateway:
         await eventually(is_ready)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while True:
-            result = condition()
-            if result if isinstance(result, bool) else await result:
-                return
-            await asyncio.sleep(0.01)
+async def read_stream(
+    gateway: RunningGateway, path: str, body: dict[str, Any], mark: str, times: int, then: asyncio.Event
+) -> str:
+    """The text of a stream; sets `then` when `mark` has come so many times."""
+    text = ""
+    async with gateway.http.stream("POST", path, json=body | {"stream": True}) as answer:
+        async for piece in answer.aiter_text():
+            text += piece
+            if text.count(mark) >= times:
+                then.set()
+    return text
+
+
+POLL_S = 0.01
+
+
+async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 20.0) -> None:
+    """Wait until `condition` holds.
+
+    The time is counted in turns of the loop: it stands still while the machine does not run this process.
+    """
+    for _ in range(math.ceil(within_s / POLL_S)):
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError(f"this did not come true within {within_s:g} s")
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ async def test_who_leaves_in_the_middle_of_its_body_leaves_nothing(gateway, engi
 async def test_a_long_wait_in_the_queue_is_bridged(engine: TalkingEngine, start_gateway) -> None:
     """The engine says nothing at all for a while, not even that it has begun."""
     engine.script = lambda prompt: [Say("at last")]
-    engine.queue_s = 0.5
+    engine.begins = asyncio.Event()
     async with start_gateway(engine.target, keep_alive_s=0.1) as gateway:
         await gateway.becomes_ready()
         async with gateway.http.stream(
@@ -89,6 +89,10 @@ async def test_a_long_wait_in_the_queue_is_bridged(engine: TalkingEngine, start_
             json={"model": "talking-model", "stream": True, "messages": [{"role": "user", "content": "Hi"}]},
         ) as answer:
             assert answer.status_code == 200
-            lines = [line async for line in answer.aiter_lines()]
+            lines = []
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if lines.count(": keep-alive") == 3:
+                    engine.begins.set()
     assert lines.count(": keep-alive") >= 3
     assert lines[0] == ": keep-alive" and lines[-2] == "data: [DONE]"

@@ -9,6 +9,7 @@ import pytest_asyncio
 from tests.gateway.conftest import RunningGateway, running_gateway
 
 from rhizome_testing.talking_engine import TalkingEngine
+from rhizome_testing.time_bounds import assert_within_async
 
 # One gateway for the whole table: each test also shows that it survived the one before.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -156,12 +157,17 @@ def _check_envelope(answer: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", FIELDS)
 async def test_wrong_fields_are_named(gateway, engine: TalkingEngine, name: str) -> None:
     fields, status, code, param = FIELDS[name]
-    started = time.monotonic()
-    answer = await gateway.http.post("/v1/chat/completions", json=GOOD | fields)
-    assert time.monotonic() - started < 1
-    error = _check_envelope(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
-    assert error["type"] == "invalid_request_error"
+
+    async def ask() -> float:
+        started = time.monotonic()
+        answer = await gateway.http.post("/v1/chat/completions", json=GOOD | fields)
+        took = time.monotonic() - started
+        error = _check_envelope(answer)
+        assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+        assert error["type"] == "invalid_request_error"
+        return took
+
+    await assert_within_async(1, ask)
     assert not engine.submits
     assert (await gateway.chat()).status_code == 200
 
@@ -169,12 +175,17 @@ async def test_wrong_fields_are_named(gateway, engine: TalkingEngine, name: str)
 @pytest.mark.parametrize("name", BODIES)
 async def test_wrong_bodies_are_refused(gateway, engine: TalkingEngine, name: str) -> None:
     body, status, code = BODIES[name]
-    started = time.monotonic()
-    answer = await gateway.http.post(
-        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
-    )
-    assert time.monotonic() - started < 1
-    assert (answer.status_code, _check_envelope(answer)["code"]) == (status, code)
+
+    async def ask() -> float:
+        started = time.monotonic()
+        answer = await gateway.http.post(
+            "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+        )
+        took = time.monotonic() - started
+        assert (answer.status_code, _check_envelope(answer)["code"]) == (status, code)
+        return took
+
+    await assert_within_async(1, ask)
     assert (await gateway.chat()).status_code == 200
 
 
@@ -215,7 +226,7 @@ async def test_a_body_that_never_ends_times_out(engine: TalkingEngine, start_gat
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: 100\r\n\r\n{"
         )
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
         assert b" 408 " in head
         writer.close()
         await writer.wait_closed()
@@ -274,7 +285,7 @@ async def test_requests_below_http_are_refused_in_the_envelope(
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request_bytes)
-    answer = await asyncio.wait_for(reader.read(), 2)
+    answer = await asyncio.wait_for(reader.read(), 20)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert set(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]) == {"message", "type", "param", "code"}
     writer.close()

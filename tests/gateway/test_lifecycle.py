@@ -139,7 +139,8 @@ async def test_the_command_serves_and_drains_on_sigterm() -> None:
             stderr=subprocess.PIPE, env=os.environ | {"RHIZOME_GATEWAY_GRACEFUL_SHUTDOWN_S": "5"},
         )  # fmt: skip
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            url = f"http://127.0.0.1:{port}"
+            async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
 
                 async def is_ready() -> bool:
                     try:
@@ -156,7 +157,7 @@ async def test_the_command_serves_and_drains_on_sigterm() -> None:
                 process.send_signal(signal.SIGTERM)
                 answer = await asking
                 assert answer.json()["choices"][0]["message"]["content"] == "ab"
-                _, log = await asyncio.wait_for(process.communicate(), 10)
+                _, log = await asyncio.wait_for(process.communicate(), 30)
                 assert process.returncode == 0, log
                 assert b"Traceback" not in log
         finally:

@@ -126,12 +126,12 @@ def test_rates_are_of_the_last_seconds_and_quantiles_of_the_last_minute() -> Non
     assert figures["time_to_first_token_ms"]["p50"] is None
 
 
-def read(*results: int | Exception, seconds: float = 0.0) -> tuple[Callable, list[int]]:
+def read(*results: int | Exception) -> tuple[Callable, list[int]]:
     reads: list[int] = []
 
     async def one() -> int:
         reads.append(1)
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(0)
         result = results[min(len(reads), len(results)) - 1]
         if isinstance(result, Exception):
             raise result
@@ -142,7 +142,7 @@ def read(*results: int | Exception, seconds: float = 0.0) -> tuple[Callable, lis
 
 async def test_who_asks_together_is_answered_by_one_read() -> None:
     reader, reads = read(1)
-    value = Refreshed(reader)
+    value = Refreshed(reader, fresh_s=60, stale_s=60)
     assert await asyncio.gather(*(value.latest() for _ in range(20))) == [1] * 20
     assert await value.latest() == 1
     assert len(reads) == 1
@@ -166,10 +166,20 @@ async def test_a_slow_read_is_not_waited_for_and_answers_later() -> None:
 
 
 async def test_an_old_value_is_none() -> None:
-    reader, reads = read(1, seconds=0.02)
+    reads, go, came = [], asyncio.Event(), asyncio.Event()
+
+    async def reader() -> int:
+        reads.append(1)
+        await go.wait()
+        came.set()
+        return 1
+
     value = Refreshed(reader, fresh_s=0, wait_s=0, stale_s=0.05)
     assert await value.latest() is None
+    go.set()
+    await came.wait()
     await asyncio.sleep(0.1)
+    go.clear()
     assert await value.latest() is None  # it came, and is old by now
     await value.close()
     assert len(reads) == 2

@@ -15,6 +15,7 @@ from rhizome_gateway.metrics.instruments import GatewayMetrics
 from rhizome_telemetry.metrics import MetricsListener
 from rhizome_testing.ports import free_port
 from rhizome_testing.talking_engine import Hang, Say, TalkingEngine
+from rhizome_testing.time_bounds import assert_within_async
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -31,6 +32,18 @@ class BusyEngine(TalkingEngine):
         self.asked += 1
         await self.answers.wait()
         return GetLoadResponse(load=self.load)
+
+
+async def figures_with_the_engines(gateway: RunningGateway) -> dict[str, Any]:
+    """Who asks waits for the engine only a moment, which may be too short here."""
+    figures: dict[str, Any] = {}
+
+    async def are_there() -> bool:
+        figures.update((await gateway.http.get("/v1/metrics")).json())
+        return figures["engine"] is not None
+
+    await eventually(are_there)
+    return figures
 
 
 async def scrape(gateway: RunningGateway) -> Series:
@@ -79,7 +92,7 @@ async def test_live_figures_show_what_the_engine_tells_and_null_for_the_rest(
     load.totals.received, load.totals.completed = 10, 4
     load.totals.cache_hit_tokens, load.totals.cache_miss_tokens = 30, 70
     load.totals.queue_time.FromMilliseconds(20)
-    figures = (await gateway.http.get("/v1/metrics")).json()
+    figures = await figures_with_the_engines(gateway)
     assert figures["engine"]["running_requests"] == 3
     assert (figures["engine"]["total_requests"], figures["engine"]["completed_requests"]) == (10, 4)
     assert figures["engine"]["tokens_per_second"] is None
@@ -95,7 +108,7 @@ async def test_live_figures_show_what_the_engine_tells_and_null_for_the_rest(
 
 
 async def test_an_engine_that_tells_nothing_is_not_idle(gateway, engine: TalkingEngine) -> None:
-    figures = (await gateway.http.get("/v1/metrics")).json()
+    figures = await figures_with_the_engines(gateway)
     for section in ("engine", "cache", "queue"):
         assert set(figures[section].values()) == {None}
 
@@ -104,8 +117,8 @@ async def test_recent_means_are_preferred(gateway, engine: TalkingEngine) -> Non
     engine.load.totals.completed = 1
     engine.load.totals.queue_time.FromMilliseconds(1000)
     engine.load.mean_times.queue.FromMilliseconds(7)
-    queue = (await gateway.http.get("/v1/metrics")).json()["queue"]
-    assert queue["avg_queue_time_ms"] == 7
+    figures = await figures_with_the_engines(gateway)
+    assert figures["queue"]["avg_queue_time_ms"] == 7
 
 
 async def test_live_figures_do_not_wait_for_an_engine(start_gateway) -> None:
@@ -116,11 +129,16 @@ async def test_live_figures_do_not_wait_for_an_engine(start_gateway) -> None:
     ):
         await waiting.becomes_ready()
         for gateway in (waiting, alone):
-            began = time.monotonic()
-            figures = (await gateway.http.get("/v1/metrics")).json()
-            assert time.monotonic() - began < 0.5  # asking takes a second
-            assert figures["engine"] is figures["cache"] is figures["queue"] is None
-            assert figures["memory"]["total_mb"] > 0
+
+            async def look(gateway: RunningGateway = gateway) -> float:
+                began = time.monotonic()
+                figures = (await gateway.http.get("/v1/metrics")).json()
+                took = time.monotonic() - began
+                assert figures["engine"] is figures["cache"] is figures["queue"] is None
+                assert figures["memory"]["total_mb"] > 0
+                return took
+
+            await assert_within_async(0.5, look)  # asking takes a second
         assert not (await alone.http.get("/v1/metrics")).json()["gateway"]["ready"]
         busy.load.running_requests = 1
         busy.answers.set()
@@ -135,8 +153,10 @@ async def test_live_figures_do_not_wait_for_an_engine(start_gateway) -> None:
 async def test_many_who_poll_cost_the_engine_one_question(start_gateway) -> None:
     async with BusyEngine() as engine, start_gateway(engine.target) as gateway:
         await gateway.becomes_ready()
+        began = time.monotonic()
         await asyncio.gather(*(gateway.http.get("/v1/metrics") for _ in range(30)))
-        assert engine.asked == 1
+        took = time.monotonic() - began
+        assert 1 <= engine.asked <= 1 + int(took)  # it is given up after a second, and asked again
         engine.answers.set()
 
 

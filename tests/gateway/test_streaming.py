@@ -8,8 +8,9 @@ import grpc
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
+from tests.gateway.conftest import read_stream
 
-from rhizome_testing.talking_engine import Hang, Pause, Refuse, Say, TalkingEngine
+from rhizome_testing.talking_engine import Hang, Pause, Refuse, Say, TalkingEngine, Until
 from rhizome_transport.errors import EngineError
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -25,12 +26,22 @@ def _events(body: str) -> list[Any]:
 
 
 async def test_streams_to_the_official_client(gateway, engine: TalkingEngine) -> None:
-    engine.script = lambda prompt: [Say("Héllo 你好 😀!")]
+    said = ["H", "éllo", " ", "你好", " ", "😀!"]
+    heard = [asyncio.Event() for _ in said]
+    engine.script = lambda prompt: [
+        step for part, event in zip(said, heard, strict=True) for step in (Say(part), Until(event))
+    ]
     stream = await gateway.openai.chat.completions.create(
         model="talking-model", messages=HI, stream=True, stream_options={"include_usage": True}
     )
-    chunks = [chunk async for chunk in stream]
-    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    chunks, pieces = [], []
+    async for chunk in stream:
+        chunks.append(chunk)
+        if chunk.choices:
+            pieces.append(chunk.choices[0].delta.content or "")
+            for number, event in enumerate(heard, 1):
+                if "".join(pieces) == "".join(said[:number]):
+                    event.set()  # each part comes before the next one is said
     assert "".join(pieces) == "Héllo 你好 😀!"
     assert not any("\ufffd" in piece for piece in pieces)
     assert len(pieces) > 5
@@ -153,11 +164,13 @@ async def test_nothing_is_sent_while_the_request_waits(gateway, engine: TalkingE
 
 
 async def test_a_silent_stream_is_kept_alive(engine: TalkingEngine, start_gateway) -> None:
-    engine.script = lambda prompt: [Say("a"), Pause(0.35), Say("b")]
+    twice = asyncio.Event()
+    engine.script = lambda prompt: [Say("a"), Until(twice), Say("b")]
     async with start_gateway(engine.target, keep_alive_s=0.1) as gateway:
         await gateway.becomes_ready()
         started = time.monotonic()
-        body = (await gateway.chat(stream=True)).text
+        request = {"model": "talking-model", "messages": HI}
+        body = await read_stream(gateway, "/v1/chat/completions", request, ": keep-alive\n\n", 2, twice)
         assert 2 <= body.count(": keep-alive\n\n") <= (time.monotonic() - started) / 0.1
         assert body.index('"a"') < body.index(": keep-alive") < body.index('"b"')
         assert len(_events(body)) == 5

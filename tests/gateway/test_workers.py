@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ async def _ready(url: str) -> bool:
 
 
 async def _ask(url: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         return await client.post(f"{url}/v1/chat/completions", json=BODY, headers=headers)
 
 
@@ -87,11 +88,13 @@ async def test_limits_and_counts_hold_over_all_workers(engine: TalkingEngine, tm
     flags = ("--keys-file", str(keys), "--metrics-port", str(metrics_port))
     async with _workers(engine, *flags) as (_, url):
         key = {"authorization": "Bearer sk-alice"}
+        started = time.monotonic()
         codes = [(await _ask(url, **key)).status_code for _ in range(14)]
-        assert codes.count(200) == 10 and codes.count(429) == 4
-        async with httpx.AsyncClient(trust_env=False, headers=key) as client:
+        came_back = (time.monotonic() - started) * 10 / 60
+        assert 10 <= codes.count(200) <= 10 + came_back and set(codes) == {200, 429}
+        async with httpx.AsyncClient(trust_env=False, timeout=30, headers=key) as client:
             page = (await client.get(f"{url}/metrics")).text
-        async with httpx.AsyncClient(trust_env=False) as client:  # and without a key
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:  # and without a key
             aside = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
         assert _chats(page) == _chats(aside) == 14
 

@@ -106,14 +106,14 @@ def test_the_longest_chains_of_references_do_not_overflow_a_stack():
 
 
 def test_an_overrunning_grammar_fails_at_the_limit_and_others_go_on(monkeypatch):
-    compiler = GrammarCompiler(BYTES, 320, [257], workers=1, limit_s=0.3)
+    compiler = GrammarCompiler(BYTES, 320, [257], workers=1, limit_s=1.0)
     compiler.warm_up().result(30)
     gate, stuck = threading.Event(), Grammar("regex", "stuck")
     original = Grammar.to_llguidance
     monkeypatch.setattr(Grammar, "to_llguidance", lambda g: (g == stuck and gate.wait(60)) or original(g))
     try:
         start = time.monotonic()
-        with pytest.raises(GrammarError, match=r"took more than 0\.3 s; simplify it"):
+        with pytest.raises(GrammarError, match=r"took more than 1 s; simplify it"):
             compiler.compile(stuck).result(30)
         assert time.monotonic() - start < 5
         assert compiler.num_overdue == 1

@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from rhizome_testing.running_stack import RunningStack
+from rhizome_testing.time_bounds import assert_within
 
 GOOD = {"model": "rhizome-demo", "messages": [{"role": "user", "content": "Hello"}]}
 CASES: dict[str, tuple[bytes, int]] = {
@@ -49,17 +50,24 @@ CASES: dict[str, tuple[bytes, int]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_answers_in_the_envelope_within_a_second(stack: RunningStack, case: str) -> None:
     body, status = CASES[case]
-    started = time.monotonic()
-    response = httpx.post(
-        f"{stack.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
-    )
-    elapsed = time.monotonic() - started
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert isinstance(error["message"], str) and isinstance(error["code"], str)
-    assert len(response.content) < 4096
-    assert elapsed < 1
+
+    def ask() -> float:
+        started = time.monotonic()
+        response = httpx.post(
+            f"{stack.url}/v1/chat/completions",
+            content=body,
+            headers={"Content-Type": "application/json"},
+            timeout=30,
+        )
+        elapsed = time.monotonic() - started
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert isinstance(error["message"], str) and isinstance(error["code"], str)
+        assert len(response.content) < 4096
+        return elapsed
+
+    assert_within(1, ask)
 
 
 def test_unknown_routes_and_methods_answer_in_the_envelope(stack: RunningStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -15,6 +16,7 @@ from openai import OpenAI
 from pydantic import BaseModel, Field
 
 from rhizome_testing.running_stack import RunningStack
+from rhizome_testing.time_bounds import assert_within_async
 
 MODEL = "rhizome-demo"
 HELLO: list[Any] = [{"role": "user", "content": "Tell me about Ada."}]
@@ -131,14 +133,21 @@ def test_what_cannot_be_enforced_is_refused(
 
 async def test_a_hostile_grammar_delays_nobody_else(stack: RunningStack) -> None:
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 4}
-    hostile = {"structured_outputs": {"regex": "(a{1000}){1000}"}}  # a second of work, then refused
-    async with httpx.AsyncClient(base_url=f"{stack.url}/v1", timeout=60) as http:
-        await http.post("/chat/completions", json=body | {"structured_outputs": {"regex": "a"}})
-        refused = asyncio.create_task(http.post("/chat/completions", json=body | hostile))
+    numbers = itertools.count(1)
+
+    async def longest_wait() -> float:
+        regex = "(a{1000}){1000}" + "b" * next(numbers)  # a second of work, then refused
+        hostile = body | {"structured_outputs": {"regex": regex}}
+        refused = asyncio.create_task(http.post("/chat/completions", json=hostile))
         slowest = 0.0
         while not refused.done():
             start = time.perf_counter()
             assert (await http.post("/chat/completions", json=body)).status_code == 200
             slowest = max(slowest, time.perf_counter() - start)
         assert refused.result().status_code == 400
-        assert 0 < slowest < 1.0
+        assert slowest > 0
+        return slowest
+
+    async with httpx.AsyncClient(base_url=f"{stack.url}/v1", timeout=60) as http:
+        await http.post("/chat/completions", json=body | {"structured_outputs": {"regex": "a"}})
+        await assert_within_async(1.0, longest_wait)

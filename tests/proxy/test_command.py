@@ -82,7 +82,7 @@ async def test_a_taken_port_exits_1_with_a_line_that_says_so(cluster, start):
     [
         ([], "no backends are given; use --backends"),
         (["--backends", "nonsense"], "--backends: 'nonsense' is no backend; write host:port"),
-        (["--backends", "http://a:1?kind=magic"], "--backends: http://a:1 cannot be of kind 'magic'; use one of"),
+        (["--backends", "http://a:1?kind=magic"], "--backends: http://a:1 cannot be of kind 'magic'; use"),
         (["--backends", "http://a:1?events=b"], "--backends: 'b' must be one or two ZeroMQ addresses"),
         (["--backends", "http://ä:1"], "--backends: 'http://ä:1' is no backend; write http://host:port"),
         (["--backends", "a:1?key=b"], "--backends: a:1 is an engine of ours: no kind, key or events"),

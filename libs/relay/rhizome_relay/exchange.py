@@ -313,6 +313,11 @@ class Exchange(Closing):
             self._client.deadline = self._total_at
             self._try_next(errors.NONE_READY)
 
+    def _is_idle(self) -> bool:
+        """Whether the backend has said nothing for too long."""
+        idle_s = self._loop.time() - self._heard_at
+        return self._upstream is not None and idle_s >= self._relay.settings.idle_timeout_s
+
     @property
     def _heard(self) -> bool:
         """Whether the client has a part of a backend's response."""
@@ -337,5 +342,7 @@ class Exchange(Closing):
             self._cancel(Ending.CANCELLED)
             self._fail(errors.SLOW_BODY)
         else:
-            self._cancel(Ending.TIMED_OUT if self._upstream is not None else Ending.CANCELLED)
+            # A long answer that runs into the total time-out is no fault of the backend.
+            silent = self._upstream is not None and not self._answering
+            self._cancel(Ending.TIMED_OUT if silent or self._is_idle() else Ending.CANCELLED)
             self._fail(errors.LATE)

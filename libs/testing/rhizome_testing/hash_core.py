@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from rhizome.engine.v1.engine_service_pb2 import GetModelInfoResponse
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome_engine.batch import Batch
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import ServedModel
@@ -15,7 +17,7 @@ from rhizome_engine.core.server import CoreServer
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
-from rhizome_testing.hash_runner import HashRunner
+from rhizome_testing.hash_runner import HashRunner, HashStep
 from rhizome_transport.client import EngineClient
 from rhizome_transport.frame_server import FrameServer
 
@@ -36,6 +38,7 @@ class HashCore:
         instance_id: of this start.
         endpoint: where it listens.
         runner: computes its steps.
+        orphans: decides when it ends without a front.
         failure: what ended the loop, if it did not end well.
     """
 
@@ -60,9 +63,8 @@ class HashCore:
             tokenizer_files={"tokenizer.json": b"{}" * 300_000, "generation_config.json": b""},
             default_sampling=SamplingParams(temperature=0.0),
         )
-        self._server = CoreServer(
-            self._frames, self.core, model, OrphanWatch(orphan_grace_s), StartDelay(start_delay_s)
-        )
+        self.orphans = OrphanWatch(orphan_grace_s)
+        self._server = CoreServer(self._frames, self.core, model, self.orphans, StartDelay(start_delay_s))
         self._thread = threading.Thread(target=self._run, name="core")
         self._thread.start()
 
@@ -70,6 +72,19 @@ class HashCore:
     def running(self) -> bool:
         """Whether the loop goes on."""
         return self._thread.is_alive()
+
+    def slow_down(self, step_s: float = 0.02) -> None:
+        """Make every step take at least so long, so that a test can do something before a request ends.
+
+        The core computes in a thread of its own, and a busy machine may run that one alone for a while.
+        """
+        launch = self.runner.launch
+
+        def launch_late(batch: Batch) -> HashStep:
+            time.sleep(step_s)
+            return launch(batch)
+
+        self.runner.launch = launch_late  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """End the loop.

@@ -113,7 +113,7 @@ class OtlpSink:
         wanted: Callable[[list[SunkSpan]], bool],
         *,
         trace_id: str | None = None,
-        timeout_s: float = 10.0,
+        timeout_s: float = 30.0,
     ) -> list[SunkSpan]:
         """Wait until the spans (of one trace) satisfy a condition.
 

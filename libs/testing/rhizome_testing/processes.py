@@ -17,7 +17,7 @@ from typing import Self
 import psutil
 
 _POLL_S = 0.02
-_KILL_AFTER_S = 10.0
+_KILL_AFTER_S = 30.0
 
 
 class ProcessFailedError(AssertionError):
@@ -103,7 +103,7 @@ class ProcessFixture:
         self._family.update({child.pid: child for child in found})
         return found
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         """Poll until `condition` holds.
 
         Raises:
@@ -111,13 +111,13 @@ class ProcessFixture:
         """
         deadline = time.monotonic() + timeout_s
         while not condition():
-            if not self.running:
+            if not self.running and not condition():  # it may have done it and exited in between
                 raise self._failure(f"exited with {self.returncode} before {what}")
             if time.monotonic() > deadline:
                 raise self._failure(f"did not reach this within {timeout_s:g} s: {what}")
             time.sleep(_POLL_S)
 
-    def wait_for_line(self, pattern: str, timeout_s: float = 30.0) -> re.Match[str]:
+    def wait_for_line(self, pattern: str, timeout_s: float = 60.0) -> re.Match[str]:
         """Wait for output that matches a regular expression.
 
         Raises:
@@ -129,7 +129,7 @@ class ProcessFixture:
         assert match is not None
         return match
 
-    def wait_for_port(self, port: int, host: str = "127.0.0.1", timeout_s: float = 30.0) -> None:
+    def wait_for_port(self, port: int, host: str = "127.0.0.1", timeout_s: float = 60.0) -> None:
         """Wait until somebody accepts TCP connections there.
 
         Raises:
@@ -154,7 +154,7 @@ class ProcessFixture:
         """Send a signal to this process only."""
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for the exit.
 
         Raises:
@@ -188,7 +188,7 @@ class ProcessFixture:
         """Descendants seen by `children` that outlived it; zombies do not count."""
         return [one for one in self._family.values() if _alive(one)]
 
-    def assert_no_orphan(self, timeout_s: float = 5.0) -> None:
+    def assert_no_orphan(self, timeout_s: float = 20.0) -> None:
         """Fail when a descendant that `children` has seen is still there after a while."""
         deadline = time.monotonic() + timeout_s
         while self.orphans() and time.monotonic() < deadline:

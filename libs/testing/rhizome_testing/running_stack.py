@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from rhizome_launcher.service_process import ServiceProcess
 from rhizome_launcher.stack import Stack, StackSettings
+from rhizome_testing.ports import free_port
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "models" / "demo"
 
@@ -67,6 +68,7 @@ def demo_stack_settings(log_dir: Path, **changes: Any) -> StackSettings:
         "engines": 2,
         "port": 18000,
         "strict_port": False,
+        "proxy_port": free_port(),  # the usual ones may become some connection's before an engine listens
         "engine_arguments": ("--served-model-name", "rhizome-demo"),
         "log_dir": log_dir,
         "ready_timeout_s": 90.0,

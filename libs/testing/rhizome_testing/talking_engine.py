@@ -73,6 +73,13 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Until:
+    """Generate nothing before something has happened."""
+
+    happened: asyncio.Event
+
+
+@dataclass(frozen=True)
 class Hang:
     """Generate nothing until the request is cancelled."""
 
@@ -91,7 +98,7 @@ class Finish:
     reason: FinishReason.ValueType
 
 
-Step = Say | Pause | Hang | Refuse | Finish
+Step = Say | Pause | Until | Hang | Refuse | Finish
 Script = Callable[[str], Sequence[Step]]
 
 
@@ -104,7 +111,7 @@ class TalkingEngine(EngineServicerBase):
         model: the served name.
         max_context_tokens: announced limit.
         files: the tokenizer's files; change them before the start, or with a new model name.
-        queue_s: how long requests wait before the engine says that it begins.
+        begins: what has to happen before the engine says that it begins with a request; None for nothing.
         submits: what was asked, oldest first.
         embed_delay_s: how long Embed takes.
         embed_error: how Embed fails, where it is to.
@@ -121,7 +128,7 @@ class TalkingEngine(EngineServicerBase):
     max_context_tokens: int = 512
     address: str = "127.0.0.1:0"
     files: dict[str, bytes] = field(default_factory=dict)
-    queue_s: float = 0.0
+    begins: asyncio.Event | None = None
     submits: list[Submit] = field(default_factory=list)
     embed_delay_s: float = 0.0
     embed_error: EngineError | None = None
@@ -264,8 +271,8 @@ class TalkingEngine(EngineServicerBase):
 
         try:
             steps = list(self.script(self._text(submit)))
-            if self.queue_s:
-                await asyncio.sleep(self.queue_s)
+            if self.begins is not None:
+                await self.begins.wait()
             if not isinstance(steps[0], Refuse):
                 emit(GenerateResponse(started=Started(prompt_tokens=prompt_tokens, cached_tokens=3)))
                 for scores in _scores(submit):
@@ -279,6 +286,8 @@ class TalkingEngine(EngineServicerBase):
                             await asyncio.sleep(0)
                     case Pause():
                         await asyncio.sleep(step.seconds)
+                    case Until():
+                        await step.happened.wait()
                     case Hang():
                         await asyncio.Event().wait()
                     case Finish():

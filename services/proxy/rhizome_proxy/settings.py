@@ -37,8 +37,11 @@ _COMMON_NAMES: Final = {
     "max_allowed_deferred": "MAX_ALLOWED_DEFERRED",
     "poll_interval_s": "METRICS_CACHE_TTL_SECONDS",
     "backend_timeout_s": "BACKEND_TIMEOUT_SECONDS",
+    "http_port": "PORT",
 }
 
+
+_HTTP_PORT: Final = 8888
 
 _PROMPTS_AT_ONCE: Final = 8
 """Requests that may wait for their first token at a backend whatever others had to wait."""
@@ -72,7 +75,7 @@ class ProxySettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50050, description="Its port; 0 takes a free one.")
     http_host: str = Field("127.0.0.1", description="Address of the HTTP listener.")
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="Its port; without one there is no HTTP listener. It serves the http:// backends."
+        None, description="Its port; absent, it is 8888 if there are http:// backends, which it is for."
     )
     policy: str = Field("cost", description=f"How engines are chosen: {', '.join(POLICIES)}.")
     poll_interval_s: float = Field(
@@ -185,16 +188,20 @@ class ProxySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        specs = parse_specs(self.backends)
         if self.backends_file is not None:
             try:
-                for spec in read_specs(self.backends_file):
-                    check_spec(spec)
+                specs += read_specs(self.backends_file)
             except OSError as error:
                 raise ValueError(f"the backends file cannot be read: {error}") from None
-        elif not parse_specs(self.backends):
+            for spec in specs:
+                check_spec(spec)
+        elif not specs:
             raise ValueError(
                 "no backends are given; use --backends host:port,http://host:port or --backends-file"
             )
+        if self.http_port is None and any(spec.http for spec in specs):
+            self.http_port = _HTTP_PORT
         self.tls()
         self.engine_tls()
         return self

@@ -59,7 +59,7 @@ def assert_embedded(
     assert response.usage.completion_tokens == 0
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "this did not come true in time"
@@ -70,8 +70,7 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> 
 def slow_core(tmp_path: Path) -> Iterator[HashCore]:
     """Every step takes 20 ms and computes four tokens."""
     core = HashCore(tmp_path, max_step_tokens=4)
-    launch = core.runner.launch
-    core.runner.launch = lambda batch: (time.sleep(0.02), launch(batch))[1]  # type: ignore[method-assign]
+    core.slow_down()
     yield core
     core.stop()
 
@@ -106,6 +105,7 @@ async def test_last_token_pooling_finds_prefixes_in_its_namespace(client: ZmqEng
 async def test_generation_goes_on_beside_a_call_larger_than_the_queue(
     hash_core: HashCore, client: ZmqEngineClient
 ) -> None:
+    hash_core.slow_down(0.01)
     prompts = [[number, *range(20)] for number in range(500)]
     embedding = asyncio.create_task(client.embed(embed_request(prompts, request_id="big")))
     await eventually(lambda: hash_core.core.has_work)
@@ -182,7 +182,7 @@ async def test_giving_up_frees_everything(
     slow_core: HashCore, slow_client: ZmqEngineClient, way: str
 ) -> None:
     asker = ZmqEngineClient(slow_core.endpoint, peer_name="asker")
-    embedding = asyncio.create_task(asker.embed(embed_request([[1] * 100] * 20, request_id="mine")))
+    embedding = asyncio.create_task(asker.embed(embed_request([[1] * 250] * 20, request_id="mine")))
     await eventually(lambda: slow_core.core.load().kv_pages_in_use > 0)
     if way == "cancel":
         embedding.cancel()
@@ -280,7 +280,7 @@ async def test_a_large_answer_comes_in_parts_and_leaves_others_alone(
 async def test_a_drain_whose_time_is_over_ends_calls(
     slow_core: HashCore, slow_client: ZmqEngineClient
 ) -> None:
-    embedding = asyncio.create_task(slow_client.embed(embed_request([[1] * 100] * 20)))
+    embedding = asyncio.create_task(slow_client.embed(embed_request([[1] * 250] * 20)))
     await eventually(lambda: slow_core.core.has_work)
     request = DrainRequest()
     request.timeout.FromMilliseconds(50)

@@ -88,6 +88,7 @@ async def test_every_accepted_request_is_counted_once_however_it_ends(
     hash_core: HashCore, client: ZmqEngineClient
 ) -> None:
     await all_events(client, token_request([1, 2]))
+    hash_core.slow_down()
     async with aclosing(client.generate(token_request([3], max_tokens=200))) as cancelled:
         await anext(cancelled)
     other = ZmqEngineClient(hash_core.endpoint, peer_name="short-lived")

@@ -75,8 +75,7 @@ async def test_requests_that_come_within_the_interval_begin_in_one_step(patient_
 
 async def test_who_comes_while_others_run_does_not_wait(patient_core: HashCore) -> None:
     client = ZmqEngineClient(patient_core.endpoint, peer_name="test")
-    launch = patient_core.runner.launch
-    patient_core.runner.launch = lambda batch: (time.sleep(0.01), launch(batch))[1]  # type: ignore[method-assign]
+    patient_core.slow_down()
     running = client.generate(token_request([1], max_tokens=200))
     await anext(running)
     late = await all_events(client, token_request([4, 5], max_tokens=1))

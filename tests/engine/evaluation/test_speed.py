@@ -67,6 +67,7 @@ def test_measures_a_checkpoint_with_more_streams_than_a_batch_has_by_default(tmp
         assert level["streams"] == streams
         assert level["decode_tok_s_min"] <= level["decode_tok_s"] <= level["decode_tok_s_max"]
         assert 0 < level["ttft_ms"] < level["e2e_ms"]
-        # The whole wave, its prompts included, cannot be faster than decoding alone.
-        assert level["output_tok_s"] < level["decode_tok_s_max"]
+        # The whole wave, its prompts included, cannot be faster than decoding alone, to which the first of
+        # the thirty tokens does not count.
+        assert level["output_tok_s"] < level["decode_tok_s_max"] * 30 / 29
     assert "40 streams: run 2 of 2" in told

@@ -55,7 +55,7 @@ def until_idle() -> Callable[[Any], Awaitable[None]]:
     """Waits until an engine, seen through its stub, has given back every page."""
 
     async def wait(stub: Any) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             load = (await stub.GetLoad(GetLoadRequest())).load
             if load.kv_pages_in_use == 0 and load.running_requests == 0:

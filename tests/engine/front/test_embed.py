@@ -108,7 +108,7 @@ async def test_a_core_that_dies_fails_the_call_so_that_it_can_be_sent_again(star
         assert from_rpc_error(caught.value).code is grpc.StatusCode.UNAVAILABLE
 
 
-async def _busy(stub: Any, timeout_s: float = 10.0) -> None:
+async def _busy(stub: Any, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not (await stub.GetLoad(messages.GetLoadRequest())).load.running_requests:
         assert time.monotonic() < deadline

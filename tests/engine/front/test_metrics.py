@@ -137,7 +137,7 @@ async def until_up(port: int, wanted: float) -> None:
 
 
 async def until_idle(stub: Any) -> GetLoadResponse:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         answer: GetLoadResponse = await stub.GetLoad(GetLoadRequest())
         if answer.load.running_requests == 0 and answer.load.totals.aborted:

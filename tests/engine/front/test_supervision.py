@@ -21,6 +21,7 @@ from rhizome.engine.v1.engine_service_pb2 import GetModelInfoRequest
 from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_LENGTH, GenerateRequest
 from rhizome_testing.engine_process import EngineProcess
+from rhizome_testing.time_bounds import assert_within
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.grpc_client import GrpcEngineClient
@@ -45,11 +46,11 @@ def token_request(max_tokens: int) -> GenerateRequest:
 
 async def instance_of(engine: EngineProcess) -> str:
     async with grpc.aio.insecure_channel(engine.target) as channel:
-        info = await EngineServiceStub(channel).GetModelInfo(GetModelInfoRequest(), timeout=10)
+        info = await EngineServiceStub(channel).GetModelInfo(GetModelInfoRequest(), timeout=30)
         return str(info.instance_id)
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what}"
@@ -121,7 +122,7 @@ async def test_sigterm_lets_open_requests_finish_and_leaves_nothing_behind(
         assert [e async for e in on_connect][-1].finished.reason == FINISH_REASON_LENGTH
         assert [e async for e in on_generate][-1].finished.reason == FINISH_REASON_LENGTH
     await client.close()
-    assert engine.wait(20) == 0
+    assert engine.wait(40) == 0
     assert is_gone(core)
     assert not folders_in(tmp_path)
 
@@ -133,24 +134,29 @@ async def test_open_requests_are_cancelled_when_the_drain_time_is_over(start_eng
         call = EngineServiceStub(channel).Generate(text_request(2000))
         await call.read()
         engine.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(engine.wait, 10) == 0
+        assert await asyncio.to_thread(engine.wait, 30) == 0
 
 
-async def test_a_second_sigint_stops_at_once(start_engine: StartEngine) -> None:
-    engine = start_engine("--drain-timeout-s", "600")
-    engine.wait_serving()
-    core = engine.core()
-    core.suspend()  # it would never finish draining
-    engine.signal(signal.SIGINT)
-    engine.wait_for_line("draining")
-    assert engine.running
-    engine.signal(signal.SIGINT)
-    try:
-        assert await asyncio.to_thread(engine.wait, 4) == 0
-    finally:
-        if not is_gone(core):
-            core.kill()
-    assert is_gone(core)
+def test_a_second_sigint_stops_at_once(start_engine: StartEngine) -> None:
+    def stop() -> float:
+        engine = start_engine("--drain-timeout-s", "600")
+        engine.wait_serving()
+        core = engine.core()
+        core.suspend()  # it would never finish draining
+        engine.signal(signal.SIGINT)
+        engine.wait_for_line("draining")
+        assert engine.running
+        engine.signal(signal.SIGINT)
+        began = time.monotonic()
+        try:
+            assert engine.wait(40) == 0
+        finally:
+            if not is_gone(core):
+                core.kill()
+        assert is_gone(core)
+        return time.monotonic() - began
+
+    assert_within(4, stop)
 
 
 async def test_draining_by_admin_turns_health_and_refuses(start_engine: StartEngine) -> None:

@@ -82,7 +82,9 @@ async def test_an_embed_is_one_span_whatever_it_embeds(engine: EngineProcess, si
         await embed(EmbedRequest(inputs=inputs), metadata=metadata(trace_id))
         with pytest.raises(grpc.aio.AioRpcError):
             await embed(
-                EmbedRequest(inputs=[TokenIds(ids=[1] * 2000)] * 99), timeout=0.1, metadata=metadata(trace_id)
+                EmbedRequest(inputs=[TokenIds(ids=[1] * 2000)] * 300),
+                timeout=1.0,
+                metadata=metadata(trace_id),
             )
     spans = sink.wait_for(lambda found: len(found) == 2, trace_id=trace_id)
     assert {span.name for span in spans} == {"rhizome.engine.v1.EngineService/Embed"}

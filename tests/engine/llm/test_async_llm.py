@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from random import Random
 
 import grpc
@@ -47,18 +47,31 @@ async def llm(request, checkpoint):
         await asyncio.wrap_future(one._thread.ask(lambda core: core.check_conservation()))
 
 
-async def until_idle(llm, timeout_s=10.0):
+async def until_idle(llm, timeout_s=20.0):
     deadline = time.monotonic() + timeout_s
     while (load := await llm.load()).running_requests or load.waiting_requests or load.kv_pages_in_use:
         assert time.monotonic() < deadline, load
         await asyncio.sleep(0.005)
 
 
-async def until_busy(llm, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not (await llm.load()).kv_pages_in_use:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
+@asynccontextmanager
+async def in_a_step(llm):
+    """The engine has begun a step, its first, and does not go on before the end of the block."""
+    begun, go_on = threading.Event(), threading.Event()
+    runner = llm._llm.core._runner
+    launch = runner.launch
+
+    def launch_then(batch):
+        begun.set()
+        assert go_on.wait(60)
+        return launch(batch)
+
+    runner.launch = launch_then
+    try:
+        assert await asyncio.to_thread(begun.wait, 20)
+        yield
+    finally:
+        go_on.set()
 
 
 async def text_of(stream):
@@ -68,10 +81,11 @@ async def text_of(stream):
 
 async def test_many_callers_share_batches(llm, expected):
     before = await llm.load()
-    answers = await asyncio.gather(
-        *(llm.generate(prompt, GREEDY, max_tokens=16, ignore_eos=True) for prompt in PROMPTS)
-    )
-    assert [answer[0].text for answer in answers] == expected
+    options = {"max_tokens": 16, "ignore_eos": True}
+    asking = [asyncio.create_task(llm.generate(prompt, GREEDY, **options)) for prompt in PROMPTS]
+    async with in_a_step(llm):  # which does not end before all have asked
+        pass
+    assert [answer[0].text for answer in await asyncio.gather(*asking)] == expected
     steps = (await llm.load()).totals.steps - before.totals.steps
     assert steps < len(PROMPTS) * 16 / 2
 
@@ -94,12 +108,21 @@ async def test_deltas_come_while_more_are_computed(llm):
 
 
 async def test_the_loop_is_free_while_the_engine_computes(llm):
+    turned, steps = threading.Event(), []
+    launch = llm._llm.core._runner.launch
+
+    def launch_after_a_turn(batch):
+        steps.append(len(batch.token_ids))
+        turned.clear()
+        assert turned.wait(20), "the loop stands still while the engine works"
+        return launch(batch)
+
+    llm._llm.core._runner.launch = launch_after_a_turn
     task = asyncio.create_task(llm.generate(PROMPTS, GREEDY, max_tokens=60, ignore_eos=True))
-    turns = 0
     while not task.done():
-        turns += 1
+        turned.set()
         await asyncio.sleep(0.001)
-    assert turns > 20 and len(await task) == len(PROMPTS)
+    assert len(steps) > 20 and len(await task) == len(PROMPTS)
 
 
 @pytest.mark.parametrize("what", ["generate", "embed", "stream"])
@@ -111,10 +134,10 @@ async def test_a_cancelled_task_frees_its_pages(llm, what):
     }
     before = (await llm.load()).totals
     task = asyncio.create_task(calls[what]())
-    await until_busy(llm)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    async with in_a_step(llm):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     await until_idle(llm)
     after = (await llm.load()).totals
     assert after.aborted - before.aborted == after.received - before.received > 0
@@ -195,8 +218,10 @@ async def test_chat_and_grammars(llm):
 async def test_closing_ends_what_is_open(checkpoint):
     llm = AsyncLLM(make(checkpoint))
     long = asyncio.create_task(llm.generate(PROMPTS, GREEDY, max_tokens=1500, ignore_eos=True))
-    await until_busy(llm)
-    await asyncio.gather(llm.close(), llm.close())
+    async with in_a_step(llm):
+        closing = asyncio.gather(llm.close(), llm.close())
+        await asyncio.sleep(0.01)
+    await closing
     for call in (long, llm.generate("x"), llm.embed("x"), llm.load(), text_of(llm.stream("x"))):
         with pytest.raises(EngineError, match="closed") as caught:
             await call

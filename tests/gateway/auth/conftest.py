@@ -20,12 +20,12 @@ async def served(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server._serve(sockets=[listener]))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
                 yield client
         finally:
             server.should_exit = True

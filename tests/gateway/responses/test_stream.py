@@ -6,7 +6,7 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.gateway.conftest import eventually
+from tests.gateway.conftest import eventually, read_stream
 from tests.gateway.responses.conftest import (
     ARGUMENTS,
     BODY,
@@ -19,7 +19,7 @@ from tests.gateway.responses.conftest import (
 )
 
 from rhizome.engine.v1.generate_pb2 import FinishReason
-from rhizome_testing.talking_engine import Finish, Hang, Pause, Refuse, Say, TalkingEngine
+from rhizome_testing.talking_engine import Finish, Hang, Pause, Refuse, Say, TalkingEngine, Until
 from rhizome_transport.errors import EngineError
 
 EVERYTHING = f"<think>Hm. Rain?</think>\n\nI löök.\n{CALL}\n{CALL} Yes"
@@ -154,11 +154,12 @@ async def test_an_error_before_the_first_event_has_a_status(gateway, engine: Tal
 
 
 async def test_silence_is_broken_by_comments(engine: TalkingEngine) -> None:
-    engine.script = lambda prompt: [Pause(0.2), Say("late")]
+    twice = asyncio.Event()
+    engine.script = lambda prompt: [Until(twice), Say("late")]
     async with responses_gateway(engine, keep_alive_s=0.02) as gateway:
-        answer = await gateway.http.post("/v1/responses", json=BODY | {"stream": True})
-    assert len(re.findall(r"^: keep-alive$", answer.text, re.MULTILINE)) >= 2
-    assert events_of(answer.text)[-1]["type"] == "response.completed"
+        text = await read_stream(gateway, "/v1/responses", BODY, ": keep-alive\n\n", 2, twice)
+    assert len(re.findall(r"^: keep-alive$", text, re.MULTILINE)) >= 2
+    assert events_of(text)[-1]["type"] == "response.completed"
 
 
 async def test_there_is_no_end_mark(gateway) -> None:

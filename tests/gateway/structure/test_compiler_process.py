@@ -19,7 +19,7 @@ PARTS = (("b", Grammar("choice", choices=("x", "y"))), ("c", Grammar("json_schem
 
 @pytest.fixture
 def process():
-    process = CompilerProcess((DEMO / "tokenizer.json").read_bytes(), VOCAB, EOS, limit_s=1.0)
+    process = CompilerProcess((DEMO / "tokenizer.json").read_bytes(), VOCAB, EOS, limit_s=3.0)
     yield process
     process.stop()
     assert not process.is_running
@@ -28,7 +28,7 @@ def process():
 def test_a_grammar_that_takes_too_long_is_killed_and_the_next_one_compiles(process):
     process.compile(Grammar("lark", "start: @b @c", parts=PARTS))
     first = process._process
-    with pytest.raises(GrammarError, match="took more than 1 s"):
+    with pytest.raises(GrammarError, match="took more than 3 s"):
         process.compile(ENDLESS)
     assert first.returncode is not None
     process.compile(Grammar("json_object"))

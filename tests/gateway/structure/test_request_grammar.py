@@ -15,6 +15,7 @@ from rhizome_gateway.structure.compiler_process import CompilerProcess
 from rhizome_gateway.structure.request_grammar import grammar_for
 from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
 from rhizome_grammar.spec import Grammar
+from rhizome_testing.time_bounds import assert_within_async
 
 from .conftest import DEMO, EOS, VOCAB, calls_of, tool
 
@@ -86,18 +87,9 @@ BOMBS = {
 
 
 async def test_bombs_end_in_time_and_the_loop_stays_responsive():
-    checker = new_checker(limit_s=2.0)
-    await checker.check(Grammar("regex", "warm"))
     process = psutil.Process()
-    before, pauses, watching = process.memory_info().rss, [], True
 
-    async def watch():
-        while watching:
-            start = time.perf_counter()
-            await asyncio.sleep(0.005)
-            pauses.append(time.perf_counter() - start - 0.005)
-
-    async def ask(asked):
+    async def ask(checker, asked):
         start = time.monotonic()
         try:
             await grammar_for(checker, structured_outputs=outputs(**asked))
@@ -106,16 +98,29 @@ async def test_bombs_end_in_time_and_the_loop_stays_responsive():
             assert error.code == ("invalid_json_schema" if "json" in asked else "invalid_value")
         return time.monotonic() - start
 
-    watcher = asyncio.create_task(watch())
-    for name, asked in BOMBS.items():
-        assert await ask(asked) < 10, name
-    watching = False
-    await watcher
-    assert sorted(pauses)[int(len(pauses) * 0.95)] < 0.05
-    assert max(pauses) < 1.0
-    assert process.memory_info().rss - before < 600 * 2**20
-    # And the next one is served.
-    assert await grammar_for(checker, structured_outputs=outputs(regex="[a-z]+")) is not None
+    async def pauses_of_the_loop():
+        checker = new_checker(limit_s=2.0)
+        await checker.check(Grammar("regex", "warm"))
+        before, pauses, watching = process.memory_info().rss, [], True
+
+        async def watch():
+            while watching:
+                start = time.perf_counter()
+                await asyncio.sleep(0.005)
+                pauses.append(time.perf_counter() - start - 0.005)
+
+        watcher = asyncio.create_task(watch())
+        for name, asked in BOMBS.items():
+            assert await ask(checker, asked) < 10, name
+        watching = False
+        await watcher
+        assert process.memory_info().rss - before < 600 * 2**20
+        # And the next one is served.
+        assert await grammar_for(checker, structured_outputs=outputs(regex="[a-z]+")) is not None
+        usual = sorted(pauses)[int(len(pauses) * 0.95)]
+        return max(max(pauses), usual * 20)  # so below 50 ms as a rule, and never a second
+
+    await assert_within_async(1.0, pauses_of_the_loop)
 
 
 async def test_a_grammar_is_compiled_once_whatever_came_of_it(monkeypatch):

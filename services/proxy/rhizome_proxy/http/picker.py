@@ -12,15 +12,19 @@ from rhizome_proxy.http.continuation import TextContinuation, can_resume
 from rhizome_proxy.http.reading import output_limit, priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.router import USUAL_OUTPUT, Router
+from rhizome_proxy.router import USUAL_OUTPUT, RouteCounts, Router
 from rhizome_relay.errors import HttpError, bad_request, retry_after, unavailable
 from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
 from rhizome_routing.admission import NotAdmitted, Ticket
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement
+from rhizome_routing.prefix.chain import TEXT_TOKEN_BYTES
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
+
+_UNSAID_BYTES = 64 << 20
+"""How long a body may be that comes in pieces and does not say."""
 
 _BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
 
@@ -36,13 +40,14 @@ class Journey:
         cost: tokens that it is expected to take.
         streamed: whether its answer comes token by token.
         ticket: its place in the queue; `None` where it needs none.
+        lost: the backend whose stream another one is to go on with; empty where none is.
     """
 
-    __slots__ = ("ask", "backend", "cost", "model", "span", "streamed", "ticket")
+    __slots__ = ("ask", "backend", "cost", "lost", "model", "span", "streamed", "ticket")
 
     def __init__(self, request: RelayRequest) -> None:
         self.model = request.model or ""
-        self.backend = ""
+        self.backend = self.lost = ""
         self.ask: Ask | None = read_ask(request)
         self.span: Span | None = begin_request(request)
         self.ticket: Ticket | None = None
@@ -52,6 +57,9 @@ class Journey:
             limit = output_limit(document)
             self.cost = self.ask.prompt_tokens + (USUAL_OUTPUT if limit is None else limit)
             self.streamed = document.get("stream") is True
+        elif not request.held:  # too long to be read
+            length = _UNSAID_BYTES if request.length is None else request.length
+            self.cost = length // TEXT_TOKEN_BYTES
 
 
 class PoolTarget:
@@ -89,13 +97,14 @@ class PoolTarget:
         span = begin_attempt(journey.span, backend, router.policy.name)
         if span is not None:
             self.headers = (*self.headers, (b"traceparent", span.trace_parent.to_header().encode()))
-        return HttpLease(backend, router.policy.place(backend, journey.ask), journey, span, cut, heard_at)
+        placement = router.policy.place(backend, journey.ask)
+        return HttpLease(backend, placement, journey, span, router.counts, cut, heard_at)
 
 
 class HttpLease:
     """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
 
-    __slots__ = ("_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_span")
+    __slots__ = ("_backend", "_counts", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_span")
 
     def __init__(
         self,
@@ -103,10 +112,12 @@ class HttpLease:
         placement: Placement,
         journey: Journey,
         span: Span | None,
+        counts: RouteCounts,
         cut: Callable[[], None],
         heard_at: Callable[[], float],
     ) -> None:
         self._heard_at = heard_at
+        self._counts = counts
         self._backend = backend
         self._journey = journey
         self._placement = placement
@@ -119,8 +130,14 @@ class HttpLease:
 
     def first_byte(self) -> None:
         """The backend works; who else might have had the request does not matter any more."""
-        self._journey.ask = None
+        journey = self._journey
+        journey.ask = None
         self._lease.answered()
+        if journey.lost:
+            self._counts.resumes += 1
+            if journey.span is not None:
+                journey.span.add_event(semconv.EVENT_RESUME, {semconv.PICK_BACKEND: journey.lost})
+            journey.lost = ""
         if self._span is not None:
             self._span.add_event(semconv.EVENT_FIRST_BYTE)
 
@@ -157,7 +174,7 @@ class PoolPicker:
         """Backends, the best first; which is the next best is asked when it is needed."""
         self._router.http.open += 1
         request.state = journey = Journey(request)
-        if journey.ask is not None:
+        if journey.cost:
             try:
                 journey.ticket = self._router.offer(
                     tenant_of(request), priority_of(request), journey.cost, journey.model, http=True
@@ -217,9 +234,7 @@ class PoolPicker:
         backend = backend or router.pick(ask, journey.model, unfit, http=True)
         if backend is None:
             return None
-        router.counts.resumes += 1
-        if journey.span is not None:
-            journey.span.add_event(semconv.EVENT_RESUME, {semconv.PICK_BACKEND: journey.backend})
+        journey.lost = journey.lost or journey.backend
         return PoolTarget(router, backend, journey)
 
     def _nobody(self) -> HttpError:

@@ -195,5 +195,5 @@ class Registry:
 
 
 def trusted(healthy: list[Backend]) -> list[Backend]:
-    """Those that are not ejected. Where nothing else is left all are: a doubtful server is better than none."""
+    """Those that are not ejected, or all where no other is left: a doubtful server is better than none."""
     return [backend for backend in healthy if not backend.outlier.ejected] or healthy
