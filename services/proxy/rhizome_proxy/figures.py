@@ -7,7 +7,7 @@ backend serves it: clients must not make time series.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -107,6 +107,11 @@ class RequestFigures:
             times.add(first_byte_s)
         if queue_s:
             self.queued.add(queue_s)
+
+    def retain(self, names: Collection[str]) -> None:
+        """Forget backends that left the pool: names of pods come and go."""
+        kept = {key: count for key, count in self.outcomes.items() if not key[0] or key[0] in names}
+        self.outcomes = kept
 
     def families(self) -> Iterable[Metric]:
         """Everything that was counted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,10 @@ from rhizome_routing.retry_budget import RetryBudget
 
 USUAL_OUTPUT: Final = 256
 """Tokens to be expected where a request sets no limit."""
+
+
+_MOST_KNOWN: Final = 256
+"""Names of models that are remembered; clients may ask for any."""
 
 
 @dataclass(slots=True)
@@ -72,6 +76,8 @@ class Router:
         self.resume_wait_s = resume_wait_s
         self.timeout_s = timeout_s
         self.counts = RouteCounts()
+        self._known: dict[tuple[str, bool], list[Backend]] = {}
+        self._known_at = -1
         self.http = RequestFigures("http", self.serves)
         self.grpc = RequestFigures("grpc", self.serves)
 
@@ -81,22 +87,30 @@ class Router:
 
     def serving(self, model: str, *, http: bool) -> list[Backend]:
         """Backends of a face that are ready for requests for a model; see `pick`."""
-        members = [one for one in self.registry.members if one.http is http]
-        healthy = [backend for backend in members if backend.healthy]
-        if model:
-            knowing = [backend for backend in healthy if backend.knows(model)]
-            if knowing or any(backend.knows(model) for backend in members):
-                healthy = knowing
-            else:
-                healthy = [one for one in healthy if one.own_name(model) is not None] or healthy
+        if self._known_at != self.registry.version:
+            self._known_at = self.registry.version
+            self._known.clear()
+        healthy = self._known.get((model, http))
+        if healthy is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            healthy = self._known[model, http] = self._healthy(model, http=http)
         return trusted(healthy)
 
-    def taking(self, group: str) -> Iterator[Backend]:
-        """Backends of a group of requests, as `offer` names them, one after another."""
+    def taking(self, group: str) -> list[Backend]:
+        """Backends of a group of requests, as `offer` names them."""
         face, _, model = group.partition(":")
-        for one in self.registry.members:
-            if one.ready and one.http is (face == "http") and (not model or one.own_name(model) is not None):
-                yield one
+        return self.serving(model, http=face == "http")
+
+    def _healthy(self, model: str, *, http: bool) -> list[Backend]:
+        members = [one for one in self.registry.members if one.http is http]
+        healthy = [backend for backend in members if backend.healthy]
+        if not model:
+            return healthy
+        knowing = [backend for backend in healthy if backend.knows(model)]
+        if knowing or any(backend.knows(model) for backend in members):
+            return knowing
+        return [one for one in healthy if one.own_name(model) is not None] or healthy
 
     def offer(
         self, tenant: str, priority: PriorityClass, tokens: int, model: str, *, http: bool

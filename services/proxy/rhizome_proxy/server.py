@@ -68,7 +68,7 @@ class ProxyServer:
         queue = settings.admission()
         admissions = Admissions(queue, fleet) if queue is not None else None
         self.registry.on_change(lambda: fleet.on_room())
-        self.registry.on_change(lambda: policy.retain({backend.name for backend in self.registry}))
+        self.registry.on_change(self._forget_others)
         self._discovery = Discovery(
             parse_specs(settings.backends),
             self.registry,
@@ -159,6 +159,12 @@ class ProxyServer:
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self.registry.close()
         return finished
+
+    def _forget_others(self) -> None:
+        """Backends that left the pool leave no trace."""
+        names = {backend.name for backend in self.registry.members}
+        for one in (self.router.policy, self.router.http, self.router.grpc):
+            one.retain(names)
 
     def _announce(self) -> None:
         """The proxy serves what its engines serve; that it doubts them is not its callers' business."""

@@ -211,11 +211,13 @@ class Backend:
 
     def mark_ready(self, models: tuple[str, ...] = ()) -> None:
         """It answered a check and serves."""
-        self.models = models or self.models
+        known, self.models = self.models, models or self.models
         if self._down_since is not None and time.monotonic() - self._down_since > _BRIEF_S:
             self.outlier.returned()
         self._down_since = None
         self._set_health(State.READY, "")
+        if self.models != known:
+            self.on_change()
 
     def mark_down(self, reason: str) -> None:
         """It does not answer, or says that it does not serve; its last load report is void."""

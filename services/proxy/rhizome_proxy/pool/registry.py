@@ -28,6 +28,9 @@ class Registry:
         watch: checks a backend.
         rules: for all backends.
         fleet: what they have room for together.
+
+    Attributes:
+        version: grows with whatever may change who gets which requests, but for ejections.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Registry:
         fleet: Fleet | None = None,
     ) -> None:
         self._fleet = fleet
+        self.version = 0
         self._rules = rules or BackendRules()
         self._open_server = open_server
         self._watch = watch
@@ -97,6 +101,7 @@ class Registry:
         backend = self._backends.pop(name, None)
         if backend is None:
             return
+        self.version += 1
         watcher = self._watchers.pop(name)
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
@@ -138,6 +143,7 @@ class Registry:
         old = self._backends[spec.name]
         if replace(old.spec, weight=spec.weight, priority=spec.priority, aliases=spec.aliases) == spec:
             old.spec = spec
+            self._changed()
             return
         leaving = next(name for n in itertools.count(1) if (name := f"{spec.name}~{n}") not in self._backends)
         old.name = leaving
@@ -190,6 +196,7 @@ class Registry:
         await self.remove(backend.name)
 
     def _changed(self) -> None:
+        self.version += 1
         for listener in list(self._listeners):
             listener()
 
