@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from ipaddress import ip_network
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_wrong_settings_exit_2_with_a_line_each(arguments, text, capsys, monkeyp
         parse_settings(arguments)
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_networks_are_written_in_the_same_way_everywhere(monkeypatch):
+    networks = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
+    monkeypatch.setenv("BACKENDS", "a:1")
+    assert parse_settings(["--trusted-proxies", "10.0.0.0/8,fd00::/8"]).trusted_proxies == networks
+    monkeypatch.setenv("RHIZOME_PROXY_TRUSTED_PROXIES", "10.0.0.0/8,fd00::/8")
+    assert parse_settings([]).trusted_proxies == networks
 
 
 def test_settings_come_from_the_command_line_then_the_environment(monkeypatch):

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 DNS_PREFIX: Final = "dns:///"
-_SCHEMES: Final = {"http": 80, "https": 443, "dns+http": 80, "dns+https": 443, "grpc": 0}
+_SCHEMES: Final = {"http": 80, "https": 443, "dns+http": 80, "grpc": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +173,12 @@ def _resolvable(entry: str) -> tuple[bool, str]:
     scheme, separator, rest = entry.partition("://")
     if not separator:
         scheme, rest = "grpc", entry
-    resolve = scheme in ("dns", "dns+http", "dns+https")
+    resolve = scheme in ("dns", "dns+http")
     if scheme == "dns":  # the name follows a third slash, as in gRPC's own targets
         if not rest.startswith("/"):
             raise wrong
         scheme, rest = "grpc", rest[1:]
-    scheme = scheme.removeprefix("dns+")
+    scheme = scheme.removeprefix("dns+") if resolve else scheme
     if scheme not in _SCHEMES:
         raise wrong
     try:

@@ -53,7 +53,7 @@ class RelaySettings:
     max_head_bytes: int = 32 << 10
     max_headers: int = 100
     max_body_bytes: int = 64 * MIB
-    replay_bytes: int = 32 * MIB
+    replay_bytes: int = 16 * MIB
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     keep_alive_s: float = 75.0

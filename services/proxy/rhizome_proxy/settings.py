@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from rhizome_backends.open_server import check_spec
 from rhizome_backends.spec import parse_specs, read_specs
@@ -141,14 +141,16 @@ class ProxySettings(BaseSettings):
     forward_credentials: bool = Field(
         False, description="HTTP backends get the clients' keys and cookies; otherwise only their own key."
     )
-    trusted_proxies: list[IPvAnyNetwork] = Field(
+    trusted_proxies: Annotated[list[IPvAnyNetwork], NoDecode] = Field(
         [], description="Networks whose X-Forwarded-* headers are believed, such as 10.0.0.0/8."
     )
     backend_timeout_s: float | None = Field(
         None, gt=0, description="Longest time for a request; what its caller says where that is less."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
-    tls_cert: Path | None = Field(None, description="PEM certificate of the listener, which speaks TLS then.")
+    tls_cert: Path | None = Field(
+        None, description="PEM certificate of the gRPC listener, which speaks TLS then."
+    )
     tls_key: Path | None = Field(None, description="Its private key.")
     tls_client_ca: Path | None = Field(
         None, description="PEM authority that clients must have a certificate from (mutual TLS)."
@@ -178,6 +180,12 @@ class ProxySettings(BaseSettings):
         for spec in parse_specs(backends):
             check_spec(spec)
         return backends
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, networks: Any) -> Any:
+        """In the environment they stand as on the command line."""
+        return networks.split(",") if isinstance(networks, str) else networks
 
     @field_validator("policy")
     @classmethod

@@ -74,6 +74,7 @@ def test_reads_a_list():
         "ftp://a:1",
         "::1:50051",
         "http://u@a:1",
+        "dns+https://a:1",
         "http://:1",
         "a:1/x",
         "a:1,a:1",

@@ -23,7 +23,7 @@ from rhizome_routing.prefix.chain import TEXT_TOKEN_BYTES
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
 
-_UNSAID_BYTES = 64 << 20
+_UNSAID_BYTES = 8 << 20
 """How long a body may be that comes in pieces and does not say."""
 
 _BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
