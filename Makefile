@@ -73,13 +73,14 @@ fuzz: $(VENV)/.dev ## send the whole fuzz corpus, and measure what others notice
 	RHIZOME_FUZZ=full $(BIN)/python -m pytest -s tests/fuzz
 
 chaos: $(VENV)/.dev ## kill, freeze and cut everything behind the proxy under 100 streams a second
-	RHIZOME_CHAOS=full $(BIN)/python -m pytest -s tests/chaos
+	RHIZOME_CHAOS=full $(BIN)/python -m pytest -s tests/chaos -k long
 
 soak: $(VENV)/.dev ## serve 20,000 short requests and fail where pages, memory or step time moved
 	$(BIN)/python benchmarks/soak.py
 
-bench: $(VENV)/.dev ## print the figures of every script in benchmarks/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+# benchmarks/proxy.py takes half an hour and runs routing.py itself: it is for the asking.
+bench: $(VENV)/.dev ## print the figures of every script in benchmarks/ but proxy.py
+	for script in $(filter-out benchmarks/proxy.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 proto: $(VENV)/.dev ## regenerate libs/protocol from proto/
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate_protocol.py

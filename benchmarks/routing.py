@@ -23,6 +23,7 @@ import gc
 import heapq
 import itertools
 import json
+import os
 import random
 import time
 from collections import OrderedDict
@@ -55,7 +56,9 @@ ENGINE_BLOCKS = 1_000
 PREFILL_TOKENS_PER_S = 8_000
 TOKEN_S = 0.020
 EVENT_LAG_S = 0.050
-TRACE = Path(__file__).parents[2] / "shared/data/mooncake_conversation_trace.jsonl"
+TRACE = Path(
+    os.environ.get("RHIZOME_TRACE", Path(__file__).parents[1] / "data" / "mooncake_conversation_trace.jsonl")
+)
 REFERENCE_HIT_RATIO = 0.172
 
 

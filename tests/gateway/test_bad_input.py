@@ -252,7 +252,11 @@ async def test_json_with_a_charset_is_json(gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1/nothing", "/v1/chat/completions/", "/v1/" + "x" * 5000, "/%00", "/v1/models/no/such"]
+    "path",
+    [
+        *("/assets/", "/assets/nothing", "/v1/nothing", "/v1/chat/completions/"),
+        *("/v1/" + "x" * 5000, "/%00", "/v1/models/no/such"),
+    ],
 )
 async def test_unknown_addresses_are_in_the_envelope(gateway, path: str) -> None:
     answer = await gateway.http.get(path)

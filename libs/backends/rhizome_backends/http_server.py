@@ -34,7 +34,7 @@ _COUNTABLE: Final = 1 << 32
 
 
 class HttpBackend:
-    """A server with an HTTP API; see `kinds.base.HttpServer`. Each kind says what to ask it.
+    """A server with an HTTP API; see `base.HttpServer`. Each kind says what to ask it.
 
     Args:
         pools: connections, shared with the relay.
@@ -137,7 +137,7 @@ class HttpBackend:
 async def ask(
     pools: Pools, origin: Origin, path: bytes, headers: Sequence[tuple[bytes, bytes]], timeout_s: float
 ) -> Fetched:
-    """Fetch with errors as `kinds.base.Server.probe` has them.
+    """Fetch with errors as `base.Server.probe` has them.
 
     Raises:
         EngineError: UNAVAILABLE or DEADLINE_EXCEEDED.

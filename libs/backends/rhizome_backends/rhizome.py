@@ -20,7 +20,7 @@ from rhizome_transport.tls import ClientTls
 
 
 class RhizomeEngine:
-    """One address that speaks EngineService; see `kinds.base.Engine`. Over TLS where `tls` is given."""
+    """One address that speaks EngineService; see `base.Engine`. Over TLS where `tls` is given."""
 
     kind = "rhizome"
 

@@ -44,6 +44,10 @@ from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
 from rhizome_gateway.openai.embeddings.route import Embeddings
 from rhizome_gateway.openai.responses.request import InputTokensRequest, ResponsesRequest
 from rhizome_gateway.openai.responses.route import InputTokens, Responses
+from rhizome_gateway.page import files as page_files
+from rhizome_gateway.page import pulse
+from rhizome_gateway.page.fleet import Fleet
+from rhizome_gateway.page.stack_client import StackClient
 from rhizome_gateway.routes import health, metrics, models
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.settings import GatewaySettings
@@ -106,17 +110,22 @@ class Gateway:
         api.state.runtime = runtime
         api.state.session = session
         live = api.state.live = LiveFigures(self.metrics, session)
+        stack = api.state.stack = StackClient(settings.engine, session.client, engine_tls(settings))
+        fleet = api.state.fleet = Fleet(stack, session, live)
         routes = hot_routes(runtime)
         self._error_bodies = {route.path: route.error_body for route in routes}
         self._app = self._wrapped(HotRoutes(routes, runtime, self.api))
         session.start()
         live.start()
+        fleet.start()
         gc.collect()
         gc.freeze()  # what was made so far stays; collections need not look at it again
         try:
             yield
         finally:
             await live.close()
+            await fleet.close()
+            await stack.close()
             await session.close()
             if isinstance(ledger, SharedLedger):
                 ledger.close()
@@ -245,7 +254,7 @@ def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:
     )
     api.state.settings = settings
     api.state.draining = False
-    for module in (models, health, metrics, tokenizer_info):
+    for module in (models, health, metrics, tokenizer_info, page_files, pulse):
         api.include_router(module.router)
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(EngineError, _engine_error)

@@ -112,6 +112,9 @@ class GatewaySettings(BaseSettings):
         0, ge=0, le=65535, description="second listener that has only /metrics, without a key; 0 for none"
     )
     metrics_host: str = Field("127.0.0.1", description="address of that listener")
+    trace_url: str = Field(
+        "", description="where the page links to a trace, such as http://127.0.0.1:16686/trace/{trace_id}"
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="time between /ready turning off and no new connections, after SIGTERM"
     )

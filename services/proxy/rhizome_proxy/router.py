@@ -122,6 +122,9 @@ class Router:
         """
         if self.admissions is None:
             return None
+        if model and not self.serves(model):  # one queue for all of them: names must not give more turns
+            every = any("*" in one.spec.aliases for one in self.registry.members)
+            model = "*" if every else ""
         return self.admissions.of(("http:" if http else "grpc:") + model).offer(tenant, priority, tokens)
 
     def pick(

@@ -6,9 +6,11 @@ import asyncio
 import dataclasses
 from typing import Any
 
+import httpx
 import orjson
-from tests.proxy.http.conftest import CHAT, CHATS, Bench, Face
-from tests.relay.conftest import eventually
+import pytest
+from tests.proxy.http.conftest import CHAT, CHATS, TEXT, Bench, Face, url
+from tests.relay.conftest import Call, eventually, say_ok
 
 COMMENT = b": waiting for a backend\n\n"
 STREAM = {**CHATS, "stream": True}
@@ -93,3 +95,31 @@ async def test_what_is_no_generation_does_not_wait(bench: Bench):
     assert (await face.client.get("/v1/models")).status_code == 200
     assert (await face.client.get("/v1/absent")).status_code == 404
     face.peers[0].writer.close()
+
+
+@pytest.mark.parametrize("options", ["", "?alias=*:scripted"])
+async def test_names_that_are_made_up_give_a_tenant_no_more_turns(bench: Bench, options):
+    went: list[bytes] = []
+    first = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        went.append(call.request.body)
+        if len(went) == 1:
+            await first.wait()
+        await say_ok(call)
+
+    server = await bench.script(answer)
+    face = await bench.proxy(backends=url(server) + options, max_in_flight=1)
+
+    def ask(number: int, tenant: str) -> asyncio.Task[httpx.Response]:
+        asked = {"model": f"made-up-{number}", "prompt": f"of {tenant}", "max_tokens": 5}
+        return asyncio.create_task(face.post(TEXT, asked, authorization=f"Bearer {tenant}"))
+
+    asks = [ask(number, "heavy") for number in range(20)]
+    await eventually(lambda: waiting(face) == 19)
+    asks.append(ask(20, "light"))
+    await eventually(lambda: waiting(face) == 20)
+    first.set()
+    assert {answer.status_code for answer in await asyncio.gather(*asks)} == {200}
+    turn = next(turn for turn, body in enumerate(went) if b"light" in body)
+    assert turn <= 2

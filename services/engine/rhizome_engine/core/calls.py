@@ -12,6 +12,7 @@ from rhizome.engine.v1 import engine_admin_service_pb2 as admin
 from rhizome.engine.v1 import engine_service_pb2 as engine
 from rhizome.engine.v1.frames_pb2 import Call, CallResult
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_engine.core.cache_tree import to_cache_tree
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.long_calls import failed
 from rhizome_engine.core.reports import to_cache_stats, to_load, to_pin
@@ -61,6 +62,7 @@ class CallHandler:
             "UnpinPrefix": self._unpin_prefix,
             "ListPins": self._list_pins,
             "GetCacheStats": self._get_cache_stats,
+            "GetCacheTree": self._get_cache_tree,
             "Abort": self._abort_requests,
         }
 
@@ -122,6 +124,11 @@ class CallHandler:
     def _get_cache_stats(self, request: bytes) -> Iterable[bytes]:
         admin.GetCacheStatsRequest.FromString(request)
         return [to_cache_stats(self._core.cache_stats()).SerializeToString()]
+
+    def _get_cache_tree(self, request: bytes) -> Iterable[bytes]:
+        message, info = engine.GetCacheTreeRequest.FromString(request), self._model.info
+        tree = to_cache_tree(self._core.cache_survey, message, info.page_size, info.instance_id)
+        return [tree.SerializeToString()]
 
     def _abort_requests(self, request: bytes) -> Iterable[bytes]:
         for request_id in engine.AbortRequest.FromString(request).request_ids:

@@ -32,6 +32,7 @@ from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
+from rhizome_engine.kvcache.cache_survey import CacheSurvey
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.kvcache.namespace_stats import NamespaceStats
 from rhizome_engine.kvcache.page_pool import PagePool
@@ -66,6 +67,7 @@ class EngineCore:
 
     Attributes:
         kv_events: what comes into the prefix cache and leaves it.
+        cache_survey: what the prefix cache looks like now.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class EngineCore:
         pinned = config.max_pinned_tokens
         pin_budget = runner.num_pages // 4 if pinned is None else pinned // page_size
         self._pins = PinnedPrefixes(self._cache, page_size, pin_budget, clock)
+        self.cache_survey = CacheSurvey(self._cache, self._pins)
         self._scheduler = Scheduler(
             config, self._pool, self._cache, self._slots, self._sampling, self._drop_a_pin
         )
@@ -124,8 +127,7 @@ class EngineCore:
     @property
     def is_runnable(self) -> bool:
         """Whether `step` would do or tell anything now; False while all requests wait for their grammars."""
-        waits = len(self._open) == self._constraints.num_preparing
-        return not waits or bool(self._under_way or self._pending)
+        return len(self._open) != self._constraints.num_preparing or bool(self._under_way or self._pending)
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -230,10 +232,8 @@ class EngineCore:
 
     def load(self) -> Load:
         """How busy the engine is now."""
-        now = self._clock()
         running, waiting = self._scheduler.running, self._scheduler.waiting
-        requests = (*running, *waiting, *self._backlog)
-        missing = [request.num_tokens - request.num_computed for request in requests]
+        missing = [each.num_tokens - each.num_computed for each in (*running, *waiting, *self._backlog)]
         self._meter.totals.preemptions = self._scheduler.num_preemptions
         return Load(
             running_requests=len(running),
@@ -244,7 +244,7 @@ class EngineCore:
             kv_pages_cached=self._cache.evictable_pages,
             page_size=self._pool.page_size,
             totals=replace(self._meter.totals),
-            generated_tokens_per_second=self._meter.tokens_per_second(now),
+            generated_tokens_per_second=self._meter.tokens_per_second(self._clock()),
             mean_times=self._meter.mean_times(),
         )
 

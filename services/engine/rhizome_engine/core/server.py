@@ -167,6 +167,9 @@ class CoreServer:
             message = f"{call.method} is for the engine's operator: use EngineAdminService on its own port"
             error = EngineError(grpc.StatusCode.PERMISSION_DENIED, message)
             self._frames.reply(peer, failed(call, error))
+        elif peer.relayed and call.method == "GetCacheTree":  # the front leaves tokens out
+            message = f"{call.method} cannot be called in a frame over gRPC: call the method itself"
+            self._frames.reply(peer, failed(call, EngineError(grpc.StatusCode.PERMISSION_DENIED, message)))
         elif call.method in _LONG_CALLS:
             self._begin_long_call(peer, call)
         elif call.method == "GetLoad":

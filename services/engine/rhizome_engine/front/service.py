@@ -152,6 +152,14 @@ class EngineService(EngineServicerBase):
             async for response in loads:
                 yield response
 
+    async def GetCacheTree(  # noqa: N802
+        self, request: messages.GetCacheTreeRequest, context: Context
+    ) -> messages.GetCacheTreeResponse:
+        """The prefix cache as a tree; who comes over the network is not told anybody's tokens."""
+        request.with_token_ids = False
+        answers = await self._ask(lambda client: client.call("GetCacheTree", request.SerializeToString()))
+        return messages.GetCacheTreeResponse.FromString(answers[0])
+
     async def load(self) -> messages.GetLoadResponse:
         """What the core says of its load now.
 

@@ -174,6 +174,10 @@ class PinnedPrefixes:
         )
         return ended
 
+    def holds(self, node: RadixNode) -> bool:
+        """Whether a pin keeps the end of a node, and so all of it."""
+        return bool(self._pins_of_page[node.pages[-1]])
+
     def list(self) -> builtins.list[Pin]:
         """All pins, oldest first."""
         return [held.pin for held in self._held.values()]

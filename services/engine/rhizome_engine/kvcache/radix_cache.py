@@ -115,6 +115,15 @@ class RadixCache:
         return self._pool.num_pages
 
     @property
+    def now(self) -> int:
+        """Uses since the start: the clock of `created` and `last_use`."""
+        return self._now
+
+    def roots(self) -> Iterator[RadixNode]:
+        """The start of each namespace that has something cached."""
+        return iter(self._roots.values())
+
+    @property
     def num_nodes(self) -> int:
         """Nodes without the roots; walks the tree."""
         return sum(1 for _ in self.nodes())

@@ -49,6 +49,8 @@ _ANSWERS: Mapping[str, tuple[str, ...]] = {
     "/ready": ("status", "model_loaded"),
     "/version": ("version", "engine_version", "model"),
     "/v1/metrics": ("cpu", "memory", "gpu", "engine", "cache", "queue", "timestamp"),
+    "/v1/rhizome/pulse": ("engines", "events", "trace_url", "admin"),
+    "/v1/rhizome/cache": ("trees",),
     "/tokenizer_info": ("vocab_size", "model_max_length"),
 }
 """Fields that every whole answer of a route has."""

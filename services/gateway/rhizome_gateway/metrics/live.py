@@ -65,6 +65,10 @@ class LiveFigures:
             self._gathered_at = time.monotonic()
         return self._figures
 
+    async def load(self) -> Load | None:
+        """The engine's load, as fresh as the figures; None while it is not known."""
+        return await self._load.latest()
+
     async def _gather(self) -> dict[str, Any]:
         load, gpus, sample = await asyncio.gather(
             self._load.latest(), self._gpus.latest(), self._sample.latest()

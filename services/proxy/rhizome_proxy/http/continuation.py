@@ -7,7 +7,7 @@
 
 The rest is asked for as text, so it is exact where the next server reads the text as the tokens that the
 first one wrote, and chooses by what it has read: greedily, or by a seed and not by a count of its own steps.
-Nothing else is claimed for servers that are not ours; `service/continuation.py` has the exact way for those
+Nothing else is claimed for servers that are not ours; `rhizome_transport.continuation` has the exact way for those
 that are. What cannot go on is not tried: several choices, tools, grammars, log probabilities, and penalties
 on what was said, which the next server would take for the prompt. A token is counted for each event with
 text, unless events tell usage.

@@ -739,3 +739,180 @@ class KvCleared(message.Message):
     _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetCacheTreeRequest(message.Message):
+    """GetCacheTreeRequest says how much to show."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    MAX_NODES_FIELD_NUMBER: builtins.int
+    WITH_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    cache_namespace: builtins.str
+    """Only this namespace and those whose name goes on with `#`; absent means all."""
+    max_nodes: builtins.int
+    """Most nodes of an engine; absent means 256, and more than 4096 counts as that."""
+    with_token_ids: builtins.bool
+    """Which tokens, too. Only told over ZeroMQ, whose peers are the same user's on the same host: they are prompts."""
+    def __init__(
+        self,
+        *,
+        cache_namespace: builtins.str | None = ...,
+        max_nodes: builtins.int | None = ...,
+        with_token_ids: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_cache_namespace", b"_cache_namespace", "_max_nodes", b"_max_nodes", "cache_namespace", b"cache_namespace", "max_nodes", b"max_nodes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_cache_namespace", b"_cache_namespace", "_max_nodes", b"_max_nodes", "cache_namespace", b"cache_namespace", "max_nodes", b"max_nodes", "with_token_ids", b"with_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_namespace: _TypeAlias = typing.Literal["cache_namespace"]  # noqa: Y015
+    _WhichOneofArgType__cache_namespace: _TypeAlias = typing.Literal["_cache_namespace", b"_cache_namespace"]  # noqa: Y015
+    _WhichOneofReturnType__max_nodes: _TypeAlias = typing.Literal["max_nodes"]  # noqa: Y015
+    _WhichOneofArgType__max_nodes: _TypeAlias = typing.Literal["_max_nodes", b"_max_nodes"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_namespace) -> _WhichOneofReturnType__cache_namespace | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_nodes) -> _WhichOneofReturnType__max_nodes | None: ...
+
+@typing.final
+class GetCacheTreeResponse(message.Message):
+    """GetCacheTreeResponse holds one tree for each engine."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TREES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def trees(self) -> containers.RepeatedCompositeFieldContainer[CacheTree]:
+        """Of the engine that was asked, or of all behind a proxy that could tell."""
+
+    def __init__(
+        self,
+        *,
+        trees: abc.Iterable[CacheTree] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["trees", b"trees"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CacheTree(message.Message):
+    """CacheTree is the prefix cache of one engine."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: builtins.int
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGES_TOTAL_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    engine: builtins.str
+    """The name of the engine in the pool of the proxy; empty where no proxy was asked."""
+    instance_id: builtins.str
+    """Changes when the engine core was started anew."""
+    page_size: builtins.int
+    """Tokens per page."""
+    pages_total: builtins.int
+    """Pages of the KV pool."""
+    truncated: builtins.bool
+    """There are more nodes than were asked for: those used last are here, with everything above them."""
+    @builtins.property
+    def namespaces(self) -> containers.RepeatedCompositeFieldContainer[CacheTreeNamespace]:
+        """Those with nodes, sorted by name."""
+
+    def __init__(
+        self,
+        *,
+        engine: builtins.str = ...,
+        instance_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        pages_total: builtins.int = ...,
+        truncated: builtins.bool = ...,
+        namespaces: abc.Iterable[CacheTreeNamespace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["engine", b"engine", "instance_id", b"instance_id", "namespaces", b"namespaces", "page_size", b"page_size", "pages_total", b"pages_total", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CacheTreeNamespace(message.Message):
+    """CacheTreeNamespace is what one namespace has in the cache."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CACHE_NAMESPACE_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    cache_namespace: builtins.str
+    """Its name."""
+    @builtins.property
+    def nodes(self) -> containers.RepeatedCompositeFieldContainer[CacheTreeNode]:
+        """Parents before their children."""
+
+    def __init__(
+        self,
+        *,
+        cache_namespace: builtins.str = ...,
+        nodes: abc.Iterable[CacheTreeNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cache_namespace", b"cache_namespace", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CacheTreeNode(message.Message):
+    """CacheTreeNode is a run of tokens that goes on where its parent's run ends."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    PARENT_ID_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    USES_FIELD_NUMBER: builtins.int
+    IDLE_USES_FIELD_NUMBER: builtins.int
+    LOCKS_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    node_id: builtins.int
+    """Unique in the tree, and the same as long as its last page stays."""
+    parent_id: builtins.int
+    """Absent where prompts begin."""
+    tokens: builtins.int
+    """Tokens of the run, whole pages."""
+    uses: builtins.int
+    """Lookups that found it, and one for its insertion; stops counting at 255."""
+    idle_uses: builtins.int
+    """Uses of the whole cache since it was used."""
+    locks: builtins.int
+    """Requests and pins that keep it from eviction."""
+    pinned: builtins.bool
+    """A pin holds it."""
+    @builtins.property
+    def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its tokens, where they were asked for."""
+
+    def __init__(
+        self,
+        *,
+        node_id: builtins.int = ...,
+        parent_id: builtins.int | None = ...,
+        tokens: builtins.int = ...,
+        uses: builtins.int = ...,
+        idle_uses: builtins.int = ...,
+        locks: builtins.int = ...,
+        pinned: builtins.bool = ...,
+        token_ids: abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_parent_id", b"_parent_id", "parent_id", b"parent_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_parent_id", b"_parent_id", "idle_uses", b"idle_uses", "locks", b"locks", "node_id", b"node_id", "parent_id", b"parent_id", "pinned", b"pinned", "token_ids", b"token_ids", "tokens", b"tokens", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__parent_id: _TypeAlias = typing.Literal["parent_id"]  # noqa: Y015
+    _WhichOneofArgType__parent_id: _TypeAlias = typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parent_id) -> _WhichOneofReturnType__parent_id | None: ...

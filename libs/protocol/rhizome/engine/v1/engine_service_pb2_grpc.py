@@ -92,6 +92,11 @@ class EngineServiceStub:
                 request_serializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsRequest.SerializeToString,
                 response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsResponse.FromString,
                 _registered_method=True)
+        self.GetCacheTree = channel.unary_unary(
+                '/rhizome.engine.v1.EngineService/GetCacheTree',
+                request_serializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeRequest.SerializeToString,
+                response_deserializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -177,6 +182,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCacheTree(self, request, context):
+        """GetCacheTree shows the prefix cache as the tree that it is, for people to look at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -234,6 +246,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.WatchKvEvents,
                     request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsRequest.FromString,
                     response_serializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsResponse.SerializeToString,
+            ),
+            'GetCacheTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCacheTree,
+                    request_deserializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeRequest.FromString,
+                    response_serializer=rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -534,6 +551,33 @@ class EngineService:
             '/rhizome.engine.v1.EngineService/WatchKvEvents',
             rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsRequest.SerializeToString,
             rhizome_dot_engine_dot_v1_dot_engine__service__pb2.WatchKvEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCacheTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rhizome.engine.v1.EngineService/GetCacheTree',
+            rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeRequest.SerializeToString,
+            rhizome_dot_engine_dot_v1_dot_engine__service__pb2.GetCacheTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

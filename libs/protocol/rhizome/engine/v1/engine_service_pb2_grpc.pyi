@@ -60,6 +60,8 @@ class EngineServiceStub:
     """WatchLoad says so again whenever it changed."""
     WatchKvEvents: _grpc.UnaryStreamMultiCallable[_engine_service_pb2.WatchKvEventsRequest, _engine_service_pb2.WatchKvEventsResponse]
     """WatchKvEvents tells which prefixes enter and leave the cache, a snapshot first."""
+    GetCacheTree: _grpc.UnaryUnaryMultiCallable[_engine_service_pb2.GetCacheTreeRequest, _engine_service_pb2.GetCacheTreeResponse]
+    """GetCacheTree shows the prefix cache as the tree that it is, for people to look at."""
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
@@ -91,6 +93,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """WatchLoad says so again whenever it changed."""
     WatchKvEvents: _aio.UnaryStreamMultiCallable[_engine_service_pb2.WatchKvEventsRequest, _engine_service_pb2.WatchKvEventsResponse]  # type: ignore[assignment]
     """WatchKvEvents tells which prefixes enter and leave the cache, a snapshot first."""
+    GetCacheTree: _aio.UnaryUnaryMultiCallable[_engine_service_pb2.GetCacheTreeRequest, _engine_service_pb2.GetCacheTreeResponse]  # type: ignore[assignment]
+    """GetCacheTree shows the prefix cache as the tree that it is, for people to look at."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     """EngineService turns prompts into tokens."""
@@ -185,5 +189,13 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_engine_service_pb2.WatchKvEventsResponse], _abc.AsyncIterator[_engine_service_pb2.WatchKvEventsResponse]]:
         """WatchKvEvents tells which prefixes enter and leave the cache, a snapshot first."""
+
+    @_abc_1.abstractmethod
+    def GetCacheTree(
+        self,
+        request: _engine_service_pb2.GetCacheTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_service_pb2.GetCacheTreeResponse, _abc.Awaitable[_engine_service_pb2.GetCacheTreeResponse]]:
+        """GetCacheTree shows the prefix cache as the tree that it is, for people to look at."""
 
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

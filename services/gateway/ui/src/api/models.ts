@@ -1,0 +1,21 @@
+/** What can be asked for. */
+
+import { computed, signal } from "@preact/signals";
+import { chosenModel } from "../settings/sampling";
+import { readModels } from "./client";
+import type { ModelEntry } from "./types";
+
+/** Parameters of the model that comes with Rhizome; it may be served under any name. */
+const BUNDLED_PARAMETERS = 3_049_728;
+
+export const models = signal<ModelEntry[]>([]);
+export const model = computed(() => models.value.find(({ id }) => id === chosenModel.value) ?? models.value[0] ?? null);
+export const isBundled = computed(() => model.value?.parameters === BUNDLED_PARAMETERS);
+
+export async function refreshModels(): Promise<void> {
+  try {
+    models.value = await readModels();
+  } catch {
+    // The pulse says that nobody answers; the list stays as it was.
+  }
+}

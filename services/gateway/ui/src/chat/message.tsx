@@ -1,0 +1,182 @@
+/** One message, and what can be done with it. */
+
+import { useSignal } from "@preact/signals";
+import { memo } from "../shell/memo";
+import { CopyButton, IconButton } from "../shell/controls";
+import { Icon, Mark } from "../shell/icons";
+import { Markdown } from "../markdown/markdown";
+import { t, type TextKey } from "../text";
+import { alternatives, type Conversation, type Message, type ToolCall } from "./conversation";
+import { FiguresLine } from "./figures";
+import { answers, edit, regenerate, reply, showBranch } from "./talk";
+
+interface MessageProps {
+  conversation: Conversation;
+  message: Message;
+  last: boolean;
+}
+
+export function MessageView(props: MessageProps) {
+  const { message } = props;
+  if (message.role === "user") return <Question {...props} />;
+  if (message.role === "tool") return <ToolResult message={message} />;
+  return <AnswerView {...props} />;
+}
+
+function Question({ conversation, message }: MessageProps) {
+  const draft = useSignal<string | null>(null);
+  if (draft.value !== null)
+    return (
+      <EditBox
+        text={draft.value}
+        onCancel={() => (draft.value = null)}
+        onDone={(text) => {
+          draft.value = null;
+          if (text.trim()) edit(message, text);
+        }}
+      />
+    );
+  return (
+    <article class="question" aria-label={t("you")}>
+      <div class="bubble">{message.content}</div>
+      <div class="actions">
+        <Branches conversation={conversation} message={message} />
+        <IconButton icon="edit" label={t("edit")} onClick={() => (draft.value = message.content)} />
+        <CopyButton text={() => message.content} />
+      </div>
+    </article>
+  );
+}
+
+function EditBox({ text, onDone, onCancel }: { text: string; onDone: (text: string) => void; onCancel: () => void }) {
+  const draft = useSignal(text);
+  const onKey = (event: KeyboardEvent): void => {
+    if (event.key === "Escape") onCancel();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onDone(draft.value);
+  };
+  return (
+    <div class="edit-box">
+      <textarea
+        aria-label={t("edit")} value={draft.value} rows={Math.min(12, text.split("\n").length + 1)}
+        onInput={(event) => (draft.value = event.currentTarget.value)} onKeyDown={onKey}
+        ref={(area) => area?.focus()}
+      />
+      <div class="row end">
+        <button type="button" class="quiet" onClick={onCancel}>{t("cancel")}</button>
+        <button type="button" class="primary" onClick={() => onDone(draft.value)}>{t("askAgain")}</button>
+      </div>
+    </div>
+  );
+}
+
+function AnswerView({ conversation, message, last }: MessageProps) {
+  const running = answers.value.get(message.id);
+  running?.version.value; // drawn again as it grows
+  const shown = running ? running.message : message;
+  const waiting = running !== undefined && !shown.content && !shown.reasoning && !shown.calls?.length;
+  return (
+    <article class={running ? "answer writing" : "answer"} aria-label={shown.model ?? t("model")} aria-busy={running !== undefined}>
+      <div class="answer-mark"><Mark size={24} /></div>
+      <div class="answer-body">
+        {shown.reasoning && <Reasoning text={shown.reasoning} open={running !== undefined && !shown.content} />}
+        {waiting && <div class="waiting" role="status" aria-label={t("waiting")}><i /><i /><i /></div>}
+        {shown.content && <Text text={shown.content} />}
+        {shown.calls?.map((call) => <Call key={call.id} call={call} />)}
+        {shown.error && <p class="failure" role="alert">{shown.error}</p>}
+        <Ending finish={shown.finish ?? (running || shown.error ? undefined : "cut")} />
+        {!running && last && shown.calls?.length ? <ToolReply conversationId={conversation.id} message={shown} calls={shown.calls} /> : null}
+        <div class="foot">
+          <FiguresLine figures={shown.figures ?? {}} writing={running !== undefined} />
+          {!running && (
+            <div class="actions">
+              <Branches conversation={conversation} message={message} />
+              <IconButton icon="again" label={t("regenerate")} onClick={() => regenerate(conversation.id, message)} />
+              <CopyButton text={() => message.content} />
+            </div>
+          )}
+        </div>
+      </div>
+    </article>
+  );
+}
+
+const Text = memo(({ text }: { text: string }) => <Markdown text={text} />);
+
+const ENDINGS: Record<string, TextKey> = { length: "endLength", stopped: "endStopped", cut: "endCut", content_filter: "endCut" };
+
+function Ending({ finish }: { finish: string | undefined }) {
+  const key = finish === undefined ? undefined : ENDINGS[finish];
+  return key ? <p class="ending">{t(key)}</p> : null;
+}
+
+function Reasoning({ text, open }: { text: string; open: boolean }) {
+  return (
+    <details class="reasoning" open={open}>
+      <summary><Icon name="thought" size={15} /> {open ? t("thinking") : t("thought")}</summary>
+      <Markdown text={text} />
+    </details>
+  );
+}
+
+function Call({ call }: { call: ToolCall }) {
+  let shown = call.arguments;
+  try {
+    shown = JSON.stringify(JSON.parse(call.arguments), null, 2);
+  } catch {
+    // It is still being written.
+  }
+  return (
+    <details class="call" open>
+      <summary><Icon name="tool" size={15} /> {t("calls")} <code>{call.name}</code></summary>
+      <pre tabIndex={0}>{shown}</pre>
+    </details>
+  );
+}
+
+function ToolReply({ conversationId, message, calls }: { conversationId: string; message: Message; calls: ToolCall[] }) {
+  const results = useSignal<Record<string, string>>({});
+  const send = (event: Event): void => {
+    event.preventDefault();
+    reply(conversationId, message, calls.map(({ id }) => ({ id, content: results.value[id] ?? "" })));
+  };
+  return (
+    <form class="tool-reply" onSubmit={send}>
+      {calls.map(({ id, name }) => (
+        <label key={id}>
+          {t("resultOf", { name })}
+          <textarea
+            rows={2} value={results.value[id] ?? ""} placeholder='{"weather": "sunny", "temperature": 21}'
+            onInput={(event) => (results.value = { ...results.value, [id]: event.currentTarget.value })}
+          />
+        </label>
+      ))}
+      <div class="row end"><button class="primary">{t("sendResult")}</button></div>
+    </form>
+  );
+}
+
+function ToolResult({ message }: { message: Message }) {
+  return (
+    <article class="tool-result" aria-label={t("toolResult")}>
+      <Icon name="tool" size={15} /> <pre tabIndex={0}>{message.content}</pre>
+    </article>
+  );
+}
+
+/** Steps through the messages that could stand here. */
+function Branches({ conversation, message }: { conversation: Conversation; message: Message }) {
+  const all = alternatives(conversation, message);
+  if (all.length < 2) return null;
+  const index = all.findIndex(({ id }) => id === message.id);
+  const show = (step: number): void => {
+    const other = all[index + step];
+    if (other) showBranch(conversation.id, other);
+  };
+  return (
+    <span class="branches" role="group" aria-label={t("versions")}>
+      <IconButton icon="left" label={t("previousVersion")} disabled={index === 0} onClick={() => show(-1)} size={15} />
+      <span>{index + 1}/{all.length}</span>
+      <IconButton icon="right" label={t("nextVersion")} disabled={index === all.length - 1} onClick={() => show(1)} size={15} />
+    </span>
+  );
+}

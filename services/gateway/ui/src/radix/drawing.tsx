@@ -1,0 +1,95 @@
+/** The tree as a drawing: roots that fork, thick where much hangs on them, glowing where they were just used. */
+
+import type { CacheNamespace, CacheNode } from "../api/types";
+import { number, t } from "../text";
+import { place, type Placed, type Spacing } from "./layout";
+
+interface DrawingProps {
+  namespace: CacheNamespace;
+  spacing: Spacing;
+  labels: boolean;
+  chosen?: number | null;
+  onChoose?: (id: number) => void;
+}
+
+const MARGIN = 14;
+/** Forks of fewer tokens have no number, or numbers would be all that one sees. */
+const LABELLED = 48;
+
+export function Drawing({ namespace, spacing, labels, chosen, onChoose }: DrawingProps) {
+  const { nodes, width, height, rootY } = place(namespace, spacing);
+  const room = labels ? 150 : 12;
+  const [left, top, right, bottom] = [-MARGIN, -4, width + room, height + 4];
+  const most = Math.max(1, ...nodes.map(({ below }) => below));
+  return (
+    <svg class="roots" width={right - left} height={bottom - top} viewBox={`${left} ${top} ${right - left} ${bottom - top}`}
+      role={onChoose ? "group" : "img"} aria-label={t("cacheNodes", { count: nodes.length })}>
+      <g class="links">
+        {nodes.map((placed) => (
+          <path key={placed.key} class={`link ${look(placed.node)}`} d={curve(placed)} style={{ strokeWidth: String(1 + 6 * Math.sqrt(placed.below / most)) }} />
+        ))}
+      </g>
+      <circle class="root" r={5} style={{ transform: `translateY(${rootY}px)` }} />
+      {nodes.map((placed) => (
+        <Node key={placed.key} placed={placed} labels={labels} chosen={chosen === placed.node.id} onChoose={onChoose} />
+      ))}
+    </svg>
+  );
+}
+
+/** A root leaves its parent level and turns towards its row, then runs straight for the rest of its tokens. */
+function curve({ x, y, fromX, fromY }: Placed): string {
+  const turn = Math.min(x - fromX, 34 + Math.abs(y - fromY) / 4);
+  const bend = fromX + turn / 2;
+  return `M${fromX} ${fromY}C${bend} ${fromY} ${bend} ${y} ${fromX + turn} ${y}H${x}`;
+}
+
+export function look({ uses, idle, locks, pinned }: CacheNode): string {
+  const heat = uses >= 16 ? "heat-3" : uses >= 6 ? "heat-2" : uses >= 3 ? "heat-1" : "heat-0";
+  const age = idle <= 1 ? "fresh" : idle < 20 ? "" : idle < 100 ? "old" : "oldest";
+  return [heat, age, locks ? "locked" : "", pinned ? "pinned" : ""].filter(Boolean).join(" ");
+}
+
+export function describe(node: CacheNode): string {
+  return [
+    t("cacheTokens", { count: number(node.tokens) }),
+    t("cacheUses", { count: node.uses }),
+    node.idle ? t("cacheIdle", { count: number(node.idle) }) : t("cacheNow"),
+    node.pinned ? t("cachePinned") : node.locks ? t("cacheLocked", { count: node.locks }) : t("cacheEvictable"),
+  ].join(" · ");
+}
+
+interface NodeProps {
+  placed: Placed;
+  labels: boolean;
+  chosen: boolean;
+  onChoose: ((id: number) => void) | undefined;
+}
+
+function Node({ placed, labels, chosen, onChoose }: NodeProps) {
+  const { node, x, y, leaf } = placed;
+  const radius = Math.min(8, 2.5 + Math.sqrt(node.tokens) / 8);
+  const choose = onChoose && ((): void => onChoose(node.id));
+  const onKey = (event: KeyboardEvent): void => {
+    if (choose && (event.key === "Enter" || event.key === " ")) {
+      event.preventDefault();
+      choose();
+    }
+  };
+  const text = node.text ?? number(node.tokens);
+  return (
+    <g class={`node ${look(node)}${chosen ? " chosen" : ""}`} {...(choose ? { tabindex: 0, role: "button", "aria-pressed": chosen, onClick: choose, onKeyDown: onKey } : {})}
+      aria-label={choose ? describe(node) : undefined} style={{ transform: `translate(${x}px, ${y}px)` }}>
+      <title>{describe(node)}</title>
+      <circle class="halo" r={radius + 5} />
+      <circle class="tip" r={radius} />
+      {labels && leaf && <text x={radius + 7}>{cut(text)}</text>}
+      {labels && !leaf && (node.tokens >= LABELLED || chosen) && <text class="inner" y={-radius - 6}>{number(node.tokens)}</text>}
+    </g>
+  );
+}
+
+const cut = (text: string): string => {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > 22 ? `…${line.slice(-21)}` : line;
+};

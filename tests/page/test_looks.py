@@ -1,0 +1,146 @@
+"""By keyboard, on a phone, with a screen reader, in two languages, and there at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhizome_testing.talking_engine import Say
+
+AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+ANSWER = (
+    "# Title\n\nText with `code`, a [link](https://example.com) and\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+    "```python\nprint('a rather long line of code that does not fit on a phone', 1234567890)\n```\n\n$x^2$"
+)
+FOCUSED = """() => {
+    const {activeElement} = document;
+    return activeElement.getAttribute('aria-label') ?? activeElement.textContent;
+}"""
+OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def test_everything_is_reached_by_keyboard(visit: Callable[..., Any], talker: Any):
+    talker.says(lambda prompt: [Say("Answer.")])
+    one = visit(talker.url)
+    page = one.open()
+    page.keyboard.type("Question")  # the composer has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer .markdown")
+    one.answered()
+    reached: set[str] = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(FOCUSED))
+    assert {
+        "Search",
+        "Rename",
+        "Delete",
+        "Export all",
+        "Settings",
+        "Model",
+        "Edit",
+        "Copy",
+        "Another answer",
+        "Ask something",
+        "Pulse",
+    } <= reached
+    page.focus(".answer [aria-label='Another answer']")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer .branches")
+    page.keyboard.press("Alt+Comma")
+    assert page.evaluate("() => document.activeElement.closest('dialog') !== null")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.keyboard.press("Alt+n")
+    page.wait_for_selector(".beginning")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_axe_finds_nothing_serious(visit: Callable[..., Any], talker: Any, theme: str):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: npm install in the repository's root")
+    talker.says(lambda prompt: [Say(ANSWER, at_once=True)])
+    one = visit(talker.url, bypass_csp=True)  # for axe itself
+    one.page.add_init_script(f"localStorage.setItem('rhizome.theme', JSON.stringify('{theme}'))")
+    page = one.open()
+    page.evaluate(AXE.read_text())
+    found = [("beginning", page.evaluate("() => axe.run()"))]
+    one.ask("Question")
+    found.append(("answer", page.evaluate("() => axe.run()")))
+    page.keyboard.press("Alt+c")
+    found.append(("cache", page.evaluate("() => axe.run()")))
+    page.keyboard.press("Alt+Comma")
+    page.click(".settings details summary")
+    found.append(("settings", page.evaluate("() => axe.run()")))
+    serious = [
+        (place, violation["id"], [node["html"][:120] for node in violation["nodes"][:3]])
+        for place, result in found
+        for violation in result["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_a_phone_shows_one_part_at_a_time_and_nothing_sticks_out(visit: Callable[..., Any], talker: Any):
+    talker.says(lambda prompt: [Say(ANSWER, at_once=True)])
+    one = visit(talker.url, **PHONE)
+    page = one.open()
+    one.ask(
+        "A question that is so long that it needs several lines on a screen as narrow as this one is, really"
+    )
+    assert page.evaluate(OVERFLOW) == 0
+    for tab, part in (
+        ("Pulse", ".pulse"),
+        ("Prefix cache", ".radix"),
+        ("Conversations", ".list"),
+        ("Chat", ".chat"),
+    ):
+        page.click(f".tab:has-text('{tab}')")
+        assert page.locator(part).is_visible()
+        assert page.evaluate(OVERFLOW) == 0
+
+
+def test_the_page_speaks_chinese(visit: Callable[..., Any], talker: Any):
+    one = visit(talker.url, locale="zh-CN")
+    page = one.open()
+    assert page.evaluate("() => document.documentElement.lang") == "zh-Hans"
+    assert page.get_by_placeholder("问点什么").is_visible()
+    page.click(".list-foot [aria-label=English]")
+    assert page.get_by_placeholder("Ask something").is_visible()
+
+
+def test_dark_is_dark_and_light_is_light(visit: Callable[..., Any], talker: Any):
+    one = visit(talker.url)
+    page = one.open()
+    luminance = """() => {
+        const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number);
+        return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
+    }"""
+    assert page.evaluate(luminance) < 0.1
+    page.click(".list-foot [aria-label=Light]")
+    assert page.evaluate(luminance) > 0.85
+    page.reload()
+    assert page.evaluate(luminance) > 0.85
+
+
+def test_a_question_in_the_address_is_not_sent(visit: Callable[..., Any], talker: Any):
+    one = visit(talker.url)
+    page = one.page
+    page.goto(f"{one.url}?q=secret#q=secret")
+    page.wait_for_selector(".suggestions button:not([disabled])")
+    assert not [url for url in one.requests if "chat" in url]
+
+
+def test_the_first_picture_comes_at_once(visit: Callable[..., Any], talker: Any):
+    one = visit(talker.url)
+    page = one.open()
+    loaded_bytes = """() => performance.getEntriesByType('resource')
+        .filter(entry => entry.name.includes('/assets/'))
+        .reduce((sum, entry) => sum + entry.transferSize, 0)"""
+    assert 0 < page.evaluate(loaded_bytes) < 120_000
+    paint = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 2500  # of a shared, busy machine; a quiet one takes about 150 ms
