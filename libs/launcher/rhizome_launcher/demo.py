@@ -46,7 +46,9 @@ async def run_demo(model: Path, port: int, question: str, *, stay_up: bool) -> i
             await unless_interrupted(stack.start(), interrupted)
             console.print(f"ready after {time.monotonic() - started:.1f} s\n", highlight=False)
             await unless_interrupted(_ask(stack.url, question, console), interrupted)
-            console.print(f"\n[green]gateway[/green]  {stack.url}/v1   docs {stack.url}/docs")
+            console.print(
+                f"\n[green]gateway[/green]  {stack.url}/v1   page {stack.url}/   docs {stack.url}/docs"
+            )
             console.print(f"logs     {settings.log_dir}/", highlight=False)
             if not stay_up:
                 return 0

@@ -40,7 +40,8 @@ async def run_until_interrupted(settings: StackSettings) -> int:
         stack = Stack(settings, on_line=show)
         try:
             await unless_interrupted(stack.start(), interrupted)
-            ready = f"[green]ready[/green]: {stack.url}/v1  (docs at {stack.url}/docs; Ctrl-C stops)"
+            where = f"{stack.url}/v1  (page at {stack.url}/, docs at {stack.url}/docs; Ctrl-C stops)"
+            ready = f"[green]ready[/green]: {where}"
             console.print(ready, soft_wrap=True)
             return await stay(stack, interrupted, console)
         except StoppedEarlyError:
