@@ -38,11 +38,9 @@ class Closing:
     """
 
     __slots__ = (
-        "_answering", "_began", "_client", "_first_s", "_heard_at", "_lease", "_loop", "_over", "_picking",
-        "_relay",
-        "_retry_after_s", "_target", "_task", "_total_at", "_upstream", "_writer", "attempts", "connect_s",
-        "first_byte_s",
-        "queue_s", "request", "status",
+        "_answering", "_began", "_client", "_first_s", "_heard_at", "_last", "_lease", "_loop", "_over",
+        "_picking", "_pieces", "_relay", "_retry_after_s", "_target", "_task", "_total_at", "_upstream",
+        "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
@@ -60,6 +58,8 @@ class Closing:
         self._upstream: Upstream | None = None
         self._writer: ResponseWriter | None = None
         self._over = self._picking = self._answering = False
+        self._pieces = 0
+        self._last = b""
         self._retry_after_s = self._first_s = self._heard_at = 0.0
 
     def _answer(self, answer: Answer) -> None:
@@ -99,7 +99,15 @@ class Closing:
         now = time.perf_counter()
         name = self._target.name if self.attempts else ""
         result = Result(
-            self.status, whole, name, self.attempts, self.queue_s, self._first_s, now - self._began
+            self.status,
+            whole,
+            name,
+            self.attempts,
+            self.queue_s,
+            self._first_s,
+            now - self._began,
+            self._pieces,
+            self._last,
         )
         try:
             self._relay.picker.ended(self.request, result)

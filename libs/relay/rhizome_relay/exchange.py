@@ -226,6 +226,9 @@ class Exchange(Closing):
         """Pass a piece on."""
         if self._writer is None:
             return
+        if parts:
+            self._pieces += len(parts)
+            self._last = parts[-1]
         if not self._answering and (parts or ended):
             self._answers()
         data = self._writer.encode(parts, trailers, ended)

@@ -77,6 +77,8 @@ class Result:
         queue_s: how long the picker took.
         first_byte_s: from the request's start to the first byte of a response's body; 0 when there was none.
         duration_s: of all of it.
+        pieces: of the body, as the backend sent them; in a stream about one for each event.
+        last: the last of them.
     """
 
     status: int
@@ -86,6 +88,8 @@ class Result:
     queue_s: float
     first_byte_s: float
     duration_s: float
+    pieces: int = 0
+    last: bytes = b""
 
 
 class Lease(Protocol):

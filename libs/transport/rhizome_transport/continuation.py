@@ -10,9 +10,11 @@ It chooses t3 as the first one would have: a choice depends on seed, position an
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
@@ -40,6 +42,7 @@ class Continuation:
     """
 
     __slots__ = (
+        "_completed",
         "_first_token_at",
         "_plain",
         "_request",
@@ -65,6 +68,17 @@ class Continuation:
         self._first_token_at: float | None = None
         self._scores_told = 0
         self._scores_known = 0
+        self._completed: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many the caller has got, by the engine's own words once it has finished."""
+        if self._completed is not None:
+            return self._completed
+        said = 0
+        with contextlib.suppress(DecodeError):
+            said = len(GenerateResponse.FromString(bytes(self.log)).delta.token_ids)
+        return self._request.head.resumed_tokens + said
 
     @property
     def possible(self) -> bool:
@@ -96,8 +110,11 @@ class Continuation:
                 else:
                     ids = TokenDelta(token_ids=event.delta.token_ids)
                     self.log += GenerateResponse(delta=ids).SerializeToString()
-            case "finished" if self._resumed:
-                return self._whole(event.finished)
+            case "finished":
+                if event.finished.HasField("usage"):
+                    self._completed = event.finished.usage.completion_tokens
+                if self._resumed:
+                    return self._whole(event.finished)
         return payload
 
     def resume(self) -> bool:

@@ -67,7 +67,7 @@ class ProxyServer:
         )
         queue = settings.admission()
         admissions = Admissions(queue, fleet) if queue is not None else None
-        self.registry.on_change(lambda: fleet.on_room())
+        self.registry.on_change(fleet.news)
         self.registry.on_change(self._forget_others)
         self._discovery = Discovery(
             parse_specs(settings.backends),

@@ -12,6 +12,8 @@ import pytest
 from tests.proxy.http.conftest import CHAT, CHATS, TEXT, Bench, Face, url
 from tests.relay.conftest import Call, eventually, say_ok
 
+from rhizome_routing.admission import Ticket
+
 COMMENT = b": waiting for a backend\n\n"
 STREAM = {**CHATS, "stream": True}
 
@@ -123,3 +125,25 @@ async def test_names_that_are_made_up_give_a_tenant_no_more_turns(bench: Bench, 
     assert {answer.status_code for answer in await asyncio.gather(*asks)} == {200}
     turn = next(turn for turn, body in enumerate(went) if b"light" in body)
     assert turn <= 2
+
+
+async def test_what_waited_pays_for_what_it_really_got(bench: Bench, monkeypatch):
+    paid: list[tuple[int, int]] = []
+    release = Ticket.release
+
+    def note(ticket: Ticket, used_tokens: int | None = None) -> None:
+        paid.append((ticket.tokens, used_tokens or 0))
+        release(ticket, used_tokens)
+
+    monkeypatch.setattr(Ticket, "release", note)
+    face = await full(bench)
+    whole = asyncio.create_task(face.post(CHAT, {**CHATS, "max_tokens": 7}))
+    await eventually(lambda: waiting(face) == 1)
+    face.peers[0].writer.close()
+    assert (await whole).json()["usage"]["completion_tokens"] == 7
+    await face.stream(CHAT, {**CHATS, "stream": True, "max_tokens": 40})
+    (_, _), (expected, used), (more, streamed) = paid  # the first one is the holder of the place
+    prompt = expected - 7
+    assert used == prompt + 7
+    assert more == prompt + 40
+    assert prompt < streamed <= prompt + 40 + 3  # the role, the reason and the end are pieces, too

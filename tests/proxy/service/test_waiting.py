@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,16 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from tests.proxy.conftest import eventually
 
-from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateRequest
+from rhizome.common.v1.common_pb2 import Usage
+from rhizome.engine.v1.frames_pb2 import RequestEvent, Submit
+from rhizome.engine.v1.generate_pb2 import (
+    FINISH_REASON_CANCELLED,
+    Finished,
+    GenerateRequest,
+    GenerateResponse,
+    TokenIds,
+)
+from rhizome_testing.request_events import delta_event, started_event
 from rhizome_transport.errors import from_rpc_error
 
 
@@ -129,3 +139,31 @@ async def test_a_deadline_holds_where_the_engine_does_not_keep_it(cluster, scrip
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
     await eventually(lambda: engine.cancels == ["late"])
     assert proxy.registry.get(engine.address).in_flight == 0
+
+
+@pytest.mark.parametrize("usage", [True, False], ids=["told", "counted"])
+async def test_a_tenant_pays_for_what_was_really_said(cluster, usage):
+    go_on = asyncio.Event()
+
+    async def answer(engine_peer, submit):
+        name = submit.request.request_id
+        if name == "first":
+            await go_on.wait()
+        said = range(2000 if name.startswith("long") else 3)
+        finished = Finished(usage=Usage(completion_tokens=len(said)) if usage else None)
+        end = RequestEvent(request_id=name, response=GenerateResponse(finished=finished), final=True)
+        await engine_peer.send(started_event(name), delta_event(name, *said), end)
+
+    engine = await cluster.engine(answer)
+    proxy = await cluster.proxy(engine, max_in_flight=1)
+    peer = await cluster.peer(proxy)
+    names = ["first", "long-1", "long-2", "short-1", "short-2", "short-3"]
+    for number, name in enumerate(names):
+        tenant = name.partition("-")[0]
+        request = GenerateRequest(request_id=name, token_ids=TokenIds(ids=[1, 2, 3]), tenant=tenant)
+        await peer.send(submit=Submit(request=request))
+        await eventually(lambda number=number: proxy.router.admissions.waiting() == number)
+    go_on.set()
+    await peer.wait_events("long-2", 3)
+    order = [submit.request.request_id for submit in engine.submits]
+    assert order == ["first", "long-1", "short-1", "short-2", "short-3", "long-2"]

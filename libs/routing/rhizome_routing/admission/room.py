@@ -260,6 +260,11 @@ class Fleet:
         """Look again at all backends."""
         self._until = self._clock()
 
+    def news(self) -> None:
+        """Something about a backend changed."""
+        self.refresh()
+        self.on_room()
+
     def opened(self) -> None:
         """A request was admitted."""
         self._admitted += 1

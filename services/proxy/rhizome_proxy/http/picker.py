@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import orjson
 
 from rhizome_backends.base import HttpServer
-from rhizome_proxy.http.continuation import TextContinuation, can_resume
-from rhizome_proxy.http.reading import output_limit, priority_of, read_ask, tenant_of
+from rhizome_backends.text_continuation import TextContinuation, can_resume, output_limit
+from rhizome_proxy.http.reading import priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.router import USUAL_OUTPUT, RouteCounts, Router
@@ -22,6 +23,10 @@ from rhizome_routing.policies.base import Placement
 from rhizome_routing.prefix.chain import TEXT_TOKEN_BYTES
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
+
+_USAGE = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
+_USAGE_BYTES = 2048
+"""Usage stands at the end of an answer."""
 
 _UNSAID_BYTES = 8 << 20
 """How long a body may be that comes in pieces and does not say."""
@@ -37,13 +42,14 @@ class Journey:
         ask: its prompt; `None` where it has none.
         span: of the request; `None` without tracing.
         backend: where it is, or was last.
+        prompt: tokens of its prompt.
         cost: tokens that it is expected to take.
         streamed: whether its answer comes token by token.
         ticket: its place in the queue; `None` where it needs none.
         lost: the backend whose stream another one is to go on with; empty where none is.
     """
 
-    __slots__ = ("ask", "backend", "cost", "lost", "model", "span", "streamed", "ticket")
+    __slots__ = ("ask", "backend", "cost", "lost", "model", "prompt", "span", "streamed", "ticket")
 
     def __init__(self, request: RelayRequest) -> None:
         self.model = request.model or ""
@@ -51,11 +57,12 @@ class Journey:
         self.ask: Ask | None = read_ask(request)
         self.span: Span | None = begin_request(request)
         self.ticket: Ticket | None = None
-        self.cost, self.streamed = 0, False
+        self.cost, self.prompt, self.streamed = 0, 0, False
         if self.ask is not None:
             document = request.json()
             limit = output_limit(document)
-            self.cost = self.ask.prompt_tokens + (USUAL_OUTPUT if limit is None else limit)
+            self.prompt = self.ask.prompt_tokens
+            self.cost = self.prompt + (USUAL_OUTPUT if limit is None else limit)
             self.streamed = document.get("stream") is True
         elif not request.held:  # too long to be read
             length = _UNSAID_BYTES if request.length is None else request.length
@@ -198,7 +205,7 @@ class PoolPicker:
         """Count it."""
         journey = cast(Journey, request.state)
         if journey.ticket is not None:
-            journey.ticket.release()
+            journey.ticket.release(_used_tokens(journey, result))
         end_request(journey.span, result)
         error = "" if result.whole and result.status < 500 else str(result.status or "cancelled")
         if result.status and not result.whole:
@@ -235,11 +242,22 @@ class PoolPicker:
         if backend is None:
             return None
         journey.lost = journey.lost or journey.backend
+        journey.ask = ask
         return PoolTarget(router, backend, journey)
 
     def _nobody(self) -> HttpError:
         known = sum(backend.spec.http for backend in self._router.registry.members)
         return unavailable(f"None of {known} backends is ready. Try again in a moment; /health says why.")
+
+
+def _used_tokens(journey: Journey, result: Result) -> int | None:
+    """What a request cost its tenant; `None` for what was expected, where nothing tells."""
+    if not result.attempts:
+        return 0
+    told = _USAGE.search(result.last[-_USAGE_BYTES:])
+    if told is not None:
+        return journey.prompt + int(told[1])
+    return journey.prompt + result.pieces if journey.streamed else None
 
 
 def _refused(refusal: NotAdmitted) -> HttpError:

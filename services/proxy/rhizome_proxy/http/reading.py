@@ -28,8 +28,6 @@ _SESSION_FIELDS: Final = ("prompt_cache_key", "session_id", "user", "safety_iden
 _PROMPT_FIELDS: Final = ("tools", "system", "instructions", "messages", "prompt", "input", "inputs")
 """In the order in which chat templates render them."""
 
-_LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
-
 _FILE: Final = re.compile(rb'(;base64,|"data":")')
 _FILE_BYTES: Final = 1024
 """What is shorter than this is text that may be anything."""
@@ -72,15 +70,6 @@ def _without_files(text: bytes) -> bytes:
             behind = digest.encode() * _DIGESTS + behind[end:]
         told += (marker, behind)
     return b"".join(told)
-
-
-def output_limit(document: Mapping[str, Any]) -> int | None:
-    """How many tokens the client wants at most; `None` where it does not say."""
-    for name in _LIMIT_FIELDS:
-        limit = document.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
-            return limit
-    return None
 
 
 def tenant_of(request: RelayRequest) -> str:

@@ -238,7 +238,9 @@ class Backend:
 
     def full(self, retry_after_s: float | None) -> None:
         """It refused a request because it has no room: others come first for a moment."""
-        self._full_until = time.monotonic() + min(_BRIEF_S, retry_after_s or _BRIEF_S)
+        brief_s = min(_BRIEF_S, retry_after_s or _BRIEF_S)
+        self._full_until = time.monotonic() + brief_s
+        asyncio.get_running_loop().call_later(brief_s + 0.01, self._fleet.news)
 
     def last_heard(self) -> float:
         """When it last sent anything, on whichever stream, in seconds of the monotonic clock."""
@@ -280,7 +282,7 @@ class Backend:
         """
         own = self.in_flight if own is None else own
         self.report = None if load is None else LoadReport(load, own, time.monotonic())
-        self._fleet.on_room()
+        self._fleet.news()
 
     def foreign_requests(self) -> int | None:
         """Requests there that are not this proxy's, by the last report; `None` means unknown, never idle.

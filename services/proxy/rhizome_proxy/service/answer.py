@@ -107,4 +107,5 @@ class Answer:
 
     def end(self, code: str = "OK", message: str = "") -> None:
         """End the request; further calls do nothing."""
-        self._route.end(code, message, failed=code != "OK" and not self.seen)
+        tokens = None if self._continuation is None else self._continuation.tokens
+        self._route.end(code, message, failed=code != "OK" and not self.seen, tokens=tokens)

@@ -246,13 +246,16 @@ class Route:
         """What a caller is told who has got part of the answer, where `error` ends the request."""
         return error if self._lost_at is None else engine_lost(self._lost_at, error)
 
-    def end(self, code: str = "OK", message: str = "", *, failed: bool = False) -> None:
+    def end(
+        self, code: str = "OK", message: str = "", *, failed: bool = False, tokens: int | None = None
+    ) -> None:
         """End the request, and the attempt that is open; further calls do nothing.
 
         Args:
             code: name of the gRPC status, CANCELLED where the caller gave up.
             message: the status message.
             failed: the engine had not sent an event.
+            tokens: that the caller has got; as many as expected when absent.
         """
         if self.attempt is not None:
             self.attempt.end(code, message, failed=failed)
@@ -262,7 +265,7 @@ class Route:
             return
         self._over = True
         if self._ticket is not None:
-            self._ticket.release()
+            self._ticket.release(self._used(tokens))
         self._router.grpc.ended(
             self._model,
             self._backend,
@@ -272,6 +275,12 @@ class Route:
             first_byte_s=self._first_byte_at - self._began_at if self._first_byte_at else 0.0,
             queue_s=self._ticket.waited_s if self._ticket is not None else 0.0,
         )
+
+    def _used(self, tokens: int | None) -> int | None:
+        """What the request cost its tenant: nothing, where no engine had it."""
+        if not self._backend:
+            return 0
+        return None if tokens is None or self._ask is None else self._ask.prompt_tokens + tokens
 
     def _lose(self, backend: Backend, error: EngineError, *, seen: bool, possible: bool) -> None:
         router = self._router

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from rhizome_proxy.http.continuation import TextContinuation
+from rhizome_backends.text_continuation import TextContinuation
 from rhizome_relay.request import RelayRequest
 
 WORDS = [

@@ -7,22 +7,21 @@
 
 The rest is asked for as text, so it is exact where the next server reads the text as the tokens that the
 first one wrote, and chooses by what it has read: greedily, or by a seed and not by a count of its own steps.
-Nothing else is claimed for servers that are not ours; `rhizome_transport.continuation` has the exact way for those
-that are. What cannot go on is not tried: several choices, tools, grammars, log probabilities, and penalties
-on what was said, which the next server would take for the prompt. A token is counted for each event with
-text, unless events tell usage.
+Nothing else is claimed for servers that are not ours; those that are have the exact way of
+`rhizome_transport.continuation`. What cannot go on is not tried: several choices, tools, grammars, log
+probabilities, and penalties on what was said, which the next server would take for the prompt. A token is
+counted for each event with text, unless events tell usage.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
-from rhizome_proxy.http.reading import output_limit
 from rhizome_relay.picker import Target
 from rhizome_relay.request import RelayRequest
 
@@ -42,6 +41,7 @@ _NEVER: Final = (
     "prompt_logprobs", "echo", "suffix", "best_of", "presence_penalty", "frequency_penalty", "logit_bias",
     "mirostat",
 )  # fmt: skip
+_OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "min_tokens", "n_predict")
 _IDENTITY: Final = ("id", "object", "created", "model", "system_fingerprint")
 _PLAIN: Final = ("role", "content")
@@ -50,6 +50,15 @@ _MOST_EVENT_BYTES: Final = 1 << 20
 _DONE: Final = b"data: [DONE]\n\n"
 _END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ODD: Final = (AttributeError, LookupError, TypeError)
+
+
+def output_limit(document: Mapping[str, Any]) -> int | None:
+    """How many tokens the client wants at most; `None` where it does not say."""
+    for name in _OUTPUT_LIMITS:
+        limit = document.get(name)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+            return limit
+    return None
 
 
 def can_resume(request: RelayRequest) -> bool:
