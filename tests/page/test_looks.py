@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from rhizome_testing.talking_engine import Say
 
@@ -52,9 +53,9 @@ def test_everything_is_reached_by_keyboard(visit: Callable[..., Any], talker: An
     page.keyboard.press("Enter")
     page.wait_for_selector(".answer .branches")
     page.keyboard.press("Alt+Comma")
-    assert page.evaluate("() => document.activeElement.closest('dialog') !== null")
+    page.wait_for_function("() => document.activeElement.closest('dialog') !== null")
     page.keyboard.press("Escape")
-    assert page.locator("dialog[open]").count() == 0
+    expect(page.locator("dialog[open]")).to_have_count(0)
     page.keyboard.press("Alt+n")
     page.wait_for_selector(".beginning")
 
@@ -100,17 +101,17 @@ def test_a_phone_shows_one_part_at_a_time_and_nothing_sticks_out(visit: Callable
         ("Chat", ".chat"),
     ):
         page.click(f".tab:has-text('{tab}')")
-        assert page.locator(part).is_visible()
+        expect(page.locator(part)).to_be_visible()
         assert page.evaluate(OVERFLOW) == 0
 
 
 def test_the_page_speaks_chinese(visit: Callable[..., Any], talker: Any):
     one = visit(talker.url, locale="zh-CN")
     page = one.open()
-    assert page.evaluate("() => document.documentElement.lang") == "zh-Hans"
-    assert page.get_by_placeholder("问点什么").is_visible()
+    page.wait_for_function("() => document.documentElement.lang === 'zh-Hans'")
+    expect(page.get_by_placeholder("问点什么")).to_be_visible()
     page.click(".list-foot [aria-label=English]")
-    assert page.get_by_placeholder("Ask something").is_visible()
+    expect(page.get_by_placeholder("Ask something")).to_be_visible()
 
 
 def test_dark_is_dark_and_light_is_light(visit: Callable[..., Any], talker: Any):
@@ -120,11 +121,11 @@ def test_dark_is_dark_and_light_is_light(visit: Callable[..., Any], talker: Any)
         const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number);
         return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
     }"""
-    assert page.evaluate(luminance) < 0.1
+    page.wait_for_function(f"() => ({luminance})() < 0.1")
     page.click(".list-foot [aria-label=Light]")
-    assert page.evaluate(luminance) > 0.85
+    page.wait_for_function(f"() => ({luminance})() > 0.85")
     page.reload()
-    assert page.evaluate(luminance) > 0.85
+    page.wait_for_function(f"() => ({luminance})() > 0.85")
 
 
 def test_a_question_in_the_address_is_not_sent(visit: Callable[..., Any], talker: Any):

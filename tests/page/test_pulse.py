@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from playwright.sync_api import expect
+
 from rhizome_testing.running_stack import RunningStack
 
 LONG = "Count from 1 to 50."
@@ -49,10 +51,11 @@ def test_figures_change_with_what_the_stack_does(visit: Callable[..., Any], stac
     page.wait_for_function(
         "() => /ms/.test(document.querySelector('.tile[data-figure=ttft] .tile-value').textContent)"
     )
-    assert page.locator(".engine-ready").count() == 2
+    expect(page.locator(".engine-ready")).to_have_count(2)
     page.wait_for_selector(".radix-preview .node")
-    tokens = sum(int(text.replace(",", "")) for text in page.locator(".cache-sums b").first.all_inner_texts())
-    assert tokens > 0
+    page.wait_for_function(
+        "() => parseInt(document.querySelector('.cache-sums b').textContent.replace(',', '')) > 0"
+    )
 
 
 def test_the_cache_is_drawn_and_can_be_walked(visit: Callable[..., Any], stack: RunningStack):
@@ -68,7 +71,7 @@ def test_the_cache_is_drawn_and_can_be_walked(visit: Callable[..., Any], stack: 
     told = page.locator(".chosen-node p").inner_text()
     assert "tokens" in told and "uses" in told
     page.keyboard.press("Alt+c")
-    assert page.locator(".composer").is_visible()
+    expect(page.locator(".composer")).to_be_visible()
 
 
 def test_stop_reaches_the_engine_of_the_stack(visit: Callable[..., Any], stack: RunningStack):
@@ -91,7 +94,7 @@ def test_stop_reaches_the_engine_of_the_stack(visit: Callable[..., Any], stack: 
     assert page.evaluate(aborted) == before + 1
     page.reload()
     page.click(".entry-open")
-    assert page.locator(".ending").inner_text() == "Stopped."
+    expect(page.locator(".ending")).to_have_text("Stopped.")
 
 
 def test_a_killed_engine_shows_and_its_answer_goes_on(visit: Callable[..., Any], stack: RunningStack):
@@ -113,5 +116,5 @@ def test_a_killed_engine_shows_and_its_answer_goes_on(visit: Callable[..., Any],
     page.wait_for_selector(".event-down")
     page.wait_for_selector(".engine-down, .engine-ejected")
     one.answered()
-    assert page.locator(".answer .failure").count() == 0
+    expect(page.locator(".answer .failure")).to_have_count(0)
     assert int(page.locator(".answer [data-figure=output] b").inner_text().replace(",", "")) >= 500

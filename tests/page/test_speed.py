@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from playwright.sync_api import expect
+
 from rhizome_testing.talking_engine import Pause, Say
 
 PART = """
@@ -59,7 +61,7 @@ def test_a_long_answer_is_drawn_in_little_time(visit: Callable[..., Any], talker
     # 160 arrivals of 60 tokens each, and a frame is 16 ms; on a quiet machine this takes 4.
     assert (spent_s() - before) / PARTS < 0.025
     assert page.evaluate("() => window.shifted") < 0.1
-    assert page.locator(".answer .code").count() == PARTS
+    expect(page.locator(".answer .code")).to_have_count(PARTS)
     assert f"part_{PARTS - 1}" in page.locator(".answer .markdown").text_content()
     page.wait_for_function(AT_THE_END)  # it followed all the time
     page.mouse.move(600, 400)

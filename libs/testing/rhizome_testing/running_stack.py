@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
+
+from rhizome.proxy.v1 import proxy_service_pb2, proxy_service_pb2_grpc
 from rhizome_launcher.service_process import ServiceProcess
 from rhizome_launcher.stack import Stack, StackSettings
 from rhizome_testing.ports import free_port
@@ -53,12 +57,32 @@ def running_stack(settings: StackSettings) -> Iterator[RunningStack]:
     running = RunningStack(stack, loop)
     try:
         running.run(stack.__aenter__(), settings.ready_timeout_s + 10)
+        if stack.proxy_address:
+            _wait_all_ready(stack.proxy_address, settings.ready_timeout_s)
         yield running
     finally:
         running.run(stack.stop(), 60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+def _wait_all_ready(proxy_address: str, timeout_s: float) -> None:
+    """Wait until the proxy has seen what the engines say already: that they are ready, and with which model.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    deadline = time.monotonic() + timeout_s
+    with grpc.insecure_channel(proxy_address) as channel:
+        stub = proxy_service_pb2_grpc.ProxyServiceStub(channel)
+        while True:
+            backends = stub.ListBackends(proxy_service_pb2.ListBackendsRequest(), timeout=10).backends
+            if all(one.state == proxy_service_pb2.BACKEND_STATE_READY and one.models for one in backends):
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the proxy at {proxy_address} does not take all engines as ready")
+            time.sleep(0.02)
 
 
 def demo_stack_settings(log_dir: Path, **changes: Any) -> StackSettings:

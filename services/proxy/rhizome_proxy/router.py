@@ -107,9 +107,10 @@ class Router:
         healthy = [backend for backend in members if backend.healthy]
         if not model:
             return healthy
-        knowing = [backend for backend in healthy if backend.knows(model)]
-        if knowing or any(backend.knows(model) for backend in members):
-            return knowing
+        # One whose models are not known yet may well have it.
+        likely = [backend for backend in healthy if not backend.models or backend.knows(model)]
+        if any(backend.knows(model) for backend in members):
+            return likely
         return [one for one in healthy if one.own_name(model) is not None] or healthy
 
     def offer(
