@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
-DNS_PREFIX: Final = "dns:///"
 _SCHEMES: Final = {"http": 80, "https": 443, "dns+http": 80, "grpc": 0}
 
 

@@ -84,14 +84,9 @@ class Pools:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self._pools: dict[Origin, OriginPool] = {}
-        self._expire_at = 0.0
 
     def of(self, origin: Origin) -> OriginPool:
-        """The pool of an origin. From time to time others are looked after meanwhile."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._expire_at:
-            self._expire_at = now + self._settings.backend_keep_alive_s / 4
-            self.expire(now)
+        """The pool of an origin."""
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = OriginPool(origin, self._settings)
