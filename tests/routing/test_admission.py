@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.routing.admission_bench import HIGH, LOW, NORMAL, Slots, counts_add_up, drain, make, rules
 
 from rhizome_routing.admission import (
     Admission,
@@ -22,72 +22,6 @@ from rhizome_routing.admission import (
     Ticket,
 )
 from rhizome_routing.admission.fair_queue import REMEMBERED
-
-HIGH, NORMAL, LOW = PriorityClass
-
-
-class Slots:
-    """Room for so many requests."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.open = 0
-
-    def has_room(self, group: str) -> bool:
-        return self.open < self.total
-
-    def opened(self) -> None:
-        self.open += 1
-
-    def closed(self) -> None:
-        self.open -= 1
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def rules(max_waiting: int = 1000, max_wait_s: float = 60.0, low_share: float = 0.1) -> AdmissionSettings:
-    return AdmissionSettings(
-        classes={
-            HIGH: ClassRules(max_waiting, max_wait_s),
-            NORMAL: ClassRules(max_waiting, max_wait_s, 0.2),
-            LOW: ClassRules(max_waiting, max_wait_s, low_share),
-        },
-        tenant_requests=max_waiting,
-    )
-
-
-def make(
-    total: int = 1, given: AdmissionSettings | None = None, clock: Clock | None = None
-) -> SimpleNamespace:
-    slots, clock = Slots(total), clock or Clock()
-    return SimpleNamespace(admission=Admission(given or rules(), slots, clock), slots=slots, clock=clock)
-
-
-def counts_add_up(admission: Admission) -> bool:
-    counts = admission.counts
-    ended = counts.at_once + counts.queued + counts.refused + counts.expired + counts.cancelled
-    return counts.offered == ended + admission.waiting()
-
-
-def drain(one: SimpleNamespace, tickets: list[Ticket], rounds: int) -> list[Ticket]:
-    """Release what is admitted, one after another; who was admitted in that time."""
-    order, seen = [], {ticket for ticket in tickets if ticket.admitted}
-    running = list(seen)
-    for _ in range(rounds):
-        if not running:
-            break
-        running.pop(0).release()
-        fresh = [ticket for ticket in tickets if ticket.admitted and ticket not in seen]
-        seen.update(fresh)
-        running += fresh
-        order += fresh
-    return order
 
 
 def test_admits_at_once_while_there_is_room():
@@ -240,118 +174,6 @@ def test_a_low_class_gets_its_share_under_an_endless_flood(size: int, share: flo
     assert served[LOW] / served.total() == pytest.approx(share, rel=0.1)
 
 
-def test_tenants_share_by_tokens_and_not_by_requests():
-    one = make(1)
-    held = one.admission.offer("first")
-    big = [one.admission.offer("big", tokens=1000) for _ in range(20)]
-    small = [one.admission.offer("small", tokens=100) for _ in range(200)]
-    order = drain(one, [held, *big, *small], 110)
-    served = Counter()
-    for ticket in order:
-        served[ticket.tenant] += ticket.tokens
-    assert abs(served["big"] - served["small"]) <= 1000
-
-
-def test_a_newcomer_does_not_wait_for_anothers_backlog():
-    one = make(1)
-    held = one.admission.offer("heavy")
-    backlog = [one.admission.offer("heavy", tokens=500) for _ in range(100)]
-    held.release()
-    light = one.admission.offer("light", tokens=500)
-    backlog[0].release()
-    assert light.admitted
-
-
-def test_who_uses_more_than_it_said_pays_later():
-    one = make(1)
-    running, served = one.admission.offer("first"), Counter()
-    liar = [one.admission.offer("liar", tokens=10) for _ in range(200)]
-    honest = [one.admission.offer("honest", tokens=1000) for _ in range(200)]
-    for _ in range(100):
-        running.release(1000)
-        running = next(ticket for ticket in liar + honest if ticket.admitted)
-        served[running.tenant] += 1
-    assert abs(served["liar"] - served["honest"]) <= 2
-
-
-def test_who_said_too_much_gets_it_back():
-    one = make(1)
-    running, served = one.admission.offer("first"), Counter()
-    modest = [one.admission.offer("modest", tokens=4000) for _ in range(200)]
-    exact = [one.admission.offer("exact", tokens=100) for _ in range(200)]
-    for _ in range(200):
-        running.release(100)
-        running = next(ticket for ticket in modest + exact if ticket.admitted)
-        served[running.tenant] += 1
-    assert served["modest"] == pytest.approx(100, abs=45)  # it paid in advance for what was running
-
-
-def test_idle_time_is_not_saved():
-    one = make(1)
-    held = one.admission.offer("first")
-    busy = [one.admission.offer("busy", tokens=100) for _ in range(100)]
-    early = one.admission.offer("guest", tokens=100)
-    drain(one, [held, *busy, early], 50)
-    guest = [one.admission.offer("guest", tokens=100) for _ in range(40)]
-    order = drain(one, [*busy, *guest], 41)
-    served = Counter(ticket.tenant for ticket in order)
-    assert abs(served["guest"] - served["busy"]) <= 1
-
-
-def test_a_tenant_with_too_much_waiting_is_told_when_to_come_back():
-    one = make(1, AdmissionSettings(tenant_requests=50))
-    running = one.admission.offer("a", tokens=100)
-    tickets = [one.admission.offer("a", tokens=100) for _ in range(50)]
-    other = [one.admission.offer("b", tokens=100) for _ in range(40)]
-    for _ in range(20):  # 10 of each within 10 s
-        one.clock.now += 0.5
-        running.release()
-        running = next(ticket for ticket in tickets + other if ticket.admitted)
-    tickets += [one.admission.offer("a", tokens=100) for _ in range(10)]
-    with pytest.raises(TenantOverloaded) as caught:
-        one.admission.offer("a", tokens=100)
-    assert caught.value.status == 429
-    assert caught.value.retry_after_s == pytest.approx(25, rel=0.1)  # half of 50 at 1/s
-    assert not one.admission.offer("b").admitted
-    assert counts_add_up(one.admission)
-
-
-def test_a_tenant_is_bounded_by_tokens_too_but_may_always_send_one():
-    one = make(1, AdmissionSettings(tenant_tokens=1000))
-    one.admission.offer("a")
-    one.admission.offer("a", tokens=5000)
-    with pytest.raises(TenantOverloaded):
-        one.admission.offer("a", tokens=1)
-
-
-def test_floods_leave_places_for_those_who_have_nothing_waiting():
-    one = make(1, rules(max_waiting=64))
-    one.admission.offer("first")
-    held = Counter()
-    for _ in range(100):
-        for name in ("flood 1", "flood 2", "flood 3"):
-            try:
-                one.admission.offer(name)
-                held[name] += 1
-            except TenantOverloaded:
-                pass
-    assert held.total() < 64
-    assert max(held.values()) - min(held.values()) <= 1
-    one.admission.offer("light")
-
-
-def test_a_full_system_says_so():
-    one = make(1, rules(max_waiting=10))
-    one.admission.offer("first")
-    for number in range(10):
-        one.admission.offer(f"tenant {number}")
-    with pytest.raises(SystemOverloaded) as caught:
-        one.admission.offer("one more")
-    assert caught.value.status == 503
-    assert 1 <= caught.value.retry_after_s <= 120
-    one.admission.offer("one more", HIGH)  # a class has bounds of its own
-
-
 @pytest.mark.parametrize("name", ["high", "NORMAL", " low", "batch", ""])
 def test_classes_have_names(name: str):
     assert PriorityClass.of(name) in PriorityClass
@@ -435,35 +257,3 @@ def test_whatever_happens_nobody_is_lost_and_no_room_is_wasted(room: int, steps:
         ticket.cancel()
     assert (one.slots.open, admission.waiting()) == (0, 0)
     assert not any(queue.flows or queue._heap or queue.tokens for queue in admission._queues.values())
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    room=st.integers(1, 4),
-    sizes=st.lists(st.lists(st.integers(1, 1000), min_size=30, max_size=60), min_size=2, max_size=5),
-    errors=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=20),
-)
-def test_no_tenant_gets_ahead_of_another_that_waits(room: int, sizes: list[list[int]], errors: list[float]):
-    """Real use of any two that wait all the time differs by no more than a request and what runs."""
-    one = make(room)
-    held = [one.admission.offer("first") for _ in range(room)]
-    tickets = [
-        one.admission.offer(str(tenant), tokens=size) for tenant, line in enumerate(sizes) for size in line
-    ]
-    used, left = Counter({str(tenant): 0 for tenant in range(len(sizes))}), Counter(t.tenant for t in tickets)
-    running, turn = list(held), 0
-    pending = set(tickets)
-    while all(left[str(tenant)] for tenant in range(len(sizes))):
-        ended = running.pop(0)
-        real = max(1, int(ended.tokens * errors[turn % len(errors)]))
-        turn += 1
-        if ended in held:
-            ended.release()
-        else:
-            used[ended.tenant] += real
-            ended.release(real)
-        fresh = [ticket for ticket in pending if ticket.admitted]
-        pending.difference_update(fresh)
-        left.subtract(ticket.tenant for ticket in fresh)
-        running += fresh
-        assert max(used.values()) - min(used.values()) <= (room + 1) * 3000
