@@ -1,4 +1,9 @@
-/** Markdown that grows: each block is drawn again only when its own text changed. */
+/**
+ * Markdown that grows: each block is drawn again only when its own text changed.
+ *
+ * An answer is divided into parts, and the browser passes over those that are out of sight: what a frame costs
+ * depends on the last part, not on the answer.
+ */
 
 import { Component, type ComponentChild } from "preact";
 import { splitBlocks, type Block } from "./blocks";
@@ -8,22 +13,41 @@ import { inline } from "./inline";
 
 /** Quotes and lists within each other up to here; what is further in is shown as it was written. */
 const DEEPEST = 10;
+/** Blocks in a part: about two screens. */
+const PART = 24;
 
-export function Markdown({ text, depth = 0 }: { text: string; depth?: number }) {
-  if (depth > DEEPEST) return <pre>{text}</pre>;
-  return (
-    <div class="markdown">
-      {splitBlocks(text).map((block, index) => <Shown key={index} block={block} depth={depth} />)}
-    </div>
-  );
+export function Markdown({ text }: { text: string }) {
+  const blocks = splitBlocks(text);
+  const parts = Array.from({ length: Math.ceil(blocks.length / PART) }, (_, index) => blocks.slice(index * PART, (index + 1) * PART));
+  return <div class="markdown">{parts.map((part, index) => <Part key={index} blocks={part} />)}</div>;
 }
 
-/** A block and everything in it; the same raw text looks the same. */
+class Part extends Component<{ blocks: Block[] }> {
+  override shouldComponentUpdate({ blocks }: { blocks: Block[] }): boolean {
+    const before = this.props.blocks;
+    return blocks.length !== before.length || blocks.some((block, index) => !same(block, before[index]!));
+  }
+
+  render({ blocks }: { blocks: Block[] }): ComponentChild {
+    return <div class="part">{blocks.map((block, index) => <Shown key={index} block={block} depth={0} />)}</div>;
+  }
+}
+
+/** The same raw text looks the same. */
+function same(block: Block, before: Block): boolean {
+  const reopened = block.kind === "code" && before.kind === "code" && block.closed !== before.closed;
+  return block.kind === before.kind && block.raw === before.raw && !reopened;
+}
+
+function Quote({ text, depth }: { text: string; depth: number }) {
+  if (depth > DEEPEST) return <blockquote><pre>{text}</pre></blockquote>;
+  return <blockquote>{splitBlocks(text).map((block, index) => <Shown key={index} block={block} depth={depth} />)}</blockquote>;
+}
+
+/** A block and everything in it. */
 class Shown extends Component<{ block: Block; depth: number }> {
   override shouldComponentUpdate({ block }: { block: Block }): boolean {
-    const before = this.props.block;
-    const reopened = block.kind === "code" && before.kind === "code" && block.closed !== before.closed;
-    return block.kind !== before.kind || block.raw !== before.raw || reopened;
+    return !same(block, this.props.block);
   }
 
   render({ block, depth }: { block: Block; depth: number }): ComponentChild {
@@ -37,7 +61,7 @@ class Shown extends Component<{ block: Block; depth: number }> {
       case "math":
         return <Formula tex={block.raw} display />;
       case "quote":
-        return <blockquote><Markdown text={block.raw} depth={depth + 1} /></blockquote>;
+        return <Quote text={block.raw} depth={depth + 1} />;
       case "list": {
         const items = block.items.map((item, index) => <Item key={index} text={item} loose={block.loose} depth={depth + 1} />);
         return block.ordered ? <ol start={block.start}>{items}</ol> : <ul>{items}</ul>;
