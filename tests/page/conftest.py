@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -151,3 +151,12 @@ def running_talker(log_dir: Any, *arguments: str) -> Iterator[Talker]:
 def talker(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
     with running_talker(tmp_path_factory.mktemp("talker")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def talker_with(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Talker]]:
+    """Begins a talker whose gateway has more arguments."""
+    with ExitStack() as running:
+        yield lambda *arguments: running.enter_context(
+            running_talker(tmp_path_factory.mktemp("talker"), *arguments)
+        )

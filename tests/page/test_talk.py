@@ -1,0 +1,110 @@
+"""What a model says beside its answer, and who may ask it: reasoning, tool calls, keys, traces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from rhizome_testing.talking_engine import Say
+
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+KEY = "sk-of-a-reader"
+
+
+@pytest.fixture(scope="module")
+def thinker(talker_with: Callable[..., Any]) -> Any:
+    """A gateway that knows thinking and tool calls, and where traces are shown."""
+    traces = ("--trace-url", "http://127.0.0.1:16686/trace/{trace_id}")
+    return talker_with("--tool-parser", "hermes", "--reasoning-parser", "think", *traces)
+
+
+@pytest.fixture(scope="module")
+def guarded(talker_with: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A gateway with keys."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    sha256 = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(f'[[keys]]\nname = "reader"\nsha256 = "{sha256}"\n')
+    keys.chmod(0o600)
+    return talker_with("--keys-file", str(keys))
+
+
+def test_reasoning_is_folded_and_apart_from_the_answer(visit: Callable[..., Any], thinker: Any):
+    thinker.says(lambda prompt: [Say("<think>Two and two are four.</think>It is **four**.")])
+    one = visit(thinker.url)
+    page = one.open()
+    one.ask("How much is 2 + 2?")
+    expect(page.locator(".answer-body > .markdown")).to_have_text("It is four.")
+    reasoning = page.locator(".answer .reasoning")
+    expect(reasoning.locator(".markdown")).to_be_hidden()
+    reasoning.locator("summary").press("Enter")
+    expect(reasoning.locator(".markdown")).to_have_text("Two and two are four.")
+
+
+def test_a_tool_call_is_shown_and_its_typed_result_goes_back(visit: Callable[..., Any], thinker: Any):
+    thinker.says(lambda prompt: [Say("It is sunny." if "21 degrees" in prompt else CALL)])
+    one = visit(thinker.url)
+    page = one.open()
+    sent: list[dict[str, Any]] = []
+    page.on(
+        "request", lambda request: sent.append(request.post_data_json) if "/chat/" in request.url else None
+    )
+    page.keyboard.press("Alt+Comma")
+    page.locator(".field", has=page.get_by_label("Tools")).get_by_role("button", name="Example").click()
+    page.keyboard.press("Escape")
+    one.ask("How is the weather in Oslo?")
+    call = page.locator(".answer .call")
+    expect(call.locator("summary code")).to_have_text("get_weather")
+    assert json.loads(call.locator("pre").inner_text()) == {"city": "Oslo"}
+    page.get_by_label("Result of get_weather").fill('{"weather": "21 degrees"}')
+    page.get_by_role("button", name="Send result").click()
+    expect(page.locator(".answer-body > .markdown")).to_have_text("It is sunny.")
+    one.answered()
+    assert sent[0]["tools"][0]["function"]["name"] == "get_weather"
+    asked, called, result = sent[1]["messages"]
+    assert asked["role"] == "user"
+    assert called["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    assert result == {
+        "role": "tool",
+        "tool_call_id": called["tool_calls"][0]["id"],
+        "content": '{"weather": "21 degrees"}',
+    }
+
+
+def test_an_answer_links_to_its_trace(visit: Callable[..., Any], thinker: Any):
+    thinker.says(lambda prompt: [Say("Hello.")])
+    one = visit(thinker.url)
+    page = one.open()
+    with page.expect_response(lambda response: "/chat/" in response.url) as heard:
+        one.ask("Hello")
+    trace_id = heard.value.headers["x-trace-id"]
+    assert len(trace_id) == 32
+    link = page.locator(".answer a.trace")
+    expect(link).to_have_attribute("href", f"http://127.0.0.1:16686/trace/{trace_id}")
+    expect(link).to_have_text(trace_id[:8])
+
+
+def test_the_page_asks_for_a_key_and_says_when_it_is_wrong(visit: Callable[..., Any], guarded: Any):
+    guarded.says(lambda prompt: [Say("You may ask.")])
+    one = visit(guarded.url)
+    page = one.page
+    page.goto(one.url)
+    sheet = page.locator(".key-sheet")
+    for key in ("sk-of-somebody-else", KEY):
+        expect(sheet).to_be_visible()
+        sheet.get_by_placeholder("sk-…").fill(key)
+        sheet.get_by_role("button", name="Use key").click()
+    expect(sheet).to_be_hidden()
+    page.wait_for_selector(".suggestions button:not([disabled])")
+    one.ask("May I?")
+    assert one.answers == ["You may ask."]
+    # It was kept for this tab, and nowhere else.
+    assert page.evaluate("() => [sessionStorage['rhizome.key'], localStorage['rhizome.key']]") == [KEY, None]
+    page.reload()
+    page.wait_for_selector(".suggestions button:not([disabled])")
+    expect(sheet).to_be_hidden()
+    one.problems = [problem for problem in one.problems if "401" not in problem]
