@@ -16,27 +16,20 @@ from rhizome_routing.policies.base import Placement
 
 
 class OpenTokens(Placement):
-    """One request's tokens at one backend."""
+    """One request's prompt tokens at one backend; what it says beyond comes with the backend's reports."""
 
     __slots__ = ("_active", "_name", "_tokens")
 
     def __init__(self, active: Active, name: str, tokens: int) -> None:
         self._active = active
         self._name = name
-        self._tokens: int | None = 0
-        self.emitted(tokens)
-
-    def emitted(self, tokens: int) -> None:
-        """See `Placement`."""
-        if self._tokens is not None:
-            self._tokens += tokens
-            self._active.add(self._name, tokens)
+        self._tokens = tokens
+        active.add(name, tokens)
 
     def end(self) -> None:
         """See `Placement`."""
-        if self._tokens is not None:
-            self._active.add(self._name, -self._tokens)
-            self._tokens = None
+        self._active.add(self._name, -self._tokens)
+        self._tokens = 0
 
 
 class Active:

@@ -15,9 +15,6 @@ class Placement:
 
     __slots__ = ()
 
-    def emitted(self, tokens: int) -> None:
-        """The request has so many tokens more."""
-
     def end(self) -> None:
         """The request left the backend. Further calls do nothing."""
 
