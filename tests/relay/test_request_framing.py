@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -59,6 +61,8 @@ async def test_a_malformed_request_is_refused(bed: Any, raw: bytes) -> None:
     assert response.status in (400, 501)
     assert response.values(b"content-type") == [b"application/json"]
     assert response.values(b"x-request-id")
+    (date,) = response.values(b"date")
+    assert abs(parsedate_to_datetime(date.decode()).timestamp() - time.time()) < 300
     assert b'"error"' in response.body
     assert await peer.closed()
     assert not running.backend.received
@@ -77,7 +81,10 @@ async def test_a_malformed_request_is_refused(bed: Any, raw: bytes) -> None:
 )
 async def test_what_is_not_offered_has_its_status(bed: Any, raw: bytes, status: int) -> None:
     running = await bed(say_ok)
-    assert (await running.ask(raw)).status == status
+    response = await running.ask(raw)
+    assert response.status == status
+    if status == 405:
+        assert response.values(b"allow") == [b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"]
     assert not running.backend.received
 
 

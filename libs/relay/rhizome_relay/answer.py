@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 
 from rhizome_relay.errors import Headers, HttpError
@@ -55,8 +56,9 @@ def render(answer: Answer, *, head_only: bool, keep_alive: bool, extra: bytes = 
         extra: more header lines.
     """
     lines = b"".join([b"%b: %b\r\n" % pair for pair in answer.headers])
-    return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b" % (
+    return b"%bdate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b" % (
         status_line(answer.status),
+        formatdate(usegmt=True).encode(),
         answer.content_type,
         len(answer.body),
         lines,

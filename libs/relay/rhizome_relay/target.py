@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from rhizome_relay.errors import HttpError, bad_request
 
-METHODS = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 
 _PLAIN = re.compile(rb"/(?:[A-Za-z0-9_\-]+/?)*")
 _AMBIGUOUS = re.compile(rb"//|/\.\.?(?:[/;]|$)|[\\%#\x00-\x20\x7f]")
@@ -23,7 +23,8 @@ def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | Non
         HttpError: the method is not relayed, the target is no path or has more than one reading.
     """
     if method not in METHODS:
-        raise HttpError(405, "method_not_allowed", "The method is not one that this server relays.")
+        message = "The method is not one that this server relays."
+        raise HttpError(405, "method_not_allowed", message, headers=((b"allow", b", ".join(METHODS)),))
     host = None
     if not target.startswith(b"/"):
         scheme, _, rest = target.partition(b"://")
