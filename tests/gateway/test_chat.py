@@ -229,3 +229,13 @@ async def test_a_response_is_json_with_its_length(gateway) -> None:
     answer: httpx.Response = await gateway.chat()
     assert answer.headers["content-type"] == "application/json"
     assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+async def test_a_cache_key_says_which_requests_belong_together(gateway, engine: TalkingEngine) -> None:
+    for fields in ({"prompt_cache_key": "a"}, {"prompt_cache_key": "a", "user": "b"}, {"user": "b"}, {}):
+        await gateway.chat(**fields)
+    await gateway.openai.responses.create(model="talking-model", input="Hi", prompt_cache_key="a")
+    first, same, by_user, without, response = (submit.request.affinity_key for submit in engine.submits)
+    assert first == same == response
+    assert first != by_user and without == ""
+    assert len(first) == len(by_user) == 32  # a digest: it may name a person

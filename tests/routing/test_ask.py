@@ -11,8 +11,8 @@ from rhizome_routing.policies.ask import Ask
 from rhizome_transport.split_request import SplitRequest
 
 
-def ask(request: GenerateRequest, affinity_key: str = "") -> Ask:
-    return Ask.of_generation(SplitRequest.parse(request.SerializeToString()), affinity_key)
+def ask(request: GenerateRequest) -> Ask:
+    return Ask.of_generation(SplitRequest.parse(request.SerializeToString()))
 
 
 def test_a_prompt_of_token_ids_is_the_same_from_a_request_and_from_an_array():
@@ -38,8 +38,9 @@ def test_the_key_is_what_is_given_or_the_tenant_or_the_namespace():
     assert ask(request).affinity_key == "space"
     request.tenant = "tenant"
     assert ask(request).affinity_key == "tenant"
-    assert ask(request, "given").affinity_key == "given"
-    assert ask(request, "given").namespace == "space"
+    request.affinity_key = "given"
+    assert ask(request).affinity_key == "given"
+    assert ask(request).namespace == "space"
 
 
 def test_conversations_that_begin_alike_have_prefixes_in_common():

@@ -41,11 +41,11 @@ class Ask:
         return cls(text, namespace=namespace, affinity_key=affinity_key, is_text=True)
 
     @classmethod
-    def of_generation(cls, request: SplitRequest, affinity_key: str = "") -> Self:
-        """A request of the gRPC face; without `affinity_key` its tenant is the key, or its namespace."""
+    def of_generation(cls, request: SplitRequest) -> Self:
+        """A request of the gRPC face; without an affinity key its tenant stands in, or its namespace."""
         head = request.head
         namespace = head.cache_namespace
-        key = affinity_key or head.tenant or namespace
+        key = head.affinity_key or head.tenant or namespace
         match head.WhichOneof("input"):
             case "text":
                 return cls.of_text(head.text.encode(), namespace=namespace, affinity_key=key)

@@ -133,7 +133,7 @@ class OutputConfig(Fields):
 
 
 class RequestMetadata(Fields):
-    """Who the client asks for; not used."""
+    """Who the client asks for: a proxy that routes by session goes by it."""
 
     user_id: str | None = None
 

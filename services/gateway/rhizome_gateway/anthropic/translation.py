@@ -50,13 +50,14 @@ def chat_request(
 
 
 def _generation(request: MessagesRequest) -> dict[str, Any]:
-    """What matters to the answer only."""
+    """What matters to the answer, and to where it is made."""
     fields: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
         "stop": request.stop_sequences or None,
         "stream": request.stream,
+        "user": request.metadata.user_id if request.metadata is not None else None,
     }
     config = request.output_config
     answer = (config and config.format) or request.output_format

@@ -86,7 +86,8 @@ def plan_choices(
                 stop=stop,
                 cache_namespace=caller.salted_namespace(fields.cache_salt),
                 priority=caller.priority,
-                tenant=caller.tenant or caller.name,
+                tenant=caller.tenant_name,
+                affinity_key=fields.affinity_key,
                 grammar=output.grammar,
                 prompt_logprobs=output.prompt_logprobs if index == 0 else None,
             )

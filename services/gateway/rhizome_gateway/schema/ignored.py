@@ -21,13 +21,10 @@ WITHOUT_EFFECT = frozenset(
         "metadata",
         "moderation",
         "prediction",
-        "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "safety_identifier",
         "service_tier",
         "store",
-        "user",
         "verbosity",
     }
 )

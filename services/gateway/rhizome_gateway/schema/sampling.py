@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -36,6 +37,11 @@ class SamplingFields(Fields):
         max_length=1024,
         description="only requests with the same salt share cached prefixes",
     )
+    prompt_cache_key: str | None = Field(
+        None, description="requests with the same key go to one engine where the proxy routes by session"
+    )
+    safety_identifier: str | None = Field(None, description="stands in for prompt_cache_key")
+    user: str | None = Field(None, description="stands in for prompt_cache_key")
 
     @model_validator(mode="after")
     def _stop_strings_are_usable(self) -> Self:
@@ -45,6 +51,12 @@ class SamplingFields(Fields):
         if any(not 1 <= len(text) <= MAX_STOP_CHARS for text in strings):
             raise refuse("invalid_value", f"stop strings must have 1 to {MAX_STOP_CHARS} characters.")
         return self
+
+    @property
+    def affinity_key(self) -> str:
+        """What a proxy may route by; a digest, because it may name a person."""
+        key = self.prompt_cache_key or self.user or self.safety_identifier
+        return hashlib.blake2b(key.encode(), digest_size=16).hexdigest() if key else ""
 
     @property
     def stop_strings(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import re
 from functools import cache
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from rhizome_gateway.schema.ignored import (
     ignored_fields,
     strict_refusal,
 )
+
+_log = logging.getLogger(__name__)
 
 _GC_FREE_BYTES = 64 * 1024
 _INLINE_BYTES = 256 * 1024
@@ -45,6 +48,8 @@ async def read_request(
     """
     settings = runtime.settings
     body = await exchange.read_json(max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    if settings.log_prompts:
+        _log.info("the request says %s", body.decode("utf-8", "replace"))
     if len(body) < _INLINE_BYTES:
         request, fields = _checked(schema, body, settings.max_json_depth)
     else:

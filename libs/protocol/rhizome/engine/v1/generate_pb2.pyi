@@ -68,6 +68,7 @@ class GenerateRequest(message.Message):
     RESUMED_TOKENS_FIELD_NUMBER: builtins.int
     ECHO_FIELD_NUMBER: builtins.int
     NO_RESUME_FIELD_NUMBER: builtins.int
+    AFFINITY_KEY_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Unique among the open requests of one peer; made up by the server when empty."""
     model: builtins.str
@@ -95,6 +96,10 @@ class GenerateRequest(message.Message):
     no_resume: builtins.bool
     """A proxy must not go on with this request at another engine once part of the answer was sent; it fails then,
     with ABORTED and reason ENGINE_LOST.
+    """
+    affinity_key: builtins.str
+    """Requests with the same key should meet at one engine, where a proxy's policy goes by sessions; empty means the
+    tenant.
     """
     @builtins.property
     def token_ids(self) -> TokenIds:
@@ -134,10 +139,11 @@ class GenerateRequest(message.Message):
         resumed_tokens: builtins.int = ...,
         echo: builtins.bool | None = ...,
         no_resume: builtins.bool = ...,
+        affinity_key: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_echo", b"_echo", "_prompt_logprobs", b"_prompt_logprobs", "echo", b"echo", "grammar", b"grammar", "input", b"input", "messages", b"messages", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_echo", b"_echo", "_prompt_logprobs", b"_prompt_logprobs", "cache_namespace", b"cache_namespace", "echo", b"echo", "grammar", b"grammar", "input", b"input", "messages", b"messages", "model", b"model", "no_resume", b"no_resume", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_echo", b"_echo", "_prompt_logprobs", b"_prompt_logprobs", "affinity_key", b"affinity_key", "cache_namespace", b"cache_namespace", "echo", b"echo", "grammar", b"grammar", "input", b"input", "messages", b"messages", "model", b"model", "no_resume", b"no_resume", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__echo: _TypeAlias = typing.Literal["echo"]  # noqa: Y015
     _WhichOneofArgType__echo: _TypeAlias = typing.Literal["_echo", b"_echo"]  # noqa: Y015

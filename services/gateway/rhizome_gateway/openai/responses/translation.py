@@ -79,12 +79,13 @@ def chat_request(request: InputTokensRequest) -> Translated:
 
 
 def _generation(request: ResponsesRequest) -> dict[str, Any]:
-    """What matters to the answer only."""
+    """What matters to the answer, and to where it is made."""
     fields: dict[str, Any] = {
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "stream": request.stream,
+        "prompt_cache_key": request.prompt_cache_key or request.user or request.safety_identifier,
     }
     if request.wants_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
