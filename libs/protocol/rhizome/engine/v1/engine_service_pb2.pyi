@@ -498,6 +498,10 @@ class GetLoadResponse(message.Message):
 
     LOAD_FIELD_NUMBER: builtins.int
     HISTOGRAMS_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    DROPPED_FRAMES_FIELD_NUMBER: builtins.int
+    draining: builtins.bool
+    """Whether it takes no new requests because it is going away."""
     @builtins.property
     def load(self) -> load_pb2.Load:
         """Now."""
@@ -506,15 +510,21 @@ class GetLoadResponse(message.Message):
     def histograms(self) -> load_pb2.RequestHistograms:
         """Of the same moment; absent where requests of several engines are counted."""
 
+    @builtins.property
+    def dropped_frames(self) -> load_pb2.DroppedFrames:
+        """What the core's socket did not take; absent where there are several cores."""
+
     def __init__(
         self,
         *,
         load: load_pb2.Load | None = ...,
         histograms: load_pb2.RequestHistograms | None = ...,
+        draining: builtins.bool = ...,
+        dropped_frames: load_pb2.DroppedFrames | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["histograms", b"histograms", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["dropped_frames", b"dropped_frames", "histograms", b"histograms", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["histograms", b"histograms", "load", b"load"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["draining", b"draining", "dropped_frames", b"dropped_frames", "histograms", b"histograms", "load", b"load"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,19 +579,25 @@ class WatchKvEventsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     START_SEQUENCE_FIELD_NUMBER: builtins.int
+    WITH_TOKEN_IDS_FIELD_NUMBER: builtins.int
     start_sequence: builtins.int
     """The first sequence number wanted: one more than that of the last message that came. Where the engine does not
     remember the changes since then, because it was started anew or they are too many, a snapshot comes first.
     Absent asks for a snapshot first.
     """
+    with_token_ids: builtins.bool
+    """Tell which tokens blocks hold, and only of prompts without a cache_namespace: nothing of the others comes. Only over
+    ZeroMQ, whose peers are the same user's on the same host: they are prompts.
+    """
     def __init__(
         self,
         *,
         start_sequence: builtins.int | None = ...,
+        with_token_ids: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_start_sequence", b"_start_sequence", "start_sequence", b"start_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_start_sequence", b"_start_sequence", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_start_sequence", b"_start_sequence", "start_sequence", b"start_sequence", "with_token_ids", b"with_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start_sequence: _TypeAlias = typing.Literal["start_sequence"]  # noqa: Y015
     _WhichOneofArgType__start_sequence: _TypeAlias = typing.Literal["_start_sequence", b"_start_sequence"]  # noqa: Y015
@@ -678,12 +694,18 @@ class KvStored(message.Message):
     PARENT_HASH_FIELD_NUMBER: builtins.int
     BLOCK_HASHES_FIELD_NUMBER: builtins.int
     BLOCK_SIZE_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
     parent_hash: builtins.int
     """Hash of the block before the first one; absent at the start of a prompt and in a snapshot, whose blocks come in no
     order.
     """
     block_size: builtins.int
     """Tokens per block."""
+    token_ids: builtins.bytes
+    """All tokens of all blocks, one after the other, where they were asked for: four bytes each, little-endian, because a
+    snapshot has hundreds of thousands, and the engine writes it between two steps. Its blocks come in order then,
+    those of a prefix before those that continue it.
+    """
     @builtins.property
     def block_hashes(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Hashes of the blocks, each following the one before except in a snapshot."""
@@ -694,10 +716,11 @@ class KvStored(message.Message):
         parent_hash: builtins.int | None = ...,
         block_hashes: abc.Iterable[builtins.int] | None = ...,
         block_size: builtins.int = ...,
+        token_ids: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_parent_hash", b"_parent_hash", "parent_hash", b"parent_hash"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_parent_hash", b"_parent_hash", "block_hashes", b"block_hashes", "block_size", b"block_size", "parent_hash", b"parent_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_parent_hash", b"_parent_hash", "block_hashes", b"block_hashes", "block_size", b"block_size", "parent_hash", b"parent_hash", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_hash: _TypeAlias = typing.Literal["parent_hash"]  # noqa: Y015
     _WhichOneofArgType__parent_hash: _TypeAlias = typing.Literal["_parent_hash", b"_parent_hash"]  # noqa: Y015

@@ -226,11 +226,37 @@ class RequestHistograms(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class DurationSecondsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @builtins.property
+        def value(self) -> Histogram: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Histogram | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     QUEUE_SECONDS_FIELD_NUMBER: builtins.int
     PREFILL_SECONDS_FIELD_NUMBER: builtins.int
     DECODE_SECONDS_FIELD_NUMBER: builtins.int
     TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: builtins.int
+    TIME_PER_OUTPUT_TOKEN_SECONDS_FIELD_NUMBER: builtins.int
+    INTER_TOKEN_SECONDS_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: builtins.int
     @builtins.property
     def queue_seconds(self) -> Histogram:
         """Seconds in the queue; every ended request."""
@@ -251,6 +277,28 @@ class RequestHistograms(message.Message):
     def cached_tokens(self) -> Histogram:
         """Prompt tokens found in the prefix cache; requests that left the queue."""
 
+    @builtins.property
+    def duration_seconds(self) -> containers.MessageMap[builtins.str, Histogram]:
+        """Seconds from arrival to the last token, or to the end without one, by how it ended: `stop`, `length`,
+        `cancelled`, or the name of an error's gRPC status; generations, without embeddings.
+        """
+
+    @builtins.property
+    def time_per_output_token_seconds(self) -> Histogram:
+        """Mean seconds between the tokens of a request after its first; requests with two or more."""
+
+    @builtins.property
+    def inter_token_seconds(self) -> Histogram:
+        """Seconds between a step that gave a request a token and the one before that did; told while requests run."""
+
+    @builtins.property
+    def prompt_tokens(self) -> Histogram:
+        """Tokens in the prompt; generations."""
+
+    @builtins.property
+    def generated_tokens(self) -> Histogram:
+        """Tokens generated; generations."""
+
     def __init__(
         self,
         *,
@@ -259,10 +307,47 @@ class RequestHistograms(message.Message):
         decode_seconds: Histogram | None = ...,
         time_to_first_token_seconds: Histogram | None = ...,
         cached_tokens: Histogram | None = ...,
+        duration_seconds: abc.Mapping[builtins.str, Histogram] | None = ...,
+        time_per_output_token_seconds: Histogram | None = ...,
+        inter_token_seconds: Histogram | None = ...,
+        prompt_tokens: Histogram | None = ...,
+        generated_tokens: Histogram | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "generated_tokens", b"generated_tokens", "inter_token_seconds", b"inter_token_seconds", "prefill_seconds", b"prefill_seconds", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "time_per_output_token_seconds", b"time_per_output_token_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_tokens", b"cached_tokens", "decode_seconds", b"decode_seconds", "duration_seconds", b"duration_seconds", "generated_tokens", b"generated_tokens", "inter_token_seconds", b"inter_token_seconds", "prefill_seconds", b"prefill_seconds", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "time_per_output_token_seconds", b"time_per_output_token_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DroppedFrames(message.Message):
+    """DroppedFrames counts what an engine core's socket did not take, since the core started."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    UNDECODABLE_FIELD_NUMBER: builtins.int
+    BEFORE_HELLO_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
+    REFUSED_CONNECTIONS_FIELD_NUMBER: builtins.int
+    undecodable: builtins.int
+    """Messages that are no ClientFrame."""
+    before_hello: builtins.int
+    """Frames of connections that had not said Hello."""
+    unknown: builtins.int
+    """Frames of a kind that this version does not know."""
+    refused_connections: builtins.int
+    """Connections over TCP that were not let in."""
+    def __init__(
+        self,
+        *,
+        undecodable: builtins.int = ...,
+        before_hello: builtins.int = ...,
+        unknown: builtins.int = ...,
+        refused_connections: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["before_hello", b"before_hello", "refused_connections", b"refused_connections", "undecodable", b"undecodable", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

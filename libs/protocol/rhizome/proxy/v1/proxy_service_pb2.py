@@ -27,37 +27,37 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rhizome.engine.v1 import load_pb2 as rhizome_dot_engine_dot_v1_dot_load__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$rhizome/proxy/v1/proxy_service.proto\x12\x10rhizome.proxy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1crhizome/engine/v1/load.proto\"\xa8\x02\n\x07\x42\x61\x63kend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.rhizome.proxy.v1.BackendState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1a\n\x12in_flight_requests\x18\x07 \x01(\r\x12\x16\n\x0etotal_requests\x18\x08 \x01(\x04\x12\x17\n\x0f\x66\x61iled_requests\x18\t \x01(\x04\x12%\n\x04load\x18\n \x01(\x0b\x32\x17.rhizome.engine.v1.Load\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13ListBackendsRequest\"C\n\x14ListBackendsResponse\x12+\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x19.rhizome.proxy.v1.Backend\"@\n\x11\x41\x64\x64\x42\x61\x63kendRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"@\n\x12\x41\x64\x64\x42\x61\x63kendResponse\x12*\n\x07\x62\x61\x63kend\x18\x01 \x01(\x0b\x32\x19.rhizome.proxy.v1.Backend\"$\n\x14RemoveBackendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveBackendResponse\"O\n\x13\x44rainBackendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"2\n\x14\x44rainBackendResponse\x12\x1a\n\x12in_flight_requests\x18\x01 \x01(\r\"\x16\n\x14WatchBackendsRequest\"D\n\x15WatchBackendsResponse\x12+\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x19.rhizome.proxy.v1.Backend*\xb0\x01\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41\x43KEND_STATE_UNKNOWN\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x16\n\x12\x42\x41\x43KEND_STATE_DOWN\x10\x03\x12\x19\n\x15\x42\x41\x43KEND_STATE_EJECTED\x10\x04\x12\x1a\n\x16\x42\x41\x43KEND_STATE_DRAINING\x10\x05\x32\xeb\x03\n\x0cProxyService\x12]\n\x0cListBackends\x12%.rhizome.proxy.v1.ListBackendsRequest\x1a&.rhizome.proxy.v1.ListBackendsResponse\x12W\n\nAddBackend\x12#.rhizome.proxy.v1.AddBackendRequest\x1a$.rhizome.proxy.v1.AddBackendResponse\x12`\n\rRemoveBackend\x12&.rhizome.proxy.v1.RemoveBackendRequest\x1a\'.rhizome.proxy.v1.RemoveBackendResponse\x12]\n\x0c\x44rainBackend\x12%.rhizome.proxy.v1.DrainBackendRequest\x1a&.rhizome.proxy.v1.DrainBackendResponse\x12\x62\n\rWatchBackends\x12&.rhizome.proxy.v1.WatchBackendsRequest\x1a\'.rhizome.proxy.v1.WatchBackendsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$rhizome/proxy/v1/proxy_service.proto\x12\x10rhizome.proxy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1crhizome/engine/v1/load.proto\"\xc2\x02\n\x07\x42\x61\x63kend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.rhizome.proxy.v1.BackendState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1a\n\x12in_flight_requests\x18\x07 \x01(\r\x12\x16\n\x0etotal_requests\x18\x08 \x01(\x04\x12\x17\n\x0f\x66\x61iled_requests\x18\t \x01(\x04\x12%\n\x04load\x18\n \x01(\x0b\x32\x17.rhizome.engine.v1.Load\x12-\n\tlast_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10resumed_requests\x18\x0c \x01(\x04\"\x15\n\x13ListBackendsRequest\"C\n\x14ListBackendsResponse\x12+\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x19.rhizome.proxy.v1.Backend\"@\n\x11\x41\x64\x64\x42\x61\x63kendRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"@\n\x12\x41\x64\x64\x42\x61\x63kendResponse\x12*\n\x07\x62\x61\x63kend\x18\x01 \x01(\x0b\x32\x19.rhizome.proxy.v1.Backend\"$\n\x14RemoveBackendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveBackendResponse\"O\n\x13\x44rainBackendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"2\n\x14\x44rainBackendResponse\x12\x1a\n\x12in_flight_requests\x18\x01 \x01(\r\"\x16\n\x14WatchBackendsRequest\"D\n\x15WatchBackendsResponse\x12+\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x19.rhizome.proxy.v1.Backend*\xb0\x01\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41\x43KEND_STATE_UNKNOWN\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x16\n\x12\x42\x41\x43KEND_STATE_DOWN\x10\x03\x12\x19\n\x15\x42\x41\x43KEND_STATE_EJECTED\x10\x04\x12\x1a\n\x16\x42\x41\x43KEND_STATE_DRAINING\x10\x05\x32\xeb\x03\n\x0cProxyService\x12]\n\x0cListBackends\x12%.rhizome.proxy.v1.ListBackendsRequest\x1a&.rhizome.proxy.v1.ListBackendsResponse\x12W\n\nAddBackend\x12#.rhizome.proxy.v1.AddBackendRequest\x1a$.rhizome.proxy.v1.AddBackendResponse\x12`\n\rRemoveBackend\x12&.rhizome.proxy.v1.RemoveBackendRequest\x1a\'.rhizome.proxy.v1.RemoveBackendResponse\x12]\n\x0c\x44rainBackend\x12%.rhizome.proxy.v1.DrainBackendRequest\x1a&.rhizome.proxy.v1.DrainBackendResponse\x12\x62\n\rWatchBackends\x12&.rhizome.proxy.v1.WatchBackendsRequest\x1a\'.rhizome.proxy.v1.WatchBackendsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rhizome.proxy.v1.proxy_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKENDSTATE']._serialized_start=967
-  _globals['_BACKENDSTATE']._serialized_end=1143
+  _globals['_BACKENDSTATE']._serialized_start=993
+  _globals['_BACKENDSTATE']._serialized_end=1169
   _globals['_BACKEND']._serialized_start=154
-  _globals['_BACKEND']._serialized_end=450
-  _globals['_LISTBACKENDSREQUEST']._serialized_start=452
-  _globals['_LISTBACKENDSREQUEST']._serialized_end=473
-  _globals['_LISTBACKENDSRESPONSE']._serialized_start=475
-  _globals['_LISTBACKENDSRESPONSE']._serialized_end=542
-  _globals['_ADDBACKENDREQUEST']._serialized_start=544
-  _globals['_ADDBACKENDREQUEST']._serialized_end=608
-  _globals['_ADDBACKENDRESPONSE']._serialized_start=610
-  _globals['_ADDBACKENDRESPONSE']._serialized_end=674
-  _globals['_REMOVEBACKENDREQUEST']._serialized_start=676
-  _globals['_REMOVEBACKENDREQUEST']._serialized_end=712
-  _globals['_REMOVEBACKENDRESPONSE']._serialized_start=714
-  _globals['_REMOVEBACKENDRESPONSE']._serialized_end=737
-  _globals['_DRAINBACKENDREQUEST']._serialized_start=739
-  _globals['_DRAINBACKENDREQUEST']._serialized_end=818
-  _globals['_DRAINBACKENDRESPONSE']._serialized_start=820
-  _globals['_DRAINBACKENDRESPONSE']._serialized_end=870
-  _globals['_WATCHBACKENDSREQUEST']._serialized_start=872
-  _globals['_WATCHBACKENDSREQUEST']._serialized_end=894
-  _globals['_WATCHBACKENDSRESPONSE']._serialized_start=896
-  _globals['_WATCHBACKENDSRESPONSE']._serialized_end=964
-  _globals['_PROXYSERVICE']._serialized_start=1146
-  _globals['_PROXYSERVICE']._serialized_end=1637
+  _globals['_BACKEND']._serialized_end=476
+  _globals['_LISTBACKENDSREQUEST']._serialized_start=478
+  _globals['_LISTBACKENDSREQUEST']._serialized_end=499
+  _globals['_LISTBACKENDSRESPONSE']._serialized_start=501
+  _globals['_LISTBACKENDSRESPONSE']._serialized_end=568
+  _globals['_ADDBACKENDREQUEST']._serialized_start=570
+  _globals['_ADDBACKENDREQUEST']._serialized_end=634
+  _globals['_ADDBACKENDRESPONSE']._serialized_start=636
+  _globals['_ADDBACKENDRESPONSE']._serialized_end=700
+  _globals['_REMOVEBACKENDREQUEST']._serialized_start=702
+  _globals['_REMOVEBACKENDREQUEST']._serialized_end=738
+  _globals['_REMOVEBACKENDRESPONSE']._serialized_start=740
+  _globals['_REMOVEBACKENDRESPONSE']._serialized_end=763
+  _globals['_DRAINBACKENDREQUEST']._serialized_start=765
+  _globals['_DRAINBACKENDREQUEST']._serialized_end=844
+  _globals['_DRAINBACKENDRESPONSE']._serialized_start=846
+  _globals['_DRAINBACKENDRESPONSE']._serialized_end=896
+  _globals['_WATCHBACKENDSREQUEST']._serialized_start=898
+  _globals['_WATCHBACKENDSREQUEST']._serialized_end=920
+  _globals['_WATCHBACKENDSRESPONSE']._serialized_start=922
+  _globals['_WATCHBACKENDSRESPONSE']._serialized_end=990
+  _globals['_PROXYSERVICE']._serialized_start=1172
+  _globals['_PROXYSERVICE']._serialized_end=1663
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,7 @@ class Backend(message.Message):
     FAILED_REQUESTS_FIELD_NUMBER: builtins.int
     LOAD_FIELD_NUMBER: builtins.int
     LAST_SEEN_FIELD_NUMBER: builtins.int
+    RESUMED_REQUESTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Unique in the pool; its address unless named otherwise."""
     address: builtins.str
@@ -90,6 +91,8 @@ class Backend(message.Message):
     """Requests that this proxy has sent there since it started."""
     failed_requests: builtins.int
     """Requests that failed there before their first event since the proxy started."""
+    resumed_requests: builtins.int
+    """Answers that had begun there and went on at another backend, since the proxy started."""
     @builtins.property
     def models(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Models it serves."""
@@ -116,10 +119,11 @@ class Backend(message.Message):
         failed_requests: builtins.int = ...,
         load: load_pb2.Load | None = ...,
         last_seen: timestamp_pb2.Timestamp | None = ...,
+        resumed_requests: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["last_seen", b"last_seen", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "failed_requests", b"failed_requests", "in_flight_requests", b"in_flight_requests", "kind", b"kind", "last_seen", b"last_seen", "load", b"load", "models", b"models", "name", b"name", "reason", b"reason", "state", b"state", "total_requests", b"total_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "failed_requests", b"failed_requests", "in_flight_requests", b"in_flight_requests", "kind", b"kind", "last_seen", b"last_seen", "load", b"load", "models", b"models", "name", b"name", "reason", b"reason", "resumed_requests", b"resumed_requests", "state", b"state", "total_requests", b"total_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
