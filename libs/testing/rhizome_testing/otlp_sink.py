@@ -41,6 +41,7 @@ class SunkSpan:
         kind: `SERVER`, `CLIENT`, `INTERNAL`, `PRODUCER`, `CONSUMER` or `UNSPECIFIED`.
         status: `UNSET`, `OK` or `ERROR`.
         parent_span_id: empty for a root.
+        links: trace and span id of each.
     """
 
     service: str
@@ -55,6 +56,7 @@ class SunkSpan:
     status_message: str
     attributes: Mapping[str, Value] = field(repr=False)
     events: tuple[SunkEvent, ...] = field(repr=False)
+    links: tuple[tuple[str, str], ...] = field(repr=False, default=())
 
 
 class OtlpSink:
@@ -209,6 +211,7 @@ def _span(service: str, span: trace_pb2.Span) -> SunkSpan:
             SunkEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
             for event in span.events
         ),
+        links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
     )
 
 

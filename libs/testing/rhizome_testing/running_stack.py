@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import grpc
 
 from rhizome.proxy.v1 import proxy_service_pb2, proxy_service_pb2_grpc
+from rhizome_launcher.plan import StackSettings
 from rhizome_launcher.service_process import ServiceProcess
-from rhizome_launcher.stack import Stack, StackSettings
+from rhizome_launcher.stack import Stack
 from rhizome_testing.ports import free_port
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "models" / "demo"

@@ -35,6 +35,7 @@ from rhizome.engine.v1.generate_pb2 import (
     TokenDelta,
 )
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_transport.curve import ServerCurve
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import FrameServer, Peer
 from rhizome_transport.servicer import unimplemented
@@ -121,13 +122,23 @@ class Script:
 class ScriptedCore:
     """A `FrameServer` in a thread, as an engine core drives it: poll, step, flush."""
 
-    def __init__(self, endpoint: str, *, instance_id: str = "core-1") -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        instance_id: str = "core-1",
+        tcp_endpoint: str = "",
+        curve: ServerCurve | None = None,
+    ) -> None:
         self.script = Script(instance_id)
         self.endpoint = endpoint
+        self.steps = 0
         self.max_waiting_events = 0
         self._running: dict[tuple[Peer, str], Iterator[RequestEvent]] = {}
         self._stopping = threading.Event()
-        self._server = FrameServer(endpoint, instance_id=instance_id)
+        self._server = FrameServer(endpoint, instance_id=instance_id, tcp_endpoint=tcp_endpoint, curve=curve)
+        self.tcp_endpoint = self._server.tcp_endpoint
+        self.counters = self._server.counters
         self._thread = threading.Thread(target=self._loop, name="scripted-core", daemon=True)
         self._thread.start()
 
@@ -155,7 +166,6 @@ class ScriptedCore:
         self.stop()
 
     def _loop(self) -> None:
-        step = 0
         while not self._stopping.is_set():
             for peer, frame in self._server.poll(2):
                 if frame.HasField("submit"):
@@ -170,9 +180,9 @@ class ScriptedCore:
                 for owner, request_id in [key for key in self._running if key[0] is peer]:
                     self.script.lost.append(request_id)
                     del self._running[owner, request_id]
-            step += 1
+            self.steps += 1
             self._advance()
-            self._server.flush(step)
+            self._server.flush(self.steps)
         self._server.close()
 
     def _advance(self) -> None:

@@ -69,14 +69,17 @@ class Tokenizer:
         """
         if "tokenizer.json" not in files:
             raise TokenizerError("tokenizer.json is missing")
+        reading = "tokenizer.json"
         try:
-            backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            backend = tokenizers.Tokenizer.from_str(files[reading].decode())
+            reading = "tokenizer_config.json"
+            config = json.loads(files.get(reading, b"{}"))
+            reading = "one of the tokenizer's files"
             return cls(backend, config, _template_files(files))
         except TokenizerError:
             raise
         except Exception as error:  # the tokenizers package raises plain Exception
-            raise TokenizerError(f"the tokenizer's files cannot be read: {error}") from error
+            raise TokenizerError(f"{reading} cannot be read: {error}") from error
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:

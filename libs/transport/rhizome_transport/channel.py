@@ -5,6 +5,8 @@ from __future__ import annotations
 import grpc.aio
 
 from rhizome_transport.tls import ClientTls
+from rhizome_transport.token_channel import TokenChannel
+from rhizome_transport.tokens import Tokens
 
 ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
 ENGINE_ADMIN_SERVICE = "rhizome.engine.v1.EngineAdminService"
@@ -48,13 +50,19 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(target: str, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+def open_channel(
+    target: str, *, tls: ClientTls | None = None, tokens: Tokens | None = None
+) -> grpc.aio.Channel:
     """Open a channel with a connection of its own; must run inside the loop that uses it.
 
     Args:
         target: `host:port`, or `unix:/path`.
         tls: absent for plaintext.
+        tokens: the first of them is shown with each call; absent for none.
     """
     if tls is not None:
-        return grpc.aio.secure_channel(target, tls.credentials(), options=(*CLIENT_OPTIONS, *tls.options()))
-    return grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS)
+        options = (*CLIENT_OPTIONS, *tls.options())
+        channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
+    else:
+        channel = grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS)
+    return channel if tokens is None else TokenChannel(channel, tokens)

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
+from rhizome_transport.curve import ClientCurve
 from rhizome_transport.errors import EngineError
 
 RELAYED_IDENTITY_PREFIX = b"relayed-"
@@ -39,6 +41,11 @@ _BROKEN_EVENTS = int(
     | zmq.Event.HANDSHAKE_FAILED_AUTH
 )
 
+_REFUSED_EVENTS = int(zmq.Event.HANDSHAKE_FAILED_AUTH)
+
+_CONNECT_TIMEOUT_MS = 5_000
+"""For TCP, where a host that is off says nothing."""
+
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _MOST_AT_ONCE = 256
 """Messages that are read before others on the loop get their turn."""
@@ -51,15 +58,24 @@ class DealerConnection:
 
     Args:
         context: shared by all connections of a process.
-        endpoint: `ipc:///path`.
+        endpoint: `ipc:///path`, or `tcp://host:port` with keys; see `endpoint.check_core_target`.
         identity: how the server addresses it, not used before; made up by ZeroMQ when empty.
+        curve: keys for TCP; not used on ipc.
 
     Raises:
         EngineError: UNAVAILABLE, there are too many sockets or open files already.
     """
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, *, identity: bytes = b"") -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        *,
+        identity: bytes = b"",
+        curve: ClientCurve | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        self._refused = False
         try:
             self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
             try:
@@ -79,8 +95,14 @@ class DealerConnection:
         self._socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
         self._socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
         self._socket.heartbeat_ttl = HEARTBEAT_TIMEOUT_MS
+        if curve is not None and not endpoint.startswith("ipc://"):
+            curve.apply(self._socket)
+            self._socket.connect_timeout = _CONNECT_TIMEOUT_MS
+            self._socket.ipv6 = True
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[bytes] = deque()
+        self._take: Callable[[Sequence[bytes]], None] | None = None
+        self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._closed = False
@@ -91,6 +113,11 @@ class DealerConnection:
         self._socket.connect(endpoint)
         self._loop.call_soon(self._on_monitor)  # something may have happened before anybody watched
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that arrived and were not received yet."""
+        return sum(map(len, self._arrived))
+
     async def send(self, payload: bytes) -> None:
         """Send one message.
 
@@ -98,16 +125,23 @@ class DealerConnection:
             EngineError: UNAVAILABLE, the connection broke.
         """
         while not self.broken:
-            try:
-                self._socket.send(payload, zmq.NOBLOCK)
-            except zmq.Again:
-                writable = self._writer = self._loop.create_future()
-                self._look_again()
-                await writable
-            else:
-                self._look_again()
+            if self.send_now(payload):
                 return
+            writable = self._writer = self._loop.create_future()
+            self._look_again()
+            await writable
         raise self._lost()
+
+    def send_now(self, payload: bytes) -> bool:
+        """Send one message if there is room for it; whether it was sent."""
+        if self.broken:
+            return False
+        try:
+            self._socket.send(payload, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._look_again()
+        return True
 
     async def receive(self) -> bytes:
         """Receive one message; cancelling loses none.
@@ -124,6 +158,37 @@ class DealerConnection:
         messages = list(self._arrived)
         self._arrived.clear()
         return messages
+
+    async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
+        """Hand over all messages as they arrive, from the event loop's own callback.
+
+        A future and a task switch for each wake-up cost as much as reading what came.
+
+        Raises:
+            EngineError: UNAVAILABLE, the connection broke and everything that came before was handed over.
+            Exception: what `take` raised.
+        """
+        self._take, self._failure = take, None
+        try:
+            self._hand_over()
+            while self._failure is None and not self.broken:
+                self._reader = self._loop.create_future()
+                await self._reader
+            self._hand_over()
+            raise self._failure or self._lost()
+        finally:
+            self._take = None
+
+    def _hand_over(self) -> None:
+        if self._take is None or self._failure is not None or not self._arrived:
+            return
+        messages = list(self._arrived)
+        self._arrived.clear()
+        try:
+            self._take(messages)
+        except Exception as error:  # for whoever waits in `carry`
+            self._failure = error
+            self._wake(self._reader)
 
     async def _wait_for_some(self) -> None:
         while not self._arrived:
@@ -162,7 +227,9 @@ class DealerConnection:
             pass
         except zmq.ZMQError:  # the context ended
             self._break()
-        if arrived:
+        if self._take is not None:
+            self._hand_over()
+        elif arrived:
             self._wake(self._reader)
         if self._writer is not None:
             self._look_again()
@@ -189,6 +256,7 @@ class DealerConnection:
             while True:
                 event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
                 if int(event["event"]) & _BROKEN_EVENTS:
+                    self._refused = bool(int(event["event"]) & _REFUSED_EVENTS)
                     self._drain()
                     self._break()
                     return
@@ -214,6 +282,9 @@ class DealerConnection:
             waiter.set_result(None)
 
     def _lost(self) -> EngineError:
+        if self._refused:
+            text = f"the engine core at {self._endpoint} does not let our key in; add its public half there"
+            return EngineError(grpc.StatusCode.UNAUTHENTICATED, text)
         return EngineError(
             grpc.StatusCode.UNAVAILABLE, f"the engine core at {self._endpoint} is gone or not started"
         )

@@ -14,8 +14,8 @@
 | everything else | 500 | server_error | internal_error |
 
 A `reason` (UPPER_SNAKE, as `google.rpc.ErrorInfo` wants it) refines the OpenAI code:
-`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `QUEUE_FULL` 503 / `overloaded`, `ENGINE_LOST`
-503 / `engine_unavailable`: an answer that was not given can be asked for again.
+`CONTEXT_LENGTH_EXCEEDED` becomes `context_length_exceeded`, `QUEUE_FULL` and `OUT_OF_MEMORY` 503 /
+`overloaded`, `ENGINE_LOST` 503 / `engine_unavailable`: an answer that was not given can be asked for again.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ _HTTP = {
 _HTTP_BY_REASON = {
     "CONTEXT_LENGTH_EXCEEDED": HttpError(400, "invalid_request_error", "context_length_exceeded"),
     "QUEUE_FULL": HttpError(503, "server_error", "overloaded"),
+    "OUT_OF_MEMORY": HttpError(503, "server_error", "overloaded"),
     "ENGINE_LOST": HttpError(503, "server_error", "engine_unavailable"),
     "MODEL_LOADING": HttpError(503, "server_error", "model_loading"),
 }
@@ -162,8 +163,10 @@ def http_error(error: EngineError) -> HttpError:
     return _HTTP_BY_REASON.get(error.reason) or _HTTP.get(error.code, _INTERNAL)
 
 
-def from_rpc_error(error: grpc.RpcError) -> EngineError:
+def from_rpc_error(error: grpc.RpcError | EngineError) -> EngineError:
     """Translate what grpc raised, with its details where the server sent them."""
+    if isinstance(error, EngineError):
+        return error
     from grpc_status import rpc_status
 
     call = error

@@ -10,20 +10,21 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
+from rhizome_transport.deadlines import duration, left, too_late
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox, as_response
+from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox
 from rhizome_transport.link import OpenLink
-from rhizome_transport.request_stream import RequestStream
+from rhizome_transport.request_stream import RequestStream, each_event
 from rhizome_transport.session import Session
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _LAST_RETRY_S = 2.0
 _RETIRED_POLL_S = 0.1
 _GREETING_LIMIT_S = 10.0
 """A core answers Hello between two steps, and a step on a CPU may last seconds."""
+_USUAL_OUTPUT = 512
+"""Tokens that a request without a limit is taken to make."""
 _DEADLINE_SLACK_S = 0.5
 """The engine watches deadlines itself; only if it fails to, this side does."""
 
@@ -61,6 +64,11 @@ class FrameMultiplexer:
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events the engine may send ahead.
         connect_timeout_s: how long a request waits for a connection before it fails with UNAVAILABLE.
+
+    Attributes:
+        elsewhere: is given each request of which nothing came and that another engine may take; whether it
+            sees to that.
+        latest_load: the newest report that the engine sent by itself.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class FrameMultiplexer:
         self._closed = False
         self._retired: list[Session] = []
         self._leaving: set[asyncio.Task[None]] = set()
+        self.elsewhere: Callable[[str, RequestInbox, EngineError], bool] = lambda *_: False
         self.latest_load: Load | None = None
 
     @property
@@ -97,6 +106,16 @@ class FrameMultiplexer:
     def open_requests(self) -> int:
         """Requests that the engine has not ended, cancelled ones included."""
         return sum(len(one.requests) for one in (self._session, *self._retired) if one is not None)
+
+    @property
+    def open_tokens(self) -> int:
+        """What requests that the engine has not ended may cost, prompts and outputs together."""
+        return sum(one.open_tokens for one in (self._session, *self._retired) if one is not None)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether who answered last is going away, and somebody else should be asked."""
+        return self._last_error is not None and self._last_error.reason == DRAINING
 
     @property
     def connected(self) -> bool:
@@ -125,16 +144,16 @@ class FrameMultiplexer:
                 param="request_id",
             )
         submit = Submit(request=request, trace=trace)
-        too_late = None
+        expiry = None
         if deadline is not None:
-            submit.timeout.CopyFrom(_duration(deadline - loop.time()))
-            too_late = deadline + _DEADLINE_SLACK_S, _too_late(timeout_s)
+            submit.timeout.CopyFrom(duration(deadline - loop.time()))
+            expiry = deadline + _DEADLINE_SLACK_S, too_late(timeout_s)
         frame = _within_limit(ClientFrame(submit=submit))
-        inbox = RequestInbox(on_arrival)
+        inbox = RequestInbox(on_arrival, _tokens(request))
         session.submit(request_id, inbox, frame)
-        return RequestStream(inbox, request_id, too_late)
+        return RequestStream(inbox, request_id, expiry)
 
-    async def generate(
+    def generate(
         self,
         request: GenerateRequest,
         *,
@@ -142,18 +161,7 @@ class FrameMultiplexer:
         trace: TraceContext | None = None,
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Run one request; see `client.EngineClient.generate`."""
-        news = asyncio.Event()
-        stream = await self.open(request, news.set, timeout_s=timeout_s, trace=trace)
-        try:
-            while True:
-                news.clear()
-                while (arrived := stream.take()) is not None:
-                    yield as_response(arrived)
-                if stream.ended:
-                    return
-                await news.wait()
-        finally:
-            stream.close()
+        return each_event(partial(self.open, request, timeout_s=timeout_s, trace=trace))
 
     async def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """End a request but keep reading it; see `client.EngineClient.cancel`."""
@@ -185,22 +193,30 @@ class FrameMultiplexer:
         call_id = uuid.uuid4().hex
         call = Call(call_id=call_id, method=method, request=request, trace=trace)
         if deadline is not None:
-            call.timeout.CopyFrom(_duration(deadline - time.monotonic()))
+            call.timeout.CopyFrom(duration(deadline - time.monotonic()))
         frame = _within_limit(ClientFrame(call=call))
         inbox = session.calls[call_id] = CallInbox()
         session.send(frame)
         answers = []
         try:
-            async with asyncio.timeout(_left(deadline)):
+            async with asyncio.timeout(left(deadline)):
                 while (answer := await inbox.read()) is not None:
                     answers.append(answer)
         except TimeoutError:
-            raise _too_late(timeout_s) from None
+            raise too_late(timeout_s) from None
         finally:
             session.calls.pop(call_id, None)
             if not inbox.ended:
                 session.cancel(call_id)
         return answers
+
+    def begin(self) -> None:
+        """Connect in the background, and again whenever the stream breaks."""
+        if self._keeping is None and not self._closed:
+            # A context of its own: the first request's trace id must not show up in this task's log lines.
+            self._keeping = asyncio.create_task(
+                self._keep_connected(), name=f"frames to {self._target}", context=Context()
+            )
 
     async def connection(self, timeout_s: float | None = None, *, limit_s: float | None = None) -> Session:
         """Wait for the stream to be open.
@@ -216,11 +232,7 @@ class FrameMultiplexer:
             raise EngineError(grpc.StatusCode.CANCELLED, "this client was closed")
         if self._session is not None:
             return self._session
-        if self._keeping is None:
-            # A context of its own: the first request's trace id must not show up in this task's log lines.
-            self._keeping = asyncio.create_task(
-                self._keep_connected(), name=f"frames to {self._target}", context=Context()
-            )
+        self.begin()
         limit = self._connect_timeout_s if limit_s is None else limit_s
         if timeout_s is not None:
             limit = min(limit, timeout_s)
@@ -309,14 +321,19 @@ class FrameMultiplexer:
             self._retired.remove(session)
             await asyncio.gather(running, return_exceptions=True)
 
-    def _on_drain(self, session: Session, request_id: str, inbox: RequestInbox) -> bool:
+    def _on_refused(self, session: Session, request_id: str, inbox: RequestInbox, why: EngineError) -> bool:
         if self._closed:
             return False
-        session.retired.set()
-        if self._session is session:
-            self._announce(None)
-        self._later(self._submit_again(request_id, inbox))
-        return True
+        leaves = why.reason == DRAINING and session.alive
+        if leaves:
+            session.retired.set()
+            if self._session is session:
+                self._announce(None)
+        if self.elsewhere(request_id, inbox, why):
+            return True
+        if leaves:
+            self._later(self._submit_again(request_id, inbox))
+        return leaves
 
     async def _submit_again(self, request_id: str, inbox: RequestInbox) -> None:
         frame = inbox.take_submit()
@@ -326,6 +343,8 @@ class FrameMultiplexer:
             session = await self.connection()
         except EngineError as error:
             inbox.fail(error)
+            return
+        if not inbox.wanted:  # given up meanwhile
             return
         session.submit(request_id, inbox, frame)
         inbox.submit = None  # who is refused again goes away no more than that
@@ -337,7 +356,7 @@ class FrameMultiplexer:
 
     async def _open_session(self) -> Session:
         link = await self._open_link()
-        session = Session(link, self._peer_name, self._initial_credit, self._note_load, self._on_drain)
+        session = Session(link, self._peer_name, self._initial_credit, self._note_load, self._on_refused)
         try:
             await session.greet(_GREETING_LIMIT_S)
         except BaseException:
@@ -366,17 +385,6 @@ def _within_limit(frame: ClientFrame) -> ClientFrame:
     return frame
 
 
-def _left(deadline: float | None, slack_s: float = 0.0) -> float | None:
-    return None if deadline is None else max(0.0, deadline + slack_s - time.monotonic())
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(max(0, int(seconds * 1e9)))
-    return duration
-
-
-def _too_late(timeout_s: float | None) -> EngineError:
-    return EngineError(
-        grpc.StatusCode.DEADLINE_EXCEEDED, f"the engine did not finish within {timeout_s or 0:g} s"
-    )
+def _tokens(request: GenerateRequest) -> int:
+    stop = request.stop
+    return len(request.token_ids.ids) + (stop.max_tokens if stop.HasField("max_tokens") else _USUAL_OUTPUT)

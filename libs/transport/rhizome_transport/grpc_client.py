@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import (
@@ -18,20 +21,25 @@ from rhizome.engine.v1.engine_service_pb2 import (
     GetModelInfoResponse,
     GetTokenizerRequest,
 )
-from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_telemetry.propagation import from_proto, to_metadata
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_link import GrpcLink
+from rhizome_transport.inbox import DRAINING
+from rhizome_transport.moving_channel import Connection, MovingChannel
 from rhizome_transport.tls import ClientTls
 from rhizome_transport.tokenizer_chunks import join_chunks
+from rhizome_transport.tokens import Tokens
 
 _UNARY_TIMEOUT_S = 10.0
 _TOKENIZER_TIMEOUT_S = 60.0
 _READY_POLL_S = 0.1
+
+Answer = TypeVar("Answer")
 
 
 class GrpcEngineClient(FramedClient):
@@ -45,6 +53,7 @@ class GrpcEngineClient(FramedClient):
         initial_credit: frames with events the engine may send ahead.
         connect_timeout_s: how long a request waits for a connection.
         tls: absent for plaintext.
+        tokens: what the server wants to be shown, if it does.
     """
 
     def __init__(
@@ -55,14 +64,13 @@ class GrpcEngineClient(FramedClient):
         initial_credit: int = 64,
         connect_timeout_s: float = 5.0,
         tls: ClientTls | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._target = target
-        self._channel = open_channel(target, tls=tls)
-        self._stub = EngineServiceStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._channels = MovingChannel(lambda: open_channel(target, tls=tls, tokens=tokens))
         super().__init__(
             FrameMultiplexer(
-                lambda: GrpcLink.open(self._channel),
+                self._open_link,
                 target=target,
                 peer_name=peer_name,
                 initial_credit=initial_credit,
@@ -74,42 +82,43 @@ class GrpcEngineClient(FramedClient):
         self, request: EmbedRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
     ) -> EmbedResponse:
         """See `client.EngineClient`."""
-        names = ("traceparent", "tracestate")
-        metadata = [(name, value) for name in names if trace and (value := getattr(trace, name))]
-        try:
-            return await self._stub.Embed(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        metadata = to_metadata(from_proto(trace))
+        return await self._ask(
+            lambda connection: connection.engine.Embed(request, timeout=timeout_s, metadata=metadata)
+        )
 
     async def model_info(self, model: str = "") -> GetModelInfoResponse:
         """See `client.EngineClient`."""
-        try:
-            return await self._stub.GetModelInfo(GetModelInfoRequest(model=model), timeout=_UNARY_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        asked = GetModelInfoRequest(model=model)
+        return await self._ask(
+            lambda connection: connection.engine.GetModelInfo(asked, timeout=_UNARY_TIMEOUT_S)
+        )
 
     async def tokenizer_files(self, model: str = "") -> TokenizerFiles:
         """See `client.EngineClient`."""
-        call = self._stub.GetTokenizer(GetTokenizerRequest(model=model), timeout=_TOKENIZER_TIMEOUT_S)
-        try:
-            return join_chunks([chunk async for chunk in call])
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        finally:
-            call.cancel()
+        asked = GetTokenizerRequest(model=model)
+
+        async def fetch(connection: Connection) -> TokenizerFiles:
+            call = connection.engine.GetTokenizer(asked, timeout=_TOKENIZER_TIMEOUT_S)
+            try:
+                return join_chunks([chunk async for chunk in call])
+            finally:
+                call.cancel()
+
+        return await self._ask(fetch)
 
     async def load(self) -> Load:
         """See `client.EngineClient`."""
-        try:
-            return (await self._stub.GetLoad(GetLoadRequest(), timeout=_UNARY_TIMEOUT_S)).load
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        answer = await self._ask(
+            lambda connection: connection.engine.GetLoad(GetLoadRequest(), timeout=_UNARY_TIMEOUT_S)
+        )
+        return answer.load
 
     async def serving(self, timeout_s: float = 2.0) -> bool:
         """Whether health says that the engine takes requests; False as well when nobody answers."""
         request = health_pb2.HealthCheckRequest(service=ENGINE_SERVICE)
         try:
-            answer = await self._health.Check(request, timeout=timeout_s)
+            answer = await self._channels.now.health.Check(request, timeout=timeout_s)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -129,4 +138,25 @@ class GrpcEngineClient(FramedClient):
     async def close(self) -> None:
         """See `client.EngineClient`."""
         await self.frames.close()
-        await self._channel.close()
+        await self._channels.close()
+
+    async def _open_link(self) -> GrpcLink:
+        if self.frames.leaving:
+            self._channels.move(self._channels.now)
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(self._channels.use())
+            return await GrpcLink.open(connection.channel, stack.pop_all())
+
+    async def _ask(self, ask: Callable[[Connection], Awaitable[Answer]]) -> Answer:
+        """Call a method, and once more on another connection where the server is going away."""
+        moved = False
+        while True:
+            async with self._channels.use() as connection:
+                try:
+                    return await ask(connection)
+                except grpc.RpcError as error:
+                    problem = from_rpc_error(error)
+                if moved or problem.reason != DRAINING:
+                    raise problem
+                moved = True
+                self._channels.move(connection)

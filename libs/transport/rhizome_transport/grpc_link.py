@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -15,18 +18,24 @@ FrameCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
 class GrpcLink:
-    """One `Connect` call."""
+    """One `Connect` call.
 
-    def __init__(self, call: FrameCall) -> None:
+    Args:
+        call: freshly begun.
+        then: closed with it.
+    """
+
+    def __init__(self, call: FrameCall, then: AsyncExitStack | None = None) -> None:
         self._call = call
+        self._then = then
 
     @classmethod
-    async def open(cls, channel: grpc.aio.Channel) -> GrpcLink:
+    async def open(cls, channel: grpc.aio.Channel, then: AsyncExitStack | None = None) -> GrpcLink:
         """Start the call; that nobody listens shows with the first frame."""
         connect: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
             f"/{ENGINE_SERVICE}/Connect"
         )
-        return cls(connect())
+        return cls(connect(), then)
 
     async def send(self, frame: ClientFrame) -> None:
         """See `link.FrameLink`."""
@@ -36,6 +45,15 @@ class GrpcLink:
             raise from_rpc_error(error) from None
         except (grpc.aio.UsageError, asyncio.InvalidStateError):
             raise await self._ended() from None
+
+    def send_now(self, frame: ClientFrame) -> bool:
+        """See `link.FrameLink`; gRPC's writes have to be waited for."""
+        return False
+
+    async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
+        """See `link.FrameLink`."""
+        while True:
+            take(await self.receive())
 
     async def receive(self) -> tuple[bytes]:
         """See `link.FrameLink`."""
@@ -50,6 +68,8 @@ class GrpcLink:
     async def close(self) -> None:
         """See `link.FrameLink`. Cancelling matters: a call that is only forgotten goes on for ever."""
         self._call.cancel()
+        if self._then is not None:
+            await self._then.aclose()
 
     async def _ended(self) -> EngineError:
         code = await self._call.code()

@@ -16,6 +16,8 @@ from rhizome_transport.reflection import add_reflection
 from rhizome_transport.rpc_guard import RpcGuard
 from rhizome_transport.servicer import EngineServicerBase, abort_with
 from rhizome_transport.tls import ServerTls
+from rhizome_transport.token_auth import TokenGuard
+from rhizome_transport.tokens import Tokens
 
 __all__ = ["ENDLESS_METHODS", "EngineServicerBase", "GrpcServer", "abort_with"]
 
@@ -37,6 +39,7 @@ class GrpcServer:
             waits for these too.
         endless_methods: RPCs that a drain does not wait for.
         tls: absent for plaintext.
+        tokens: callers show one of them; absent for all callers. Health stays open.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class GrpcServer:
         open_requests: Callable[[], int] = lambda: 0,
         endless_methods: frozenset[str] = ENDLESS_METHODS,
         tls: ServerTls | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._address = address
         self._tls = tls
         self._open_requests = open_requests
         self._guard = RpcGuard(endless_methods)
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=(self._guard,))
+        guards = (self._guard,) if tokens is None else (TokenGuard(tokens), self._guard)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=guards)
         self._health = HealthServicer(service_names)
         self._service_names = service_names
         self._overrides: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}

@@ -26,6 +26,8 @@ Arrived = list[int] | GenerateResponse
 DRAINING = "DRAINING"
 """The reason with which who is going away refuses what is new."""
 
+_OTHERS_MAY_TAKE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+
 _MOST_MERGED = 256
 """Tokens in one delta; a reader that comes back after long can then stop between two of them."""
 _MOST_KNOWN = 65_536
@@ -53,11 +55,26 @@ class RequestInbox:
         used: something came.
         submit: the frame that asked for it, until something came.
         cancel: asks the peer that has it to end it, by its id.
+        tokens: what it may cost, prompt and output together.
+        tried: who refused it or was lost with it.
     """
 
-    __slots__ = ("_error", "_items", "_last_came", "_on_arrival", "cancel", "has_news", "submit", "used")
+    __slots__ = (
+        "_error",
+        "_items",
+        "_last_came",
+        "_on_arrival",
+        "cancel",
+        "has_news",
+        "submit",
+        "tokens",
+        "tried",
+        "used",
+    )
 
-    def __init__(self, on_arrival: Callable[[], None]) -> None:
+    def __init__(self, on_arrival: Callable[[], None], tokens: int = 0) -> None:
+        self.tokens = tokens
+        self.tried: tuple[object, ...] = ()
         self._on_arrival: Callable[[], None] | None = on_arrival
         self._items: deque[Arrived] = deque()
         self._error: EngineError | None = None
@@ -73,16 +90,22 @@ class RequestInbox:
         return self._last_came or self._error is not None
 
     @property
-    def movable(self) -> bool:
-        """Whether it was refused only because the peer goes away, and somebody still waits for it."""
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return self._on_arrival is not None
+
+    @property
+    def movable(self) -> EngineError | None:
+        """Why it ended, where somebody else may take it: nothing came yet, and it is still wanted."""
         error = self._error
-        refused = error is not None and error.reason == DRAINING and not self.used
-        return refused and self.submit is not None and self._on_arrival is not None
+        if error is None or self.used or self.submit is None or not self.wanted:
+            return None
+        return error if error.code in _OTHERS_MAY_TAKE else None
 
     def take_submit(self) -> ClientFrame | None:
         """What to ask somebody else, once; `None` where nobody waits any more."""
         frame, self.submit, self._error, self.has_news = self.submit, None, None, False
-        return frame if self._on_arrival is not None else None
+        return frame if self.wanted else None
 
     def take(self) -> Arrived | None:
         """The next event; `None` when there is none yet, or none any more.
@@ -96,10 +119,14 @@ class RequestInbox:
             raise self._error
         return None
 
-    def put(self, event: RelayEvent) -> None:
-        """Take one event; events after the last are ignored. The reader is told by `tell`."""
+    def put(self, event: RelayEvent) -> bool:
+        """Take one event; events after the last are ignored. The reader is told by `tell`.
+
+        Returns:
+            Whether nothing more will arrive.
+        """
         if self._last_came or self._error is not None:
-            return
+            return True
         payload = event.response
         token_ids = _known_deltas.get(payload)
         if token_ids is not None:
@@ -111,18 +138,27 @@ class RequestInbox:
                     last.extend(token_ids)
                 else:
                     items.append([*token_ids])
-            self._last_came = event.final
+            self._last_came = final = event.final
+            self.has_news = True
+            return final
         elif event.HasField("status"):
             self._error = EngineError.from_status(event.status)
         elif payload:
             self._put_other(payload, event.final)
         self.has_news = True
+        return self.ended
 
     def fail(self, error: EngineError) -> None:
         """End with an error, and tell the reader."""
-        if not self.ended:
-            self._error = error
+        if self.end(error):
             self.tell()
+
+    def end(self, error: EngineError) -> bool:
+        """End with an error, of which the reader is not told yet; False where it has ended before."""
+        if self.ended:
+            return False
+        self._error = error
+        return True
 
     def tell(self) -> None:
         """Tell the reader that something came."""

@@ -31,7 +31,7 @@ def check_endpoint(endpoint: str) -> Path:
     if not endpoint.startswith(_SCHEME):
         raise ValueError(
             f"endpoint {endpoint!r} is refused: frames are neither encrypted nor authenticated outside of a "
-            "private directory, so only ipc:///path is served; use gRPC between hosts"
+            "private directory, so this must be ipc:///path; between hosts there is gRPC, or CURVE over tcp"
         )
     path = Path(endpoint.removeprefix(_SCHEME))
     if not path.is_absolute():

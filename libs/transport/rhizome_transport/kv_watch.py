@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEventsResponse
+import numpy as np
+
+from rhizome.engine.v1.engine_service_pb2 import KvStored, WatchKvEventsRequest, WatchKvEventsResponse
 
 
 async def watch_kv_events(
@@ -28,3 +30,9 @@ async def watch_kv_events(
             yield answer
         newest = WatchKvEventsResponse.FromString(answers[-1]).sequence
         request = WatchKvEventsRequest(start_sequence=newest + 1).SerializeToString()
+
+
+def stored_tokens(stored: KvStored) -> list[int]:
+    """The tokens of all its blocks, where they were asked for."""
+    tokens: list[int] = np.frombuffer(stored.token_ids, "<u4").tolist()
+    return tokens

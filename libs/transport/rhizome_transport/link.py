@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame
 
@@ -16,6 +16,19 @@ class FrameLink(Protocol):
 
         Raises:
             EngineError: the link broke.
+        """
+        ...
+
+    def send_now(self, frame: ClientFrame) -> bool:
+        """Write one frame if that takes no waiting, while no `send` is under way; whether it was written."""
+        ...
+
+    async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
+        """Hand over all serialised EngineFrames that arrive, as `receive` gives them, until the link breaks.
+
+        Raises:
+            EngineError: the link broke.
+            Exception: what `take` raised, which ends it, too.
         """
         ...
 

@@ -7,9 +7,21 @@ long the peer sleeps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from rhizome.engine.v1.frames_pb2 import CallResult, EngineFrame, Pong, RequestEvent, Welcome
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.deltas import merge_delta
+from rhizome_transport.event_parts import event_field, tokens_field
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """Tokens of a request without log probabilities or text: most of all events, and never a message."""
+
+    request_id: str
+    token_ids: list[int]
 
 
 class Outbox:
@@ -21,8 +33,8 @@ class Outbox:
 
     def __init__(self, credit: int) -> None:
         self.credit = credit
-        self._events: list[RequestEvent] = []
-        self._newest: dict[str, RequestEvent] = {}
+        self._events: list[RequestEvent | _Tokens] = []
+        self._newest: dict[str, RequestEvent | _Tokens] = {}
         self._answers = EngineFrame()
 
     @property
@@ -34,11 +46,20 @@ class Outbox:
         """Add one event of a request; it is the outbox's from now on: later ones may be merged into it."""
         request_id = event.request_id
         newest = self._newest.get(request_id)
-        if newest is not None and merge_delta(newest.response, event.response):
+        if isinstance(newest, RequestEvent) and merge_delta(newest.response, event.response):
             newest.final = event.final
             return
         self._events.append(event)
         self._newest[request_id] = event
+
+    def put_tokens(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Add tokens of a request that has neither log probabilities nor text, and does not end with them."""
+        newest = self._newest.get(request_id)
+        if type(newest) is _Tokens:
+            newest.token_ids.extend(token_ids)
+            return
+        self._newest[request_id] = tokens = _Tokens(request_id, [*token_ids])
+        self._events.append(tokens)
 
     def put_result(self, result: CallResult) -> None:
         """Add an answer to a call; answers cost no credit."""
@@ -58,28 +79,35 @@ class Outbox:
             self._events = [event for event in self._events if event.request_id != request_id]
             self._newest = {event.request_id: event for event in self._events}
 
-    def take(self, step: int, load: Load | None = None) -> EngineFrame | None:
-        """Pack a frame, or `None` when there is nothing that may be sent.
+    def take(self, step: int, load: Load | None = None) -> bytes | None:
+        """Pack a serialised EngineFrame, or `None` when there is nothing that may be sent.
 
         Taking a frame with events costs one credit.
         """
-        frame = self._answers
+        frame, events = self._answers, b""
         if self._newest and self.credit > 0:
             self.credit -= 1
-            frame.events.extend(self._events)
+            events = b"".join(
+                [
+                    tokens_field(one.request_id, one.token_ids)
+                    if isinstance(one, _Tokens)
+                    else event_field(one)
+                    for one in self._events
+                ]
+            )
             self._events = []
             self._newest = {}
         if load is not None:
             frame.load.CopyFrom(load)
-        if not frame.ByteSize():
+        if not events and not frame.ByteSize():
             return None
         self._answers = EngineFrame()
         frame.step = step
-        return frame
+        return frame.SerializeToString() + events
 
-    def take_answers(self) -> EngineFrame | None:
+    def take_answers(self) -> bytes | None:
         """Pack only what costs no credit, to answer between steps."""
         if not self._answers.ByteSize():
             return None
         frame, self._answers = self._answers, EngineFrame()
-        return frame
+        return frame.SerializeToString()

@@ -13,12 +13,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rhizome_transport.tls import ClientTls
+from rhizome_transport.tokens import Tokens
 
 SERVING, NOT_SERVING, UNREACHABLE = 0, 1, 2
 
 
 def probe(
-    target: str, service: str = "", timeout_s: float = 3.0, tls: ClientTls | None = None
+    target: str,
+    service: str = "",
+    timeout_s: float = 3.0,
+    tls: ClientTls | None = None,
+    tokens: Tokens | None = None,
 ) -> tuple[int, str]:
     """Ask once.
 
@@ -28,7 +33,9 @@ def probe(
     with _open(target, tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout_s
+                health_pb2.HealthCheckRequest(service=service),
+                timeout=timeout_s,
+                metadata=() if tokens is None else (("authorization", tokens.authorization),),
             )
         except grpc.RpcError as error:
             return UNREACHABLE, f"{target}: {error.code().name}: {error.details()}"
@@ -55,12 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tls-cert", type=Path, help="certificate of our own, for mutual TLS")
     parser.add_argument("--tls-key", type=Path, help="its private key")
     parser.add_argument("--tls-name", default="", help="name in the server's certificate; else the target's")
+    parser.add_argument(
+        "--token-file", type=Path, help="shown to the server; ours ask for none, others before them may"
+    )
     options = parser.parse_args(arguments)
     try:
+        tokens = Tokens.from_file(options.token_file)
         tls = ClientTls.from_files(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
     except ValueError as error:
         parser.error(str(error))
-    code, line = probe(options.target, options.service, options.timeout, tls)
+    code, line = probe(options.target, options.service, options.timeout, tls, tokens)
     stream = sys.stdout if code == SERVING else sys.stderr
     stream.write(f"{line}\n")
     return code

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import Arrived, RequestInbox
+from rhizome_transport.inbox import Arrived, RequestInbox, as_response
 
 
 class RequestStream:
@@ -67,3 +69,25 @@ class RequestStream:
         if not self._inbox.ended:
             self._expired = error
             self._inbox.tell()
+
+
+async def each_event(
+    begin: Callable[[Callable[[], None]], Awaitable[RequestStream]],
+) -> AsyncGenerator[GenerateResponse, None]:
+    """The events of one request for a reader that waits; closing the generator closes the stream.
+
+    Args:
+        begin: starts the request, given what to call when there is something to take.
+    """
+    news = asyncio.Event()
+    stream = await begin(news.set)
+    try:
+        while True:
+            news.clear()
+            while (arrived := stream.take()) is not None:
+                yield as_response(arrived)
+            if stream.ended:
+                return
+            await news.wait()
+    finally:
+        stream.close()

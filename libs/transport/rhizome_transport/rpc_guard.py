@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
+from rhizome_telemetry.logs import log_request_id, log_trace_id
+from rhizome_telemetry.propagation import from_metadata
 from rhizome_transport.errors import EngineError
 from rhizome_transport.servicer import abort_with, unimplemented
 
@@ -52,9 +55,13 @@ class RpcGuard(grpc.aio.ServerInterceptor):
             if behaviour is None:
                 continue
             make = getattr(grpc, f"{kind}_rpc_method_handler")
+            # gRPC would log a traceback for every request that is no message, and call the status UNKNOWN.
+            reads = handler.request_deserializer
+            if kind.startswith("unary"):
+                behaviour, reads = _reading(behaviour, reads or bytes, method), None
             return make(
                 self._guard(behaviour, method, counted),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=reads,
                 response_serializer=handler.response_serializer,
             )
         return handler
@@ -63,6 +70,7 @@ class RpcGuard(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: object, context: Context) -> AsyncIterator[object]:
+                for_request = _mark_log_lines(context)
                 await self._refuse_while_draining(context)
                 self.in_flight += counted
                 try:
@@ -79,10 +87,13 @@ class RpcGuard(grpc.aio.ServerInterceptor):
                     await self._report(context, method)
                 finally:
                     self.in_flight -= counted
+                    if for_request:
+                        _log.debug("%s ended", method)
 
             return stream
 
         async def answer(request: object, context: Context) -> object:
+            for_request = _mark_log_lines(context)
             await self._refuse_while_draining(context)
             self.in_flight += counted
             try:
@@ -97,6 +108,8 @@ class RpcGuard(grpc.aio.ServerInterceptor):
                 await self._report(context, method)
             finally:
                 self.in_flight -= counted
+                if for_request:
+                    _log.debug("%s ended", method)
 
         return answer
 
@@ -115,3 +128,41 @@ class RpcGuard(grpc.aio.ServerInterceptor):
         _log.exception("%s failed", method)
         text = f"{method} failed inside the server; its log has the traceback"
         await abort_with(context, EngineError(grpc.StatusCode.INTERNAL, text))
+
+
+def _mark_log_lines(context: Context) -> bool:
+    """Have lines that this RPC's task writes name the caller's request, if it has one; whether it has."""
+    parent = from_metadata(context.invocation_metadata())
+    if parent is None:
+        return False
+    log_trace_id.set(parent.trace_id)
+    log_request_id.set(parent.request_id)
+    return True
+
+
+def _reading(behaviour: Callable[..., Any], reads: Callable[[bytes], Any], method: str) -> Callable[..., Any]:
+    """The behaviour, of the same kind, which reads its request itself and refuses what is no message."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: bytes, context: Context) -> AsyncIterator[object]:
+            try:
+                async with aclosing(behaviour(reads(request), context)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except DecodeError as error:
+                raise _no_message(method, error) from None
+
+        return stream
+
+    async def answer(request: bytes, context: Context) -> object:
+        try:
+            return await behaviour(reads(request), context)
+        except DecodeError as error:
+            raise _no_message(method, error) from None
+
+    return answer
+
+
+def _no_message(method: str, error: DecodeError) -> EngineError:
+    text = f"the request is no message that {method.strip('/')} takes: {error}"
+    return EngineError(grpc.StatusCode.INVALID_ARGUMENT, text)

@@ -34,11 +34,12 @@ class Session:
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events that may be under way.
         on_load: is given every load report.
-        on_drain: is given each request that the peer refused because it is going away; whether it sees to it
-            that the request goes elsewhere.
+        on_refused: is given each request that somebody else may take, and why; whether it sees to it that
+            the request goes elsewhere.
 
     Attributes:
         retired: set when nothing new is to be sent here.
+        open_tokens: what all open requests may cost.
     """
 
     def __init__(
@@ -47,15 +48,17 @@ class Session:
         peer_name: str,
         initial_credit: int,
         on_load: Callable[[Load], None],
-        on_drain: Callable[[Session, str, RequestInbox], bool] = lambda session, request_id, inbox: False,
+        on_refused: Callable[[Session, str, RequestInbox, EngineError], bool] = lambda *_: False,
     ) -> None:
         self.retired = asyncio.Event()
-        self._on_drain = on_drain
+        self.open_tokens = 0
+        self._on_refused = on_refused
         self._link = link
         self._peer_name = peer_name
         self._initial_credit = initial_credit
         self._on_load = on_load
         self._unsent: asyncio.Queue[ClientFrame] = asyncio.Queue()
+        self._waiting_to_send = 0
         self._owed_credit = 0
         self.requests: dict[str, RequestInbox] = {}
         self.calls: dict[str, CallInbox] = {}
@@ -120,10 +123,17 @@ class Session:
         """Ask for a request whose events `inbox` takes from now on."""
         inbox.submit, inbox.cancel = frame, self.cancel
         self.requests[request_id] = inbox
+        self.open_tokens += inbox.tokens
         self.send(frame)
 
     def send(self, frame: ClientFrame) -> None:
-        """Queue one frame."""
+        """Send one frame after those before it, at once if there is nobody to wait for.
+
+        A task switch for each frame would cost more than ZeroMQ's part of sending it.
+        """
+        if not self._waiting_to_send and self.alive and self._link.send_now(frame):
+            return
+        self._waiting_to_send += 1
         self._unsent.put_nowait(frame)
 
     def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
@@ -133,16 +143,23 @@ class Session:
     def fail(self, cause: EngineError) -> None:
         """End everything that is open: what has not begun may be tried elsewhere, the rest may not."""
         self.alive = False
-        for request in self.requests.values():
-            request.fail(_failure(cause, request.used))
+        self.open_tokens = 0
+        requests, self.requests = self.requests, {}
+        for request_id, request in requests.items():
+            if request.end(_failure(cause, request.used)) and not self._moved(request_id, request):
+                request.tell()
         for call in self.calls.values():
             call.fail(_failure(cause, call.used))
-        self.requests.clear()
         self.calls.clear()
+
+    def _moved(self, request_id: str, inbox: RequestInbox) -> bool:
+        why = inbox.movable
+        return why is not None and self._on_refused(self, request_id, inbox, why)
 
     async def _write(self) -> None:
         while True:
             await self._link.send(await self._unsent.get())
+            self._waiting_to_send -= 1
 
     async def _welcome(self) -> Welcome:
         while True:
@@ -152,8 +169,7 @@ class Session:
                     return frame.welcome
 
     async def _read(self) -> None:
-        while True:
-            self.dispatch(await self._link.receive())
+        await self._link.carry(self.dispatch)
 
     def dispatch(self, payloads: Sequence[bytes]) -> None:
         """Hand out what some serialised EngineFrames hold.
@@ -179,10 +195,10 @@ class Session:
             inbox = requests.get(event.request_id)
             if inbox is not None:
                 told = inbox.has_news
-                inbox.put(event)
-                if inbox.ended:
+                if inbox.put(event):
                     del requests[event.request_id]
-                    if inbox.movable and self._on_drain(self, event.request_id, inbox):
+                    self.open_tokens -= inbox.tokens
+                    if self._moved(event.request_id, inbox):
                         continue
                 if not told:
                     news.append(inbox)

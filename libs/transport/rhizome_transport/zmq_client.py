@@ -1,4 +1,4 @@
-"""EngineClient over ZeroMQ, for processes on the engine core's host."""
+"""EngineClient over ZeroMQ: on the engine core's host, or with keys from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rhizome.engine.v1.engine_service_pb2 import (
 )
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
+from rhizome_transport.curve import ClientCurve
+from rhizome_transport.endpoint import check_core_target
 from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
-from rhizome_transport.ipc import check_endpoint
 from rhizome_transport.tokenizer_chunks import join_chunks
 from rhizome_transport.zmq_link import ZmqLink
 
@@ -30,26 +31,34 @@ class ZmqEngineClient(FramedClient):
     """Talks to an engine core; implements `client.EngineClient`.
 
     Unary methods travel as `Call` frames. Must be made inside the running loop; nothing is sent before the
-    first use.
+    first use. `endpoint` is kept as an attribute.
 
     Args:
-        endpoint: `ipc:///path`, as the core binds it.
+        endpoint: `ipc:///path` or `tcp://host:port`, as the core binds it.
         peer_name: who we are, for the core's log.
         initial_credit: frames with events the core may send ahead.
         connect_timeout_s: how long a request waits for a connection.
+        curve: keys, which `tcp://` needs.
 
     Raises:
-        ValueError: the endpoint is not `ipc://`.
+        ValueError: the endpoint is neither `ipc://` nor `tcp://` with keys.
     """
 
     def __init__(
-        self, endpoint: str, *, peer_name: str, initial_credit: int = 64, connect_timeout_s: float = 5.0
+        self,
+        endpoint: str,
+        *,
+        peer_name: str,
+        initial_credit: int = 64,
+        connect_timeout_s: float = 5.0,
+        curve: ClientCurve | None = None,
     ) -> None:
-        check_endpoint(endpoint)
+        check_core_target(endpoint, curve)
+        self.endpoint = endpoint
         self._context = zmq.Context()
         super().__init__(
             FrameMultiplexer(
-                lambda: ZmqLink.open(self._context, endpoint),
+                lambda: ZmqLink.open(self._context, endpoint, curve),
                 target=endpoint,
                 peer_name=peer_name,
                 initial_credit=initial_credit,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
 import zmq
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame
+from rhizome_transport.curve import ClientCurve
 from rhizome_transport.dealer import DealerConnection
 
 
@@ -15,13 +19,23 @@ class ZmqLink:
         self._connection = connection
 
     @classmethod
-    async def open(cls, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> ZmqLink:
+    async def open(
+        cls, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve: ClientCurve | None = None
+    ) -> ZmqLink:
         """Connect; that nobody listens shows with the first frame."""
-        return cls(DealerConnection(context, endpoint))
+        return cls(DealerConnection(context, endpoint, curve=curve))
 
     async def send(self, frame: ClientFrame) -> None:
         """See `link.FrameLink`."""
         await self._connection.send(frame.SerializeToString())
+
+    def send_now(self, frame: ClientFrame) -> bool:
+        """See `link.FrameLink`."""
+        return self._connection.send_now(frame.SerializeToString())
+
+    async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
+        """See `link.FrameLink`."""
+        await self._connection.carry(take)
 
     async def receive(self) -> list[bytes]:
         """See `link.FrameLink`."""
