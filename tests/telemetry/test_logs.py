@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from rhizome_telemetry.logs import LineFormatter, configure_logging, log_trace_id
+from rhizome_telemetry.log_level import LevelSwitch
+from rhizome_telemetry.logs import (
+    JsonFormatter,
+    LineFormatter,
+    about,
+    configure_logging,
+    log_request_id,
+    log_trace_id,
+)
+from rhizome_telemetry.propagation import parse_traceparent
 
 
 def render(message: str, *arguments: object, **options: object) -> str:
@@ -31,8 +44,58 @@ def test_the_trace_of_the_request_is_named():
     assert render("hello", trace_id="def").endswith("trace=def")
 
 
-def test_a_message_cannot_forge_a_second_record():
-    assert "\n" not in render("user said %s", "x\n2026 INFO forged")
+def test_the_request_is_named_before_the_trace():
+    record = {"request_id": "req_1", "trace_id": "def"}
+    assert render("hello", **record).endswith("hello request=req_1 trace=def")
+    token = log_request_id.set("req_2")
+    try:
+        assert render("hello").endswith("hello request=req_2")
+    finally:
+        log_request_id.reset(token)
+
+
+def test_a_record_is_told_whose_it_is():
+    parent = parse_traceparent(f"00-{'a' * 32}-{'b' * 16}-01", request_id="req_1")
+    assert about(parent, "other") == {"request_id": "req_1", "trace_id": "a" * 32}
+    assert about(None, "other") == {"request_id": "other"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\x1b[2J"])
+def test_a_message_cannot_forge_a_second_record(end):
+    for line in (render("user said %s", f"x{end}2026 INFO forged"), render("x", request_id=f"x{end}y")):
+        assert end[0] not in line and len(line.splitlines()) == 1
+
+
+def as_json(message: str, *arguments: object, **options: object) -> dict[str, object]:
+    record = logging.LogRecord("rhizome_x.y", logging.WARNING, "file", 1, message, arguments, None)
+    record.__dict__.update(options)
+    line = JsonFormatter("rhizome-engine").format(record)
+    assert len(line.splitlines()) == 1 and line.isascii()
+    found: dict[str, object] = json.loads(line)
+    return found
+
+
+def test_an_object_has_everything_a_line_has():
+    found = as_json("core %s ready", "\u2028 one\n", request_id="req_1", trace_id="def")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(found.pop("time")))
+    assert found == {
+        "level": "WARNING",
+        "service": "rhizome-engine",
+        "pid": os.getpid(),
+        "logger": "rhizome_x.y",
+        "message": "core \u2028 one\n ready",
+        "request_id": "req_1",
+        "trace_id": "def",
+    }
+    assert not {"request_id", "trace_id", "exception"} & set(as_json("outside of requests"))
+
+
+def test_a_traceback_is_in_the_same_object():
+    try:
+        raise ValueError("broken\nin two")
+    except ValueError:
+        found = as_json("failed", exc_info=sys.exc_info())
+    assert str(found["exception"]).endswith("ValueError: broken\nin two")
 
 
 def test_a_traceback_follows():
@@ -48,17 +111,39 @@ def test_unknown_levels_are_refused():
         configure_logging("x", "LOUD")
 
 
-def test_configures_the_whole_process(capfd):
+@pytest.fixture
+def own_root() -> Iterator[None]:
+    """Whatever is configured meanwhile is undone."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    try:
-        configure_logging("rhizome-test", "warning")
-        logging.getLogger("anything").info("quiet")
-        logging.getLogger("anything").warning("loud")
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = before
-        root.setLevel(level)
+    signals = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = before
+    root.setLevel(level)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+def test_configures_the_whole_process(capfd, own_root):
+    configure_logging("rhizome-test", "warning")
+    logging.getLogger("anything").info("quiet")
+    logging.getLogger("anything").warning("loud")
     err = capfd.readouterr().err
     assert "WARNING rhizome-test loud" in err
     assert "quiet" not in err
+
+
+def test_signals_change_the_level_and_say_so(capfd, own_root):
+    configure_logging("rhizome-test", "WARNING", "json")
+    told: list[signal.Signals] = []
+    LevelSwitch("WARNING", told.append).install()
+    logging.getLogger("rhizome_test").info("before")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    logging.getLogger("rhizome_test").debug("in detail")
+    logging.getLogger("some_library").debug("the prompt was ...")
+    os.kill(os.getpid(), signal.SIGUSR2)
+    logging.getLogger("rhizome_test").info("after")
+    messages = [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()]
+    assert messages == ["the log level is DEBUG now", "in detail", "the log level is WARNING now"]
+    assert told == [signal.SIGUSR1, signal.SIGUSR2]

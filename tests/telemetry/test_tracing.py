@@ -8,11 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from rhizome_telemetry import semconv
-from rhizome_telemetry.propagation import parse_traceparent
+from rhizome_telemetry.propagation import (
+    from_metadata,
+    from_proto,
+    parse_traceparent,
+    to_metadata,
+    to_proto,
+)
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span
 from rhizome_telemetry.tracing import (
     SpanKind,
@@ -133,6 +140,28 @@ def test_what_the_caller_does_not_sample_is_not_recorded_but_passed_on(sink):
     span.end()
     start_span("sampled").end()
     assert only(sink).name == "sampled"
+
+
+def test_a_sampler_that_does_not_follow_parents_is_asked_all_the_same(monkeypatch, sink):
+    shutdown_tracing()
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    configure_tracing("rhizome-test")
+    start_span("anyway", parent=parse_traceparent(f"00-{'a' * 32}-{'b' * 16}-00")).end()
+    assert only(sink).parent_span_id == "b" * 16
+
+
+def test_the_request_id_goes_down_with_the_spans(sink):
+    parent = parse_traceparent(f"00-{'a' * 32}-{'b' * 16}-01", request_id="req_1")
+    for span in (start_span("child", parent=parent), start_span("x", parent=replace(parent, flags=0))):
+        assert span.trace_parent.request_id == "req_1"
+        assert from_proto(to_proto(span.trace_parent)).request_id == "req_1"
+        assert from_metadata(to_metadata(span.trace_parent)).request_id == "req_1"
+
+
+def test_a_span_has_links(sink):
+    linked = parse_traceparent(f"00-{'a' * 32}-{'b' * 16}-01")
+    start_span("step", links=[linked]).end()
+    assert only(sink).links == (("a" * 32, "b" * 16),)
 
 
 def test_a_span_can_be_made_after_the_fact(sink):

@@ -112,7 +112,7 @@ class Closing:
         try:
             self._relay.picker.ended(self.request, result)
         except Exception:
-            _log.exception("%s: the picker failed", self.request.id.decode())
+            _log.exception("the picker failed", extra=self.request.log_ids)
 
     def _cancel(self, ending: Ending) -> None:
         if self._task is not None:
@@ -163,6 +163,6 @@ class Closing:
         """A picker or handler refused the request, or there is a bug."""
         self._cancel(Ending.CANCELLED)
         if not isinstance(error, HttpError):
-            _log.error("%s: the request failed here", self.request.id.decode(), exc_info=error)
+            _log.error("the request failed here", exc_info=error, extra=self.request.log_ids)
             error = errors.BUG
         self._fail(error)

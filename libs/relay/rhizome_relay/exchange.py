@@ -93,7 +93,7 @@ class Exchange(Closing):
         except HttpError as error:
             self._refusal = error
         except Exception:
-            _log.exception("%s: the picker failed", self.request.id.decode())
+            _log.exception("the picker failed", extra=self.request.log_ids)
         return None
 
     def _attempt(self, target: Target) -> None:
@@ -251,7 +251,8 @@ class Exchange(Closing):
         upstream, self._upstream = self._upstream, None
         request = self.request
         if ending is Ending.TRUNCATED:
-            _log.warning("%s: %s cut a response short: %s", request.id.decode(), self._target.name, reason)
+            name, ids = self._target.name, request.log_ids
+            _log.warning("%s cut a response short: %s", name, reason, extra=ids)
             self._release(ending, self.status)
             self._broken()
         elif self._was_idle(upstream):
@@ -259,7 +260,7 @@ class Exchange(Closing):
             self._client.deadline = self._total_at
             self._run(self._connect(self._pool))
         else:
-            _log.warning("%s: %s did not answer: %s", request.id.decode(), self._target.name, reason)
+            _log.warning("%s did not answer: %s", self._target.name, reason, extra=request.log_ids)
             self._release(ending)
             if (target := self._another()) is not None:
                 self._client.deadline = self._total_at

@@ -32,11 +32,12 @@ class RelayRequest:
         held: whether `body` is, or will be, all of it; otherwise it is passed on as it arrives.
         complete: whether all of the body has arrived.
         state: whatever the picker wants to remember.
+        trace_id: of the trace that the request belongs to, for log lines.
     """
 
     __slots__ = (
         "_document", "_folded", "body", "complete", "expects_continue", "headers", "held", "host", "id",
-        "keep_alive", "length", "method", "path", "peer", "state", "target", "trusted", "version",
+        "keep_alive", "length", "method", "path", "peer", "state", "target", "trace_id", "trusted", "version",
     )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, path: bytes, version: str, headers: Pairs) -> None:
@@ -49,6 +50,7 @@ class RelayRequest:
         self.peer = ""
         self.trusted = False
         self.id = b""
+        self.trace_id = ""
         self.length: int | None = 0
         self.keep_alive = version == "1.1"
         self.expects_continue = False
@@ -79,8 +81,15 @@ class RelayRequest:
         model = document.get("model") if isinstance(document, dict) else None
         return model if isinstance(model, str) else None
 
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """What a log record about the request is told as `extra`."""
+        self._note_trace()
+        return {"request_id": self.id.decode("latin-1"), "trace_id": self.trace_id}
+
     def fold(self) -> None:
         """Keep only what has to be sent again: thousands of streams may be open for long."""
+        self._note_trace()
         self._document = _UNREAD
         if self.headers:
             self._folded = b"\n".join([b"%b:%b" % pair for pair in self.headers])
@@ -94,6 +103,12 @@ class RelayRequest:
 
     def forget(self) -> None:
         """Drop what is not needed once a response has begun: thousands of streams may be open for long."""
+        self._note_trace()
         self.headers = []
         self.body = b""
         self._document = None
+
+    def _note_trace(self) -> None:
+        """Remember which trace the client says that this is a part of, where nobody else says so."""
+        if not self.trace_id and (told := self.header(b"traceparent")) is not None:
+            self.trace_id = told[3:35].decode("latin-1")

@@ -6,6 +6,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBased
 
 from rhizome_telemetry import semconv
 from rhizome_telemetry.ids import UrandomIdGenerator, random_span_id
@@ -26,3 +27,8 @@ def build_provider(service_name: str, exporter: SpanExporter | None = None) -> T
     provider = TracerProvider(resource=resource, id_generator=UrandomIdGenerator(), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
     return provider
+
+
+def follows_parents(provider: TracerProvider) -> bool:
+    """Whether spans below one that was not sampled are never sampled: with every `parentbased_…` sampler."""
+    return isinstance(provider.sampler, ParentBased)

@@ -14,12 +14,14 @@ from rhizome.common.v1.common_pb2 import TraceContext
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
+REQUEST_ID = "x-request-id"
 
 SAMPLED = 0x01
 RANDOM_TRACE_ID = 0x02
 
 _VERSION_AND_FIELDS = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _MAX_TRACESTATE_CHARS = 512
+_MAX_REQUEST_ID_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,15 @@ class TraceParent:
         span_id: 16 lower-case hex digits, not all zero.
         flags: W3C trace flags; `SAMPLED` and `RANDOM_TRACE_ID` are the bits in use.
         tracestate: the vendors' list, passed on untouched.
+        request_id: what the client was told its request is called, for log lines on every hop; it is no part
+            of W3C's context, but travels with it. Spans hand it on to those below them.
     """
 
     trace_id: str
     span_id: str
     flags: int = SAMPLED | RANDOM_TRACE_ID
     tracestate: str = ""
+    request_id: str = ""
 
     @property
     def sampled(self) -> bool:
@@ -48,7 +53,7 @@ class TraceParent:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
 
-def parse_traceparent(header: str | None, tracestate: str = "") -> TraceParent | None:
+def parse_traceparent(header: str | None, tracestate: str = "", request_id: str = "") -> TraceParent | None:
     """Read a `traceparent` header; `None` when there is none or it is malformed.
 
     Versions above 00 may carry more fields after the four known ones (W3C Trace Context, section 3.2.4).
@@ -62,16 +67,17 @@ def parse_traceparent(header: str | None, tracestate: str = "") -> TraceParent |
     if not trace_id.strip("0") or not span_id.strip("0"):
         return None
     kept = tracestate if len(tracestate) <= _MAX_TRACESTATE_CHARS else ""
-    return TraceParent(trace_id, span_id, int(flags, 16), kept)
+    return TraceParent(trace_id, span_id, int(flags, 16), kept, request_id[:_MAX_REQUEST_ID_CHARS])
 
 
 def from_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> TraceParent | None:
     """Read gRPC metadata, as `context.invocation_metadata()` gives it."""
-    found = {key: value for key, value in metadata or () if key in (TRACEPARENT, TRACESTATE)}
-    parent, state = found.get(TRACEPARENT), found.get(TRACESTATE, "")
-    if not isinstance(parent, str):
-        return None
-    return parse_traceparent(parent, state if isinstance(state, str) else "")
+    found = {
+        key: value
+        for key, value in metadata or ()
+        if key in (TRACEPARENT, TRACESTATE, REQUEST_ID) and isinstance(value, str)
+    }
+    return parse_traceparent(found.get(TRACEPARENT), found.get(TRACESTATE, ""), found.get(REQUEST_ID, ""))
 
 
 def to_metadata(parent: TraceParent | None) -> list[tuple[str, str]]:
@@ -81,6 +87,8 @@ def to_metadata(parent: TraceParent | None) -> list[tuple[str, str]]:
     metadata = [(TRACEPARENT, parent.to_header())]
     if parent.tracestate:
         metadata.append((TRACESTATE, parent.tracestate))
+    if parent.request_id.isascii() and parent.request_id.isprintable() and parent.request_id:
+        metadata.append((REQUEST_ID, parent.request_id))
     return metadata
 
 
@@ -103,9 +111,18 @@ def from_proto(context: TraceContext | None) -> TraceParent | None:
     """Read the field of a frame; an unset field is `None`."""
     if context is None or not context.traceparent:
         return None
-    return parse_traceparent(context.traceparent, context.tracestate)
+    return parse_traceparent(context.traceparent, context.tracestate, context.request_id)
 
 
-def to_proto(parent: TraceParent) -> TraceContext:
-    """Write the field of a frame."""
-    return TraceContext(traceparent=parent.to_header(), tracestate=parent.tracestate)
+def to_proto(parent: TraceParent, request_id: str = "") -> TraceContext:
+    """Write the field of a frame.
+
+    Args:
+        parent: of what the callee does.
+        request_id: what the client was told, where the parent does not know it.
+    """
+    return TraceContext(
+        traceparent=parent.to_header(),
+        tracestate=parent.tracestate,
+        request_id=request_id or parent.request_id,
+    )

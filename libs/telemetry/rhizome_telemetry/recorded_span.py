@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,7 +20,7 @@ class RecordedSpan(Span):
 
     __slots__ = ("_ended", "_error", "_span")
 
-    def __init__(self, span: trace.Span) -> None:
+    def __init__(self, span: trace.Span, request_id: str = "") -> None:
         context = span.get_span_context()
         super().__init__(
             TraceParent(
@@ -28,6 +28,7 @@ class RecordedSpan(Span):
                 f"{context.span_id:016x}",
                 int(context.trace_flags),
                 context.trace_state.to_header(),
+                request_id,
             )
         )
         self._span = span
@@ -90,26 +91,29 @@ def start_recorded_span(
     parent: TraceParent | None,
     attributes: Mapping[str, AttributeValue | None] | None,
     start_time_ns: int | None,
+    links: Iterable[TraceParent] = (),
 ) -> Span:
     """Begin an SDK span; parents are always explicit, the ambient OpenTelemetry context is never asked."""
-    context = trace.set_span_in_context(_remote(parent) if parent else trace.INVALID_SPAN, Context())
-    return RecordedSpan(
-        tracer.start_span(
-            name, context, kind, attributes=_present(attributes or {}), start_time=start_time_ns
-        )
+    above = trace.NonRecordingSpan(_remote(parent)) if parent else trace.INVALID_SPAN
+    span = tracer.start_span(
+        name,
+        trace.set_span_in_context(above, Context()),
+        kind,
+        attributes=_present(attributes or {}),
+        links=[trace.Link(_remote(linked)) for linked in links],
+        start_time=start_time_ns,
     )
+    return RecordedSpan(span, parent.request_id if parent else "")
 
 
-def _remote(parent: TraceParent) -> trace.Span:
+def _remote(parent: TraceParent) -> SpanContext:
     state = TraceState.from_header([parent.tracestate]) if parent.tracestate else TraceState()
-    return trace.NonRecordingSpan(
-        SpanContext(
-            int(parent.trace_id, 16),
-            int(parent.span_id, 16),
-            is_remote=True,
-            trace_flags=TraceFlags(parent.flags),
-            trace_state=state,
-        )
+    return SpanContext(
+        int(parent.trace_id, 16),
+        int(parent.span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(parent.flags),
+        trace_state=state,
     )
 
 
