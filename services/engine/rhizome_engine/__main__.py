@@ -16,9 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     from rhizome_engine.front.process import run_front
+    from rhizome_telemetry.log_level import LevelSwitch
     from rhizome_telemetry.logs import configure_logging
 
-    configure_logging("rhizome-engine", settings.log_level)
+    configure_logging("rhizome-engine", settings.log_level, settings.log_format)
+    LevelSwitch(settings.log_level).install()
     try:
         return run_front(settings)
     except KeyboardInterrupt:  # before the signal handlers were in place

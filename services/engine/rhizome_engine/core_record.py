@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ from typing import Self
 
 import psutil
 
+from rhizome_engine.core_pulse import pulse_path
 from rhizome_engine.settings import CoreSettings, core_arguments
+from rhizome_transport.ipc import IpcLock
 
 FRONT_PEER_NAME = "rhizome-engine-front"
 """How a supervising front introduces itself to its core; one that sees no front for long stops."""
@@ -21,6 +24,8 @@ PRIVATE_FOLDER_PREFIX = "rhizome-engine-"
 """How a front names the folder it makes for one core; the last of the two to leave removes it."""
 
 _CLOCK_SLACK_S = 1.0
+_STARTED_AT = 19
+"""Place of `starttime` among the fields of /proc/PID/stat that follow the process's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class CoreRecord:
 
     Attributes:
         pid: process id.
-        create_time: when the process started, in seconds since the epoch; tells a reused pid apart.
+        create_time: when the process started, in seconds; tells a reused pid apart.
         settings_sha256: hash of the settings it serves with.
         serving: whether it has loaded its model and listens.
     """
@@ -42,7 +47,7 @@ class CoreRecord:
     @classmethod
     def of_this_process(cls, settings: CoreSettings) -> Self:
         """The record of this process, a core with these settings."""
-        return cls(os.getpid(), psutil.Process().create_time(), settings_sha256(settings))
+        return cls(os.getpid(), _started_at(psutil.Process()), settings_sha256(settings))
 
     def write(self, endpoint: str) -> None:
         """Write it beside the socket, readable in whole or not at all."""
@@ -65,9 +70,20 @@ def record_path(endpoint: str) -> Path:
 def remove_core_record(endpoint: str) -> None:
     """Remove the record of a core that ends, and the folder if a front made it only for this core."""
     path = record_path(endpoint)
-    path.unlink(missing_ok=True)
+    for left in (path, path.with_suffix(".tmp"), pulse_path(endpoint)):
+        left.unlink(missing_ok=True)
     if path.parent.name.startswith(PRIVATE_FOLDER_PREFIX):
         shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def clear_endpoint(endpoint: str) -> None:
+    """Remove what a core left that was killed; nothing where one runs."""
+    if read_core_record(endpoint) is not None:
+        return
+    if record_path(endpoint).parent.exists():
+        with contextlib.suppress(OSError, ValueError):  # somebody has the lock, or it is no folder of ours
+            IpcLock(endpoint).release()
+    remove_core_record(endpoint)
 
 
 def read_core_record(endpoint: str) -> CoreRecord | None:
@@ -75,7 +91,22 @@ def read_core_record(endpoint: str) -> CoreRecord | None:
     try:
         record = CoreRecord(**json.loads(record_path(endpoint).read_text()))
         process = psutil.Process(record.pid)
-        same_process = abs(process.create_time() - record.create_time) < _CLOCK_SLACK_S
+        same_process = abs(_started_at(process) - record.create_time) < _CLOCK_SLACK_S
         return record if same_process and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, TypeError, psutil.Error):
         return None
+
+
+def _started_at(process: psutil.Process) -> float:
+    """When a process started, in seconds since the system did where that is known, else since the epoch.
+
+    The system's time of boot moves whenever its clock is set, and with it all times since the epoch.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    try:
+        after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
+        return int(after_name.split()[_STARTED_AT]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return float(process.create_time())

@@ -16,17 +16,28 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
+from rhizome_engine.compat.kv_endpoint import KvEventSettings
 from rhizome_engine.memory_size import MemorySize
 from rhizome_engine.scheduler.config import PolicyName
+from rhizome_telemetry.logs import LogFormat
+from rhizome_transport.curve import ServerCurve
+from rhizome_transport.endpoint import check_served
 from rhizome_transport.tls import ServerTls
+from rhizome_transport.tokens import Tokens, check_admin_host
 
 MAX_IPC_PATH_BYTES = 100
 """Unix socket paths hold 107 bytes; ZeroMQ and the lock file beside the socket need a few of them."""
 
 FloatType = Literal["auto", "float32", "bfloat16", "float16"]
 SettingsT = TypeVar("SettingsT", bound="CoreSettings")
+EXIT_FAILED = 1
+"""Exit status after a crash, a taken port, or requests that were cut off: the next start may go well."""
 EXIT_CANNOT_SERVE = 2
-"""Exit status of a core that would fail again in the same way: starting it once more is useless."""
+"""Exit status of what would fail again in the same way: starting it once more is useless."""
+EXIT_DEVICE_LOST = 3
+"""Exit status of a core whose device computes nothing more for this process."""
+EXIT_INTERRUPTED = 130
+"""Exit status after a second Ctrl-C, which does not wait."""
 
 PAGE_SIZES = (1, 16, 32, 64, 128, 256)
 
@@ -130,12 +141,31 @@ class CoreSettings(BaseSettings):
     grammar_cache_size: PositiveInt = Field(128, description="Compiled grammars that are kept.")
     num_threads: int = Field(0, ge=0, description="CPU threads of the model; 0 lets torch choose.")
     core_endpoint: str = Field(
-        "", description="ipc:///path of the core's socket; default: in a private temporary directory."
+        "",
+        description="ipc:///path of the core's socket; default: in a private temporary directory. "
+        "tcp://host:port here means --core-tcp-endpoint.",
+    )
+    core_tcp_endpoint: str = Field(
+        "",
+        description="tcp://host:port, where gateways and proxies of other hosts reach the core; needs both "
+        "--core-curve settings.",
+    )
+    core_curve_key: Path | None = Field(
+        None, description="The core's secret CURVE key, for that (see `rhizome keys curve`)."
+    )
+    core_curve_clients: Path | None = Field(
+        None, description="The public keys that may connect there; read again when it changes."
     )
     orphan_grace_s: float | None = Field(
         None, ge=0, description="Seconds a core without a front stays; default: for ever, under a front 10."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Logging; SIGUSR1 makes it DEBUG while the engine runs, SIGUSR2 this again."
+    )
+    log_format: LogFormat = Field("console", description="Lines for people, or json: one object a line.")
+    trace_steps: bool = Field(
+        False, description="Trace steps too, each with links to its sampled requests, 32 at most."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -199,8 +229,25 @@ class CoreSettings(BaseSettings):
             )
         return endpoint
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_tcp(cls, values: Any) -> Any:
+        """The front always needs ipc, so `--core-endpoint tcp://...` can only mean the other one."""
+        if isinstance(values, dict) and str(values.get("core_endpoint", "")).startswith("tcp://"):
+            if values.get("core_tcp_endpoint"):
+                raise ValueError("give the core one tcp:// endpoint, by --core-tcp-endpoint")
+            values = values | {"core_endpoint": "", "core_tcp_endpoint": values["core_endpoint"]}
+        return values
+
+    def core_curve(self) -> ServerCurve | None:
+        """Who may reach the core over TCP; None for nobody."""
+        return ServerCurve.from_files(self.core_curve_key, self.core_curve_clients)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        curve = self.core_curve()
+        if self.core_tcp_endpoint:
+            check_served(self.core_tcp_endpoint, curve)
         if not self.served_model_name:
             self.served_model_name = self.model.name
         if self.max_cache_tokens is not None and self.kv_memory is not None:
@@ -213,31 +260,85 @@ class EngineSettings(CoreSettings):
 
     host: str = Field("127.0.0.1", description="Address of the gRPC listener.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50051, description="Its port; 0 takes a free one.")
-    admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="Port of EngineAdminService on 127.0.0.1; 0 switches it off."
-    )
+    admin_host: str = Field("127.0.0.1", description="Address of EngineAdminService.")
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="Its port; 0 switches it off.")
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="Port of /metrics for Prometheus; 0 switches it off."
     )
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
+    metrics_vllm_names: bool = Field(
+        False, description="Serve /metrics under vLLM's names as well, for dashboards that know those."
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get after SIGTERM.")
     load_timeout_s: float = Field(1800.0, gt=0, description="Seconds the core may take to load the model.")
+    wedge_timeout_s: float = Field(
+        120.0,
+        ge=0,
+        description="Seconds without progress after which a core that lives is killed and started again; 0 "
+        "for never.",
+    )
     tls_cert: Path | None = Field(
-        None, description="PEM certificate of the gRPC listener, which speaks TLS then; not the admin one."
+        None,
+        description="PEM certificate of the gRPC listener, which speaks TLS then; the admin one only where "
+        "--admin-host is not loopback.",
     )
     tls_key: Path | None = Field(None, description="Its private key.")
     tls_client_ca: Path | None = Field(
         None, description="PEM authority that clients must have a certificate from (mutual TLS)."
     )
+    token_file: Path | None = Field(
+        None, description="Tokens, one a line: gRPC callers must show one of them; default: all may call."
+    )
+
+    vllm_grpc: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Speak vLLM's gRPC contract as well, for other people's routers; auto: where the package "
+        "smg-grpc-proto is installed.",
+    )
+    kv_events_endpoint: str = Field(
+        "", description="Publish KV events as vLLM does: tcp://127.0.0.1:5557, tcp://*:5557 or ipc:///path."
+    )
+    kv_events_replay_endpoint: str = Field("", description="Where a reader asks for those that it missed.")
+    kv_events_connect: bool = Field(
+        False, description="Connect to --kv-events-endpoint, which a reader has bound, rather than bind it."
+    )
+    kv_events_topic: str = Field("", description="Their topic; readers may want kv@HOST:PORT@MODEL.")
+    kv_events_format: Literal["lists", "maps"] = Field(
+        "lists", description="How an event is written: lists, which most readers know, or vLLM's newer maps."
+    )
+    expose_token_ids: bool = Field(
+        False,
+        description="KV events, which hold the token ids of prompts, may leave this host; only for networks "
+        "where everybody may read everybody's prompts.",
+    )
 
     @model_validator(mode="after")
-    def _check_tls(self) -> Self:
-        self.tls()
+    def _check_access(self) -> Self:
+        self.kv_events()
+        tls, tokens = self.tls(), self.tokens()
+        if self.admin_port:
+            guarded = tokens is not None or (tls is not None and tls.client_ca is not None)
+            check_admin_host(self.admin_host, guarded=guarded)
         return self
 
     def tls(self) -> ServerTls | None:
         """How the gRPC listener speaks TLS; None for plaintext."""
         return ServerTls.from_files(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    def kv_events(self) -> KvEventSettings | None:
+        """Where KV events are published; None for nowhere."""
+        return KvEventSettings.from_options(
+            self.kv_events_endpoint,
+            replay_endpoint=self.kv_events_replay_endpoint,
+            connect=self.kv_events_connect,
+            topic=self.kv_events_topic,
+            form=self.kv_events_format,
+            may_leave_host=self.expose_token_ids,
+        )
+
+    def tokens(self) -> Tokens | None:
+        """What gRPC callers must show; None for nothing."""
+        return Tokens.from_file(self.token_file)
 
 
 def parse_settings(kind: type[SettingsT], arguments: Sequence[str] | None, *, program: str) -> SettingsT:

@@ -16,6 +16,7 @@ from rhizome_engine.core.kv_event_log import KvEventLog
 from rhizome_engine.kvcache.page_pool import PagePool
 from rhizome_engine.kvcache.radix_cache import RadixCache
 from rhizome_transport.block_hashes import block_hashes
+from rhizome_transport.kv_watch import stored_tokens
 
 KEPT_BYTES = 250
 """Some three messages, so that readers miss some soon."""
@@ -65,6 +66,36 @@ class Reader:
                 self.blocks.update(hashes)
 
 
+class TokenReader:
+    """A router of another make: it hashes tokens itself, and is told of one namespace."""
+
+    def __init__(self, page_size):
+        self.tokens = {}
+        self.sequence = None
+        self.page_size = page_size
+
+    def read(self, log, nodes):
+        known = None
+        if self.sequence is not None:
+            known = log.since(self.sequence + 1, 100, with_token_ids=True)
+        for message in [log.snapshot_with_token_ids(nodes())] if known is None else known:
+            self.apply(WatchKvEventsResponse.FromString(message))
+
+    def apply(self, message):
+        self.sequence = message.sequence
+        for event in message.events:
+            if event.HasField("cleared"):
+                self.tokens.clear()
+            for one in event.removed.block_hashes:
+                del self.tokens[one]
+            stored, size, tokens = event.stored, self.page_size, stored_tokens(event.stored)
+            before = self.tokens[stored.parent_hash] if stored.HasField("parent_hash") else []
+            assert len(tokens) == len(stored.block_hashes) * size
+            for place, one in enumerate(stored.block_hashes):
+                assert one not in self.tokens
+                before = self.tokens[one] = [*before, *tokens[place * size : (place + 1) * size]]
+
+
 class KvEventMachine(RadixCacheMachine):
     """The radix cache's own workload, one or several operations a step; three of four readers are slow."""
 
@@ -73,6 +104,7 @@ class KvEventMachine(RadixCacheMachine):
     def listeners(self):
         self.log = KvEventLog(NUM_PAGES, self.size, kept_bytes=KEPT_BYTES, first_sequence=7)
         self.prompt = Reader()
+        self.router = TokenReader(self.size)
         self.slow = [Reader() for _ in range(3)]
         self.history = {}
         self.steps_are_long = False
@@ -90,6 +122,10 @@ class KvEventMachine(RadixCacheMachine):
         before = self.prompt.snapshots
         self.prompt.read(self.log, 1)
         assert self.prompt.blocks == {block_of(key, self.size) for key in self.brute.entries}
+        self.router.read(self.log, lambda: self.cache.nodes(""))
+        shared = {key[1:] for key in self.brute.entries if key[0] == ""}
+        assert {tuple(tokens) for tokens in self.router.tokens.values()} == shared
+        assert {*self.router.tokens} == {block_of(("", *tokens), self.size) for tokens in shared}
         assert self.prompt.snapshots == before or not before or not self.log.kept_bytes
         assert self.log.kept_bytes <= KEPT_BYTES
         self.history[self.log.sequence] = frozenset(self.prompt.blocks)

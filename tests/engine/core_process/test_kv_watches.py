@@ -9,13 +9,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+import zmq
 
 from rhizome.engine.v1.engine_admin_service_pb2 import FlushCacheRequest
 from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEventsResponse
+from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, EngineFrame, Hello
 from rhizome_testing.hash_core import HashCore, all_events, token_request, tokens_in
 from rhizome_transport.block_hashes import block_hashes
+from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
 from rhizome_transport.errors import EngineError
-from rhizome_transport.kv_watch import watch_kv_events
+from rhizome_transport.kv_watch import stored_tokens, watch_kv_events
 from rhizome_transport.zmq_client import ZmqEngineClient
 
 PAGE_SIZE = 4
@@ -82,6 +85,36 @@ async def test_a_watcher_knows_what_requests_leave_in_the_cache(client: ZmqEngin
     await client.call("FlushCache", b"")
     await blocks.read()
     assert blocks.newest.events[0].HasField("cleared") and not blocks.hashes
+
+
+async def test_token_ids_are_told_to_peers_on_this_host_who_ask(
+    client: ZmqEngineClient, hash_core: HashCore
+) -> None:
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    known = await cached_by(client, prompt)
+    await cached_by(client, prompt, "tenant")
+    request = WatchKvEventsRequest(with_token_ids=True).SerializeToString()
+    (answer,) = await client.call("WatchKvEvents", request)
+    cleared, *stored = WatchKvEventsResponse.FromString(answer).events
+    assert cleared.HasField("cleared")
+    told = {one: event.stored for event in stored for one in event.stored.block_hashes}
+    assert {*told} == known, "and nothing of the tenant's"
+    first = next(event.stored for event in stored if not event.stored.HasField("parent_hash"))
+    assert stored_tokens(first)[:8] == prompt[:8]
+
+    relayed = DealerConnection(
+        zmq.Context.instance(), hash_core.endpoint, identity=RELAYED_IDENTITY_PREFIX + b"router"
+    )
+    try:
+        await relayed.send(ClientFrame(hello=Hello(protocol_version=1)).SerializeToString())
+        call = Call(call_id="1", method="WatchKvEvents", request=request)
+        await relayed.send(ClientFrame(call=call).SerializeToString())
+        async with asyncio.timeout(LONG_S):
+            while not (frame := EngineFrame.FromString(await relayed.receive())).call_results:
+                pass
+    finally:
+        relayed.close()
+    assert frame.call_results[0].status.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
 
 
 async def test_evicted_blocks_are_told(client: ZmqEngineClient) -> None:

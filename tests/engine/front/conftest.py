@@ -64,3 +64,13 @@ def until_idle() -> Callable[[Any], Awaitable[None]]:
             await asyncio.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def until() -> Callable[[EngineProcess, Callable[[], bool]], Awaitable[None]]:
+    """Waits for what an engine does, and fails when the engine ends instead."""
+
+    async def wait(engine: EngineProcess, condition: Callable[[], bool]) -> None:
+        await asyncio.to_thread(engine.wait_until, condition, "what the test waits for")
+
+    return wait

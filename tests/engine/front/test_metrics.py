@@ -22,7 +22,7 @@ from rhizome.engine.v1.engine_service_pb2_grpc import EngineServiceStub
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome.engine.v1.load_pb2 import Load, RequestHistograms, RequestTotals
 from rhizome_engine.core.durations import to_seconds
-from rhizome_engine.front.metrics import _COUNTERS, _GAUGES, _HISTOGRAMS
+from rhizome_engine.front.metrics import _COUNTERS, _GAUGES, _GEN_AI_HISTOGRAMS, _HISTOGRAMS
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_testing.ports import free_ports
 
@@ -70,7 +70,8 @@ def test_every_number_of_the_contract_has_a_metric() -> None:
     unmeasured = {"instance_id", "sequence", "totals", "mean_times"}
     assert {field for _, field, _ in _GAUGES} == set(Load.DESCRIPTOR.fields_by_name) - unmeasured
     assert {field for _, field, _ in _COUNTERS} == set(RequestTotals.DESCRIPTOR.fields_by_name)
-    assert {field for _, field, _ in _HISTOGRAMS} == set(RequestHistograms.DESCRIPTOR.fields_by_name)
+    counted = {field for _, field, _ in (*_HISTOGRAMS, *_GEN_AI_HISTOGRAMS)} | {"duration_seconds"}
+    assert counted == set(RequestHistograms.DESCRIPTOR.fields_by_name)
 
 
 def test_the_page_of_metrics_names_every_one() -> None:
@@ -114,8 +115,25 @@ async def test_metrics_and_get_load_are_one_truth(engine: EngineProcess, metrics
         assert family.type == "histogram"
         values = {one.name.removeprefix(family.name): one.value for one in family.samples}
         reported = getattr(answer.histograms, field)
-        assert values["_count"] == sum(reported.counts) == 3
         assert values["_sum"] == pytest.approx(reported.sum)
+        assert values["_count"] == sum(reported.counts)
+        if field != "inter_token_seconds":
+            assert values["_count"] == 3
+    gaps = answer.load.totals.generated_tokens - 3
+    assert sum(answer.histograms.inter_token_seconds.counts) == gaps > 6
+    gen_ai = {"gen_ai_operation_name": "text_completion", "gen_ai_provider_name": "rhizome"}
+    gen_ai["gen_ai_request_model"] = engine.model.name
+    for name, field, _ in _GEN_AI_HISTOGRAMS:
+        counts = [one for one in families[name].samples if one.name == f"{name}_count"]
+        reported = getattr(answer.histograms, field)
+        assert [(one.labels, one.value) for one in counts] == [(gen_ai, sum(reported.counts))]
+    duration = "gen_ai_server_request_duration_seconds"
+    ended = {
+        (one.labels["rhizome_finish_reason"], one.labels["error_type"]): one.value
+        for one in families[duration].samples
+        if one.name == f"{duration}_count" and gen_ai.items() <= one.labels.items()
+    }
+    assert ended == {("length", ""): 2, ("", "cancelled"): 1}
     waiting = families["rhizome_engine_request_queue_seconds"]
     within = {one.labels["le"]: one.value for one in waiting.samples if one.name.endswith("_bucket")}
     assert (within["0.02"], within["+Inf"]) == (0, 3)

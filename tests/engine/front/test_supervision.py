@@ -127,14 +127,17 @@ async def test_sigterm_lets_open_requests_finish_and_leaves_nothing_behind(
     assert not folders_in(tmp_path)
 
 
-async def test_open_requests_are_cancelled_when_the_drain_time_is_over(start_engine: StartEngine) -> None:
+async def test_open_requests_are_cut_off_when_the_drain_time_is_over_and_the_status_says_so(
+    start_engine: StartEngine,
+) -> None:
     engine = start_engine("--drain-timeout-s", "0.2")
     engine.wait_serving()
     async with grpc.aio.insecure_channel(engine.target) as channel:
         call = EngineServiceStub(channel).Generate(text_request(2000))
         await call.read()
         engine.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(engine.wait, 30) == 0
+        assert await asyncio.to_thread(engine.wait, 30) == 1
+    assert "1 requests were cut off" in engine.output
 
 
 def test_a_second_sigint_stops_at_once(start_engine: StartEngine) -> None:
@@ -149,7 +152,7 @@ def test_a_second_sigint_stops_at_once(start_engine: StartEngine) -> None:
         engine.signal(signal.SIGINT)
         began = time.monotonic()
         try:
-            assert engine.wait(40) == 0
+            assert engine.wait(40) == 130
         finally:
             if not is_gone(core):
                 core.kill()
@@ -240,7 +243,7 @@ def test_a_broken_checkpoint_ends_the_engine_with_a_reason(
     shutil.copytree(checkpoint, broken)
     damage(broken)
     engine = start_engine(model=broken)
-    assert engine.wait(60) == 1
+    assert engine.wait(60) == 2
     assert str(broken) in engine.output
     assert "Traceback" not in engine.output
     assert not list(tmp_path.glob("rhizome-engine-*"))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rhizome_engine.settings import CoreSettings, parse_settings
+from rhizome_telemetry.log_level import LevelSwitch
 from rhizome_telemetry.logs import configure_logging
 
 
@@ -19,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{program}: --core-endpoint is missing; give a path such as ipc:///run/x/core.ipc\n"
         )
         return 2
-    configure_logging("rhizome-engine-core", settings.log_level)
+    configure_logging("rhizome-engine-core", settings.log_level, settings.log_format)
+    LevelSwitch(settings.log_level).install()
     # Before torch is loaded. Idle threads of a matrix product that spin would starve the other processes of a
     # small machine, and be starved by them: with two busy cores a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

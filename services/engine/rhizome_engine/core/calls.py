@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 from rhizome.engine.v1 import engine_admin_service_pb2 as admin
 from rhizome.engine.v1 import engine_service_pb2 as engine
 from rhizome.engine.v1.frames_pb2 import Call, CallResult
-from rhizome.engine.v1.load_pb2 import Load
+from rhizome.engine.v1.load_pb2 import DroppedFrames, Load
 from rhizome_engine.core.cache_tree import to_cache_tree
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.long_calls import failed
@@ -20,9 +21,12 @@ from rhizome_engine.core.request_histograms import RequestHistograms
 from rhizome_engine.core.served_model import ServedModel
 from rhizome_engine.core.translate import check_model
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_server import FrameServerCounters
 from rhizome_transport.tokenizer_chunks import split_files
 
 _log = logging.getLogger(__name__)
+
+_MOST_ABORTED = 16_384
 
 ADMIN_METHODS = frozenset(
     method.name for method in admin.DESCRIPTOR.services_by_name["EngineAdminService"].methods
@@ -37,7 +41,11 @@ class CallHandler:
         core: whose load and cache it is.
         model: what is served.
         histograms: of ended requests.
-        abort: ends the requests with an id, whichever peer sent them.
+        abort: ends the requests with these ids, whichever peer sent them.
+        dropped: what the socket did not take.
+
+    Attributes:
+        draining: whether no new requests are taken.
     """
 
     def __init__(
@@ -45,8 +53,11 @@ class CallHandler:
         core: EngineCore,
         model: ServedModel,
         histograms: RequestHistograms,
-        abort: Callable[[str], None],
+        abort: Callable[[AbstractSet[str]], None],
+        dropped: FrameServerCounters | None = None,
     ) -> None:
+        self.draining = False
+        self._dropped = dropped or FrameServerCounters()
         self._core = core
         self._model = model
         self._histograms = histograms
@@ -104,7 +115,18 @@ class CallHandler:
 
     def _get_load(self, request: bytes) -> Iterable[bytes]:
         engine.GetLoadRequest.FromString(request)
-        response = engine.GetLoadResponse(load=self.load(), histograms=self._histograms.message())
+        dropped = self._dropped
+        response = engine.GetLoadResponse(
+            load=self.load(),
+            histograms=self._histograms.message(),
+            draining=self.draining,
+            dropped_frames=DroppedFrames(
+                undecodable=dropped.undecodable,
+                before_hello=dropped.before_hello,
+                unknown=dropped.unknown,
+                refused_connections=dropped.refused,
+            ),
+        )
         return [response.SerializeToString()]
 
     def _flush_cache(self, request: bytes) -> Iterable[bytes]:
@@ -131,6 +153,9 @@ class CallHandler:
         return [tree.SerializeToString()]
 
     def _abort_requests(self, request: bytes) -> Iterable[bytes]:
-        for request_id in engine.AbortRequest.FromString(request).request_ids:
-            self._abort(request_id)
+        request_ids = engine.AbortRequest.FromString(request).request_ids
+        if len(request_ids) > _MOST_ABORTED:
+            text = f"there are {len(request_ids)} ids; at most {_MOST_ABORTED} are taken in a call"
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, text, param="request_ids")
+        self._abort(frozenset(request_ids))
         return [engine.AbortResponse().SerializeToString()]

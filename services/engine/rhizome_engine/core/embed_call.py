@@ -86,9 +86,10 @@ class EmbedCall:
             for index, ids in enumerate(message.inputs)
         ]
 
-    def is_of(self, peer: Peer, call_id: str) -> bool:
-        """Whether a peer means this one by an id of a call."""
-        return self.asker is peer and self._call.call_id == call_id
+    @property
+    def key(self) -> tuple[Peer, str]:
+        """By what its asker means it."""
+        return self.asker, self._call.call_id
 
     def take(self, event: Event) -> CallResult | None:
         """Note what happened to an input; what can be told the caller: more of the answer, or an error."""

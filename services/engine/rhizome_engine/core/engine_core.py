@@ -16,10 +16,10 @@ Single-threaded: whoever owns it calls `add`, `cancel` and `step` in one loop.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import grpc
 
@@ -27,11 +27,13 @@ from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
+from rhizome_engine.core.failed_steps import FailedSteps
 from rhizome_engine.core.kv_event_log import KvEventLog
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
+from rhizome_engine.core.step_watch import StepWatch
 from rhizome_engine.kvcache.cache_survey import CacheSurvey
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.kvcache.namespace_stats import NamespaceStats
@@ -50,9 +52,11 @@ from rhizome_engine.scheduler.step_plan import StepPlan
 from rhizome_grammar.compiler import GrammarCompiler
 
 _log = logging.getLogger(__name__)
-_MAX_FAILED_STEPS = 3
 _DEADLINE_SLACK_S = 0.05
-_STEP_FAILED = "the engine failed while computing this request; try again, and see the engine's log"
+_SHARE_FOR_OTHERS = 8
+"""Of the queue: one part in so many."""
+_MOST_HELD_BACK = 16_384
+"""Requests of calls with many, beside the queue."""
 
 
 class EngineCore:
@@ -68,6 +72,8 @@ class EngineCore:
     Attributes:
         kv_events: what comes into the prefix cache and leaves it.
         cache_survey: what the prefix cache looks like now.
+        steps: times them.
+        token_gaps: time between tokens.
     """
 
     def __init__(
@@ -109,15 +115,21 @@ class EngineCore:
         self._backlog = Backlog()
         self._open = OpenRequests(self._scheduler, self._constraints, self._backlog, self._meter, clock)
         self._results = StepResults(self._open, self._scheduler, self._constraints, self._meter, clock)
+        self.steps = StepWatch(self._scheduler, self._meter, clock, overlap=config.overlap)
+        self.token_gaps = self._results.token_gaps
         self._pending: list[FinishedEvent | FailedEvent] = []
         self._under_way: tuple[StepPlan, LaunchedStep] | None = None
-        self._failed_steps = 0
-        self._last_read = -math.inf
+        self._failed = FailedSteps(self._open)
 
     @property
     def max_context_tokens(self) -> int:
         """Most tokens of prompt and output together that one request can have."""
         return self._limits.max_context_tokens
+
+    @property
+    def num_steps(self) -> int:
+        """Steps computed since the start."""
+        return self._meter.totals.steps
 
     @property
     def has_work(self) -> bool:
@@ -137,7 +149,7 @@ class EngineCore:
             QueueFullError: too many wait already, beyond those that the next step can start.
         """
         self._admit(request)
-        self._check_queue()
+        self._check_queue(request.peer)
         if request.grammar is None:
             self._scheduler.add(request)
         else:
@@ -153,8 +165,10 @@ class EngineCore:
 
         Raises:
             InvalidRequestError: one can never be served; the message names it as `inputs[index]`.
-            QueueFullError: as for `add`.
+            QueueFullError: as for `add`, or too many are held back already.
         """
+        if len(self._backlog) >= _MOST_HELD_BACK:
+            self._refuse(len(self._backlog))
         for index, request in enumerate(requests):
             try:
                 self._admit(request)
@@ -294,11 +308,18 @@ class EngineCore:
             raise InvalidRequestError(f"request_id {request.request_id!r} is already open", "request_id")
         self._limits.admit(request, self._clock(), time.time_ns())
 
-    def _check_queue(self) -> None:
-        waiting = self._num_queued
-        if waiting >= self._config.max_queue_size + self._slots.num_free:
-            self._meter.totals.refused += 1
-            raise QueueFullError(waiting, self._meter.retry_after_s(waiting, self._config.num_slots))
+    def _check_queue(self, peer: Hashable = None) -> None:
+        """Refuse what finds the queue full; who has half of what is open leaves the end of it to others."""
+        waiting, size = self._num_queued, self._config.max_queue_size
+        room = size + self._slots.num_free
+        if waiting >= room:
+            self._refuse(waiting)
+        if peer is not None and waiting >= room - size // _SHARE_FOR_OTHERS and self._open.has_half(peer):
+            self._refuse(waiting)
+
+    def _refuse(self, waiting: int) -> NoReturn:
+        self._meter.totals.refused += 1
+        raise QueueFullError(waiting, self._meter.retry_after_s(waiting, self._config.num_slots))
 
     def _release_backlog(self) -> None:
         """Let calls with many requests have what others leave of the queue, up to a half of it."""
@@ -328,7 +349,7 @@ class EngineCore:
             batch = build_batch(plan, self._slots, self._sampling, self._pool.page_size)
             return plan, self._runner.launch(batch)
         except Exception as error:
-            self._fail_step(plan, error, events)
+            events += self._failed.fail(plan, error)
             return None
 
     def _sample(
@@ -341,7 +362,7 @@ class EngineCore:
         try:
             step.sample(self._constraints.masks(plan))
         except Exception as error:
-            self._fail_step(plan, error, events)
+            events += self._failed.fail(plan, error)
             return None
         return launched
 
@@ -350,21 +371,11 @@ class EngineCore:
         try:
             output = step.result()
         except Exception as error:
-            self._fail_step(plan, error, events)
+            events += self._failed.fail(plan, error)
             return
-        self._failed_steps = 0
-        self._note_duration(plan)
+        self._failed.went_well()
+        self.steps.read(plan)
         self._results.apply(plan, output, events)
-
-    def _note_duration(self, plan: StepPlan) -> None:
-        """Learn from a step that was just read."""
-        self._meter.totals.steps += 1
-        began, now = max(plan.launched, self._last_read), self._clock()
-        # With overlap, only a step that was launched while another one ran has taken no host time.
-        if not self._config.overlap or plan.launched <= self._last_read:
-            tokens = sum(chunk.num_tokens for chunk in plan.chunks)
-            self._scheduler.isolation.note(plan.turn, tokens, now - began)
-        self._last_read = now
 
     def _end_expired(self, now: float, events: list[Event]) -> None:
         preparing = [request for request in self._constraints.preparing if request.deadline <= now]
@@ -383,18 +394,3 @@ class EngineCore:
             else:
                 request.state = RequestState.WAITING
                 self._scheduler.add(request)
-
-    def _fail_step(self, plan: StepPlan, error: Exception, events: list[Event]) -> None:
-        """End the requests of a step that the model runner could not compute.
-
-        Raises:
-            Exception: the error, when it was one too many in a row.
-        """
-        requests = [request for request in plan.requests if request.state is not RequestState.FINISHED]
-        if not requests:  # they failed with the step before
-            return
-        self._failed_steps += 1
-        if self._failed_steps >= _MAX_FAILED_STEPS:
-            raise error
-        _log.error("the model runner failed; the %d requests of the step end", len(requests), exc_info=error)
-        events += [self._open.fail(request, grpc.StatusCode.INTERNAL, _STEP_FAILED) for request in requests]

@@ -7,12 +7,17 @@ a walk.
 Changes are collected into one message per scheduler step. The newest messages are kept, a bounded number of
 bytes, for readers that are behind; who is further behind gets a snapshot. Until somebody asks for the first
 time, only the hashes are kept.
+
+Routers of other makes hash tokens in ways of their own, so they are told the tokens, too: a second telling of
+the same steps, which exists once somebody asks for it. It leaves out prompts with a namespace, which are a
+tenant's, and which such routers could not match.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -23,12 +28,18 @@ from rhizome.engine.v1.engine_service_pb2 import (
     KvStored,
     WatchKvEventsResponse,
 )
-from rhizome_engine.kvcache.node import RadixNode
+from rhizome_engine.kvcache.node import RadixNode, TokenIds
 from rhizome_engine.kvcache.page_pool import Pages
-from rhizome_transport.block_hashes import extend_hashes, root_hash
+from rhizome_transport.block_hashes import BlockHashes, extend_hashes, root_hash
 
 _KEPT_BYTES = 1 << 20
 """About 100,000 block hashes; a reader that missed more is better off with a snapshot."""
+
+_TOKENS_SHARE = 8
+"""With its 16 tokens, a block takes about so many times as much."""
+
+NAMESPACE_WITH_TOKENS = ""
+"""Of the only prompts whose tokens are told."""
 
 
 class KvEventLog:
@@ -43,7 +54,6 @@ class KvEventLog:
 
     Attributes:
         sequence: of the newest message.
-        kept_bytes: the size of all messages that are kept.
     """
 
     def __init__(
@@ -60,11 +70,14 @@ class KvEventLog:
         # How many blocks the prefix has that a page ends; 0 for a page that is not cached.
         self._ends = np.zeros(num_pages, np.int32)
         self._num_cached = 0
-        self._watched = False
-        self._changes: list[KvEvent] = []
-        self._kept: deque[bytes] = deque()
-        self.kept_bytes = 0
+        self._plain = _Telling()
+        self._with_tokens = _Telling()
         self._most_kept_bytes = kept_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """The size of all messages without tokens that are kept."""
+        return self._plain.kept_bytes
 
     def stored(self, node: RadixNode) -> None:
         """Name the pages of a new leaf; see `CacheListener`."""
@@ -80,50 +93,104 @@ class KvEventLog:
         self._hashes[pages] = hashes
         self._ends[pages] = np.arange(position + 1, position + len(pages) + 1)
         self._num_cached += len(pages)
-        if self._watched:
-            stored = KvStored(parent_hash=known, block_hashes=hashes.tolist(), block_size=self._page_size)
-            self._changes.append(KvEvent(stored=stored))
+        for telling in self._tellings(node):
+            told = telling is self._with_tokens
+            telling.changes.append(self._stored(known, hashes, node.key if told else None))
 
     def removed(self, node: RadixNode, pages: Pages) -> None:
         """Forget pages; see `CacheListener`."""
         self._ends[pages] = 0
         self._num_cached -= len(pages)
-        if self._watched:
-            if not self._changes or not self._changes[-1].HasField("removed"):
-                self._changes.append(KvEvent(removed=KvRemoved()))
-            self._changes[-1].removed.block_hashes.extend(self._hashes[pages].tolist())
+        for telling in self._tellings(node):
+            if not telling.changes or not telling.changes[-1].HasField("removed"):
+                telling.changes.append(KvEvent(removed=KvRemoved()))
+            telling.changes[-1].removed.block_hashes.extend(self._hashes[pages].tolist())
 
     def commit(self) -> None:
-        """End a step: what changed since the last one becomes one message."""
-        if not self._changes:
+        """End a step: what changed since the last one becomes one message, in each telling."""
+        if not self._plain.changes and not self._with_tokens.changes:
             return
-        events = self._changes if self._num_cached else [KvEvent(cleared=KvCleared())]
-        self._changes = []
         self.sequence += 1
-        message = WatchKvEventsResponse(sequence=self.sequence, events=events).SerializeToString()
-        self._kept.append(message)
-        self.kept_bytes += len(message)
-        while self.kept_bytes > self._most_kept_bytes:
-            self.kept_bytes -= len(self._kept.popleft())
+        most = self._most_kept_bytes
+        for telling, limit in ((self._plain, most), (self._with_tokens, most * _TOKENS_SHARE)):
+            if telling.watched:
+                events = telling.changes if self._num_cached else [KvEvent(cleared=KvCleared())]
+                telling.changes = []
+                message = WatchKvEventsResponse(sequence=self.sequence, events=events)
+                telling.keep(message.SerializeToString(), limit)
 
-    def since(self, sequence: int, limit: int) -> list[bytes] | None:
+    def since(self, sequence: int, limit: int, *, with_token_ids: bool = False) -> list[bytes] | None:
         """Committed messages from a sequence number on.
 
         Returns:
             serialised messages without `instance_id`, the first `limit` of them, none where the next change
             will have that number; None where it is not remembered or was never given.
         """
+        telling = self._with_tokens if with_token_ids else self._plain
         count = self.sequence + 1 - sequence
-        if not self._watched or not 0 <= count <= len(self._kept):
+        if not telling.watched or not 0 <= count <= len(telling.kept):
             return None
-        return [self._kept[index] for index in range(-count, -count + min(count, limit))]
+        return [telling.kept[index] for index in range(-count, -count + min(count, limit))]
 
     def snapshot(self) -> bytes:
         """All that is cached now, as a message without `instance_id`; from now on changes are kept."""
         self.commit()
-        self._watched = True
+        self._plain.watched = True
         events = [KvEvent(cleared=KvCleared())]
         if self._num_cached:
             hashes = self._hashes[self._ends > 0].tolist()
             events.append(KvEvent(stored=KvStored(block_hashes=hashes, block_size=self._page_size)))
         return WatchKvEventsResponse(sequence=self.sequence, events=events).SerializeToString()
+
+    def snapshot_with_token_ids(self, nodes: Iterable[RadixNode]) -> bytes:
+        """As `snapshot`, with tokens and in order; from now on changes are kept with tokens, too.
+
+        Args:
+            nodes: all of `NAMESPACE_WITH_TOKENS`, parents before their children.
+        """
+        self.commit()
+        self._with_tokens.watched = True
+        events = [KvEvent(cleared=KvCleared())]
+        for node in nodes:
+            parent = node.parent
+            assert parent is not None
+            known = int(self._hashes[parent.pages[-1]]) if len(parent.pages) else None
+            events.append(self._stored(known, self._hashes[node.pages], node.key))
+        return WatchKvEventsResponse(sequence=self.sequence, events=events).SerializeToString()
+
+    def _tellings(self, node: RadixNode) -> Iterator[_Telling]:
+        """Those that tell of changes at a node."""
+        if self._plain.watched:
+            yield self._plain
+        if self._with_tokens.watched and node.namespace == NAMESPACE_WITH_TOKENS:
+            yield self._with_tokens
+
+    def _stored(self, parent: int | None, hashes: BlockHashes, tokens: TokenIds | None) -> KvEvent:
+        stored = KvStored(parent_hash=parent, block_hashes=hashes.tolist(), block_size=self._page_size)
+        if tokens is not None:
+            stored.token_ids = tokens.astype("<u4", copy=False).tobytes()
+        return KvEvent(stored=stored)
+
+
+class _Telling:
+    """One of the two ways to tell of the same steps.
+
+    Attributes:
+        watched: somebody asked for it.
+        changes: of the current step.
+        kept: serialised messages, the newest last.
+        kept_bytes: their size.
+    """
+
+    def __init__(self) -> None:
+        self.watched = False
+        self.changes: list[KvEvent] = []
+        self.kept: deque[bytes] = deque()
+        self.kept_bytes = 0
+
+    def keep(self, message: bytes, most_bytes: int) -> None:
+        """Add the newest message and forget the oldest."""
+        self.kept.append(message)
+        self.kept_bytes += len(message)
+        while self.kept_bytes > most_bytes:
+            self.kept_bytes -= len(self.kept.popleft())

@@ -96,9 +96,15 @@ class WarmPrefixCall:
             namespace=message.cache_namespace,
         )
 
-    def is_of(self, peer: Peer, call_id: str) -> bool:
-        """Whether a peer means this one by an id of a call."""
-        return self.asker is peer and self._call.call_id == call_id
+    @property
+    def key(self) -> tuple[Peer, str]:
+        """By what its asker means it."""
+        return self.asker, self._call.call_id
+
+    @property
+    def requests(self) -> list[Request]:
+        """What is computed for it."""
+        return [self.request]
 
     def finish(self, event: FinishedEvent | FailedEvent, core: EngineCore) -> CallResult:
         """The answer, from the request's last event; pins what it computed.

@@ -60,6 +60,11 @@ class OpenRequests:
         """All open requests of a peer."""
         return [request for request in self._requests.values() if request.peer == peer]
 
+    def has_half(self, peer: Hashable) -> bool:
+        """Whether a peer has at least half of all open requests; needs a walk over them."""
+        own = sum(request.peer == peer for request in self._requests.values())
+        return 2 * own >= len(self._requests)
+
     def finish(
         self,
         request: Request,
@@ -80,6 +85,8 @@ class OpenRequests:
         message: str,
         param: str = "",
         *,
+        reason: str = "",
+        retry_after_s: float | None = None,
         outcome: Outcome = "failed",
         keep: bool = False,
     ) -> FailedEvent:
@@ -90,13 +97,16 @@ class OpenRequests:
             code: the error's status.
             message: what was wrong, and what to do.
             param: which field was wrong.
+            reason: refines the status.
+            retry_after_s: when to try again, where waiting helps.
             outcome: how it is counted.
             keep: what it computed can be trusted and stays in the cache.
         """
         self._close(request, keep=keep)
         timings = request.timings(self._clock())
         self._meter.ended(outcome, timings)
-        return FailedEvent(request, EngineError(code, message, param=param), request.usage(), timings)
+        error = EngineError(code, message, reason=reason, param=param, retry_after_s=retry_after_s)
+        return FailedEvent(request, error, request.usage(), timings)
 
     def _close(self, request: Request, *, keep: bool) -> None:
         self._constraints.forget(request)

@@ -28,6 +28,6 @@ class OrphanWatch:
     def is_orphaned(self, peers: Iterable[Peer]) -> bool:
         """Whether no front is among `peers`, and none was for `grace_s`."""
         now = self._clock()
-        if any(peer.name == FRONT_PEER_NAME for peer in peers):
+        if any(peer.name == FRONT_PEER_NAME and not peer.relayed for peer in peers):
             self._last_seen = now
         return now - self._last_seen > self.grace_s

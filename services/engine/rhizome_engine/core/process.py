@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import gc
 import logging
 import math
@@ -12,21 +14,27 @@ from types import FrameType
 
 from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.core.engine_core import EngineCore
+from rhizome_engine.core.failed_steps import DeviceLostError
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import describe_model
 from rhizome_engine.core.server import CoreServer
 from rhizome_engine.core.start_delay import StartDelay
+from rhizome_engine.core.step_spans import record_step
+from rhizome_engine.core_pulse import PulseWriter
 from rhizome_engine.core_record import CoreRecord, read_core_record, remove_core_record
 from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.runner import KVBudgetError, ModelRunner
 from rhizome_engine.runner.device import choose_device
 from rhizome_engine.scheduler.config import SchedulerConfig
-from rhizome_engine.settings import EXIT_CANNOT_SERVE, CoreSettings
+from rhizome_engine.settings import EXIT_CANNOT_SERVE, EXIT_DEVICE_LOST, EXIT_FAILED, CoreSettings
 from rhizome_grammar.compiler import GrammarCompiler, GrammarError
-from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing
+from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing, tracing_enabled
 from rhizome_transport.frame_server import FrameServer
 
 _log = logging.getLogger(__name__)
+
+_PASSING = (errno.ENOSPC, errno.EDQUOT)
+"""A disk that is full now may have space when the front starts the next core."""
 
 
 def run_core(settings: CoreSettings) -> int:
@@ -41,16 +49,22 @@ def run_core(settings: CoreSettings) -> int:
         return EXIT_CANNOT_SERVE
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, _exit)
+    # A crash in native code, and a front that finds this process stuck, leave in the log where threads were.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGQUIT)
     try:
         CoreRecord.of_this_process(settings).write(endpoint)
         configure_tracing("rhizome-engine")
         _serve(settings)
     except (CheckpointError, KVBudgetError, OSError, ValueError) as error:
         _log.error("cannot serve %s: %s", settings.model, error)
-        return EXIT_CANNOT_SERVE
+        return 1 if isinstance(error, OSError) and error.errno in _PASSING else EXIT_CANNOT_SERVE
+    except DeviceLostError as error:
+        _log.exception("%s; a new process may find it well", error)
+        return EXIT_DEVICE_LOST
     except Exception:
         _log.exception("the core failed")
-        return 1
+        return EXIT_FAILED
     finally:
         shutdown_tracing()
         remove_core_record(endpoint)
@@ -66,15 +80,25 @@ def _serve(settings: CoreSettings) -> None:
         runner.checkpoint.eos_token_ids,
         grammars=grammar_compiler(settings, runner),
     )
+    if settings.trace_steps and tracing_enabled():
+        core.steps.listener = record_step
     instance_id = uuid.uuid4().hex
     model = describe_model(settings, runner, core.max_context_tokens, instance_id)
     # What was made so far stays for good; the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    frames = FrameServer(settings.core_endpoint, instance_id=instance_id)
+    frames = FrameServer(
+        settings.core_endpoint,
+        instance_id=instance_id,
+        tcp_endpoint=settings.core_tcp_endpoint,
+        curve=settings.core_curve(),
+    )
     try:
         start_delay = StartDelay(settings.schedule_interval_ms / 1e3)
-        server = CoreServer(frames, core, model, OrphanWatch(settings.orphan_grace_s), start_delay)
+        pulse = PulseWriter(settings.core_endpoint)
+        runner.model.layer_done = pulse.layer_done
+        orphans = OrphanWatch(settings.orphan_grace_s)
+        server = CoreServer(frames, core, model, orphans, start_delay, pulse)
         replace(CoreRecord.of_this_process(settings), serving=True).write(settings.core_endpoint)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: server.stop())
         signal.signal(signal.SIGINT, lambda _signal, _frame: server.stop())

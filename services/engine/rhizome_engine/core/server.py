@@ -10,26 +10,32 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Set as AbstractSet
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1.frames_pb2 import Call, Cancel, ClientFrame, Submit
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_engine.core.big_calls import BIG_METHODS, BigCalls
 from rhizome_engine.core.calls import ADMIN_METHODS, CallHandler
 from rhizome_engine.core.embed_call import EmbedCall, aborted, drained
 from rhizome_engine.core.engine_core import EngineCore
-from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent
+from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, TokensEvent
 from rhizome_engine.core.kv_watches import KvWatches
 from rhizome_engine.core.long_calls import DrainCall, WarmPrefixCall, failed
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.request_histograms import RequestHistograms
+from rhizome_engine.core.request_log import log_end
 from rhizome_engine.core.served_model import ServedModel
 from rhizome_engine.core.spans import record_embed, record_request
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.translate import refused, to_request, to_request_event
+from rhizome_engine.core_pulse import PulseWriter
 from rhizome_engine.scheduler import load as scheduler_load
 from rhizome_engine.scheduler.request import Request
+from rhizome_telemetry.logs import about
+from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import FrameServer, Peer
 
@@ -54,6 +60,7 @@ class CoreServer:
         model: what is served.
         orphans: says when nobody needs this process any more.
         start_delay: how long an idle engine waits for company; not at all when absent.
+        pulse: tells the front that the loop goes on; nobody is told when absent.
     """
 
     def __init__(
@@ -63,18 +70,22 @@ class CoreServer:
         model: ServedModel,
         orphans: OrphanWatch,
         start_delay: StartDelay | None = None,
+        pulse: PulseWriter | None = None,
     ) -> None:
         self._frames = frames
         self._core = core
         self._model = model
         self._orphans = orphans
         self._start_delay = start_delay or StartDelay()
-        self._histograms = RequestHistograms()
-        self._calls = CallHandler(core, model, self._histograms, self._abort)
+        self._pulse = pulse
+        self._histograms = RequestHistograms(core.token_gaps)
+        self._calls = CallHandler(core, model, self._histograms, self._abort, frames.counters)
         self._open: dict[tuple[Owner, str], Request] = {}
+        self._long: dict[tuple[Peer, str], WarmPrefixCall | EmbedCall] = {}  # by asker and id of the call
+        self._big_calls = BigCalls()
         self._load_calls: list[tuple[Peer, Call]] = []
         self._drain_calls: list[tuple[Peer, DrainCall]] = []
-        self._kv_watches = KvWatches(core.kv_events, model.info.instance_id, frames.reply)
+        self._kv_watches = KvWatches(core.kv_events, core.cache_survey, model.info.instance_id, frames.reply)
         self._draining = False
         self._stopping = False
         self._step = 0
@@ -92,6 +103,8 @@ class CoreServer:
             Exception: the model runner failed several times in a row; the process should be started anew.
         """
         while not self._stopping:
+            if self._pulse is not None:
+                self._pulse.went_round(self._core.num_steps, runnable=self._core.is_runnable)
             for peer, frame in self._frames.poll(self._poll_ms()):
                 self._handle(peer, frame)
             for peer in self._frames.take_gone():
@@ -104,6 +117,8 @@ class CoreServer:
                 self._core.tick()
             if self._load_calls:
                 self._answer_load_calls()
+            if self._big_calls:
+                self._answer_big_call()
             if self._drain_calls:
                 self._continue_drain()
             self._kv_watches.tell()
@@ -114,6 +129,8 @@ class CoreServer:
 
     def _poll_ms(self) -> int:
         """How long the socket may be slept on."""
+        if self._big_calls:
+            return 0
         delay_ms = self._start_delay.left_ms(self._core.has_work)
         if not self._core.has_work:
             return _IDLE_POLL_MS
@@ -137,7 +154,8 @@ class CoreServer:
         except EngineError as error:
             self._refuse(peer, request_id, error)
         except Exception:
-            _log.exception("request %r of peer %s could not be read", request_id, peer.name)
+            ids = about(from_proto(submit.trace), request_id)
+            _log.exception("request %r of peer %s could not be read", request_id, peer.name, extra=ids)
             message = "the engine could not read this request; its log has the traceback"
             self._refuse(peer, request_id, EngineError(grpc.StatusCode.INTERNAL, message))
         else:
@@ -146,9 +164,10 @@ class CoreServer:
     def _cancel(self, peer: Peer, cancel: Cancel) -> None:
         if self._core.cancel(cancel.request_id, peer, satisfied=cancel.satisfied):
             return
-        for owner, request_id in list(self._open):
-            if not isinstance(owner, Peer) and owner.is_of(peer, cancel.request_id):
-                self._core.cancel(request_id, owner)
+        owner = self._long.get((peer, cancel.request_id))
+        if owner is not None:
+            for request in owner.requests:
+                self._core.cancel(request.request_id, owner)
         self._kv_watches.cancel(peer, cancel.request_id)
 
     def _check_not_draining(self) -> None:
@@ -172,6 +191,11 @@ class CoreServer:
             self._frames.reply(peer, failed(call, EngineError(grpc.StatusCode.PERMISSION_DENIED, message)))
         elif call.method in _LONG_CALLS:
             self._begin_long_call(peer, call)
+        elif call.method in BIG_METHODS:
+            try:
+                self._big_calls.add(peer, call)
+            except EngineError as error:
+                self._frames.reply(peer, failed(call, error))
         elif call.method == "GetLoad":
             # Answered after the step, which goes out in the same frame: what ended in it is counted then.
             self._load_calls.append((peer, call))
@@ -184,7 +208,7 @@ class CoreServer:
             if call.method == "Drain":
                 self._drain_calls.append((peer, DrainCall(call)))
                 _log.info("draining: %d requests are open", len(self._open))
-                self._draining = True
+                self._draining = self._calls.draining = True
             elif call.method == "WatchKvEvents":
                 self._kv_watches.add(peer, call)
             elif call.method == "Embed":
@@ -192,17 +216,26 @@ class CoreServer:
                 embed = EmbedCall(peer, call, self._model)
                 self._core.add_together(embed.requests)
                 self._open.update({(embed, request.request_id): request for request in embed.requests})
+                self._long[peer, call.call_id] = embed
             else:
                 self._check_not_draining()
                 warm = WarmPrefixCall(peer, call, self._model.name)
                 self._core.add(warm.request)
                 self._open[warm, warm.request.request_id] = warm.request
+                self._long[peer, call.call_id] = warm
         except DecodeError:
             message = f"the request of {call.method} is no {call.method}Request"
             error = EngineError(grpc.StatusCode.INVALID_ARGUMENT, message)
             self._frames.reply(peer, failed(call, error))
         except EngineError as error:
             self._frames.reply(peer, failed(call, error))
+
+    def _answer_big_call(self) -> None:
+        waiting = self._big_calls.next()
+        if waiting is not None:
+            peer, call = waiting
+            for result in self._calls.answer(call):
+                self._frames.reply(peer, result)
 
     def _answer_load_calls(self) -> None:
         for peer, call in self._load_calls:
@@ -213,6 +246,9 @@ class CoreServer:
     def _tell(self, event: Event) -> None:
         owner: Owner = event.request.peer  # type: ignore[assignment] # given by this class
         if isinstance(owner, Peer):
+            if isinstance(event, TokensEvent) and event.logprobs is None:
+                self._frames.emit_tokens(owner, event.request.request_id, event.token_ids)
+                return
             self._frames.emit(owner, to_request_event(event))
         elif isinstance(owner, EmbedCall):
             self._continue_embed(owner, event)
@@ -221,8 +257,10 @@ class CoreServer:
         # The id may be in use again already, when a cancelled request's peer did not wait for its end.
         if self._open.get((owner, event.request.request_id)) is event.request:
             del self._open[owner, event.request.request_id]
-        self._histograms.observe(event.request, event.usage, event.timings)
+        self._histograms.observe(event)
+        log_end(event)
         if isinstance(owner, WarmPrefixCall):
+            self._forget_long(owner)
             self._frames.reply(owner.asker, owner.finish(event, self._core))
         elif isinstance(owner, Peer):
             record_request(event, self._model.name)
@@ -241,8 +279,11 @@ class CoreServer:
     def _end_all_of(self, owner: Owner) -> int:
         """End the requests of somebody who is gone; returns how many those were."""
         ends = self._core.drop_peer(owner)
+        if not isinstance(owner, Peer):
+            self._forget_long(owner)
         for event in ends:
-            self._histograms.observe(event.request, event.usage, event.timings)
+            self._histograms.observe(event)
+            log_end(event)
             self._open.pop((owner, event.request.request_id), None)
             if isinstance(owner, Peer):
                 record_request(event, self._model.name)
@@ -260,14 +301,18 @@ class CoreServer:
         self._drain_calls = [(asker, call) for asker, call in self._drain_calls if asker is not peer]
         self._kv_watches.forget(peer)
 
-    def _abort(self, request_id: str) -> None:
+    def _forget_long(self, owner: WarmPrefixCall | EmbedCall) -> None:
+        if self._long.get(owner.key) is owner:
+            del self._long[owner.key]
+
+    def _abort(self, request_ids: AbstractSet[str]) -> None:
         for owner, open_id in list(self._open):
             if isinstance(owner, EmbedCall):
-                if request_id and owner.request_id == request_id:
+                if owner.request_id and owner.request_id in request_ids:
                     owner.why_cancelled = aborted()
                     self._core.cancel(open_id, owner)
-            elif open_id == request_id:
-                self._core.cancel(request_id, owner)
+            elif open_id in request_ids:
+                self._core.cancel(open_id, owner)
 
     def _continue_drain(self) -> None:
         """Cancel what is open when a drain's time is over; answer all drains when nothing is open."""

@@ -29,6 +29,8 @@ def record_request(event: FinishedEvent | FailedEvent, model: str) -> None:
         return
     request, end_ns = event.request, time.time_ns()
     span = start_server_span(_METHOD, request.trace, start_time_ns=request.arrival_unix_ns)
+    if not span.recording:
+        return
     usage = event.usage
     span.set_attributes(
         {

@@ -10,6 +10,7 @@ import numpy as np
 from rhizome_engine.batch import NO_TOKEN, StepOutput, TokenLogprobs
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.events import EmbeddingEvent, Event, FailedEvent, PromptLogprobsEvent, TokensEvent
+from rhizome_engine.core.histogram import TokenGaps
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.scheduler.load import LoadMeter
 from rhizome_engine.scheduler.request import FinishReason, Request, RequestState
@@ -30,6 +31,9 @@ class StepResults:
         constraints: follow chosen tokens.
         meter: counts tokens.
         clock: monotonic seconds.
+
+    Attributes:
+        token_gaps: time between a request's tokens; those that a grammar forces come together.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class StepResults:
         meter: LoadMeter,
         clock: Callable[[], float],
     ) -> None:
+        self.token_gaps = TokenGaps()
         self._open = open_requests
         self._scheduler = scheduler
         self._constraints = constraints
@@ -90,6 +95,8 @@ class StepResults:
     ) -> None:
         """Append a chosen token, and what a grammar forces after it, until the request ends."""
         tokens = [token_id]
+        if request.last_token is not None:
+            self.token_gaps.observe(now - request.last_token)
         request.append(token_id, now)
         stopped = token_id in request.stop_ids
         if request.matcher is not None and not stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -28,6 +29,10 @@ class CoreProcess(Protocol):
         """Ask it to end, kill it after `timeout_s`, and return when it has ended."""
         ...
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        ...
+
 
 class SpawnedCore:
     """A child of this process."""
@@ -48,6 +53,12 @@ class SpawnedCore:
             except TimeoutError:
                 self._process.kill()
         await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
 
 class AdoptedCore:
@@ -73,6 +84,11 @@ class AdoptedCore:
                 await self.wait()
         except psutil.NoSuchProcess:
             return
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.send_signal(number)
 
 
 async def spawn_core(settings: EngineSettings) -> SpawnedCore:

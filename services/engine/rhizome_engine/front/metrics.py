@@ -1,17 +1,23 @@
-"""The engine's numbers for Prometheus: one `GetLoad` of the core per scrape, so both always agree."""
+"""The engine's numbers for Prometheus: one `GetLoad` of the core per scrape, so both always agree.
+
+What OpenTelemetry's GenAI conventions have a name for has that name, with the labels that they require.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 
 from google.protobuf.duration_pb2 import Duration
+from prometheus_client.core import HistogramMetricFamily
 
 from rhizome.engine.v1.engine_service_pb2 import GetLoadResponse
+from rhizome.engine.v1.load_pb2 import Histogram
 from rhizome_engine.core.durations import to_seconds
-from rhizome_telemetry.metrics import Metric, counter, gauge, histogram
+from rhizome_telemetry import semconv
+from rhizome_telemetry.metrics import Metric, counter, cumulative, gauge, histogram
 from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -73,17 +79,42 @@ _HISTOGRAMS = (
         "Seconds from the first token to the last, of each ended request with a token.",
     ),
     (
-        "request_time_to_first_token_seconds",
-        "time_to_first_token_seconds",
-        "Seconds from arrival to the first token, of each ended request with a token.",
+        "inter_token_latency_seconds",
+        "inter_token_seconds",
+        "Seconds between a step that gave a request a token and the one before that did.",
     ),
     (
         "request_cached_tokens",
         "cached_tokens",
         "Prompt tokens found in the prefix cache, of each ended request that left the queue.",
     ),
+    ("request_prompt_tokens", "prompt_tokens", "Tokens in the prompt, of each ended generation."),
+    ("request_generated_tokens", "generated_tokens", "Tokens generated, of each ended generation."),
 )
 """Name without prefix, field of RequestHistograms, help."""
+
+_GEN_AI_HISTOGRAMS = (
+    (
+        "gen_ai_server_time_to_first_token_seconds",
+        "time_to_first_token_seconds",
+        "Seconds from arrival to the first token, of each ended request with a token.",
+    ),
+    (
+        "gen_ai_server_time_per_output_token_seconds",
+        "time_per_output_token_seconds",
+        "Mean seconds between the tokens after the first, of each ended request with two or more.",
+    ),
+)
+"""Name, field of RequestHistograms, help."""
+
+_DURATION = "gen_ai_server_request_duration_seconds"
+_DURATION_TEXT = (
+    "Seconds from arrival to the last token, of each ended generation; error_type is empty for a good end."
+)
+_GOOD_ENDS = ("stop", "length")
+
+Families = Callable[[GetLoadResponse], Iterable[Metric]]
+"""What else is made of the same answer."""
 
 
 class EngineCollector:
@@ -93,6 +124,7 @@ class EngineCollector:
         load: asks the core; runs in `loop`.
         loop: the front's.
         model: the label of every value.
+        others: further families.
     """
 
     def __init__(
@@ -100,10 +132,17 @@ class EngineCollector:
         load: Callable[[], Awaitable[GetLoadResponse]],
         loop: asyncio.AbstractEventLoop,
         model: str,
+        *others: Families,
     ) -> None:
         self._load = load
         self._loop = loop
         self._labels = {"model": model}
+        self._gen_ai_labels = {
+            "gen_ai_operation_name": semconv.OPERATION_TEXT_COMPLETION,
+            "gen_ai_provider_name": semconv.PROVIDER_NAME,
+            "gen_ai_request_model": model,
+        }
+        self._others = others
 
     def collect(self) -> Iterator[Metric]:
         """The core's numbers; only that it is down while it does not answer. Called on another thread."""
@@ -112,6 +151,8 @@ class EngineCollector:
         yield gauge("rhizome_engine_up", text, float(response is not None), self._labels)
         if response is not None:
             yield from self._families(response)
+            for families in self._others:
+                yield from families(response)
 
     def _ask(self) -> GetLoadResponse | None:
         async def ask() -> GetLoadResponse:
@@ -135,12 +176,23 @@ class EngineCollector:
             number = to_seconds(value) if isinstance(value, Duration) else value
             yield counter(f"rhizome_engine_{name}", text, number, self._labels)
         for name, field, text in _HISTOGRAMS:
-            values = getattr(response.histograms, field)
-            yield histogram(
-                f"rhizome_engine_{name}",
-                text,
-                values.upper_bounds,
-                values.counts,
-                values.sum,
-                self._labels,
+            yield as_histogram(
+                f"rhizome_engine_{name}", text, getattr(response.histograms, field), self._labels
             )
+        for name, field, text in _GEN_AI_HISTOGRAMS:
+            yield as_histogram(name, text, getattr(response.histograms, field), self._gen_ai_labels)
+        yield self._durations(response)
+
+    def _durations(self, response: GetLoadResponse) -> Metric:
+        labels = [*self._gen_ai_labels, "rhizome_finish_reason", "error_type"]
+        family = HistogramMetricFamily(_DURATION, _DURATION_TEXT, labels=labels)
+        for ended, took in sorted(response.histograms.duration_seconds.items()):
+            how = (ended, "") if ended in _GOOD_ENDS else ("", ended)
+            buckets = cumulative(took.upper_bounds, took.counts)
+            family.add_metric([*self._gen_ai_labels.values(), *how], buckets, took.sum)
+        return family
+
+
+def as_histogram(name: str, text: str, values: Histogram, labels: dict[str, str]) -> Metric:
+    """A histogram of the contract as Prometheus has it."""
+    return histogram(name, text, values.upper_bounds, values.counts, values.sum, labels)

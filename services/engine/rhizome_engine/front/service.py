@@ -7,16 +7,19 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from rhizome.engine.v1 import engine_service_pb2 as messages
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_engine.front.bridge import ConnectBridge
 from rhizome_engine.front.core_link import CoreLink
+from rhizome_engine.front.stream_limits import MOST_WATCHES, StreamLimits
 from rhizome_engine.front.text_generation import TextGeneration
-from rhizome_engine.front.text_prompt import decode, encode
+from rhizome_engine.front.text_prompt import MAX_TEXT_CHARS, decode, encode
 from rhizome_telemetry.propagation import from_metadata, to_proto
 from rhizome_text.tokenizer import Tokenizer
+from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError
 from rhizome_transport.kv_watch import watch_kv_events
 from rhizome_transport.load_watch import watch_load
@@ -42,6 +45,8 @@ class EngineService(EngineServicerBase):
         self._tokenizer = tokenizer
         self._model = model
         self._bridge = ConnectBridge(link)
+        self._watches = StreamLimits(MOST_WATCHES, "Watch")
+        self._tokenizer_of: tuple[CoreLink, TokenizerFiles] | None = None
         self._generation = TextGeneration(link, tokenizer)
 
     def raw_handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -72,9 +77,18 @@ class EngineService(EngineServicerBase):
         def call(start: bytes) -> Awaitable[list[bytes]]:
             return self._ask(lambda client: client.call("WatchKvEvents", start, timeout_s=None))
 
-        async with aclosing(watch_kv_events(call, request)) as changes:
-            async for message in changes:
-                yield message
+        try:
+            start = messages.WatchKvEventsRequest.FromString(request)
+        except DecodeError:
+            problem = "the request of WatchKvEvents is no WatchKvEventsRequest"
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem) from None
+        if start.with_token_ids:
+            problem = "token ids are prompts, and are not told over gRPC: leave with_token_ids out"
+            raise EngineError(grpc.StatusCode.PERMISSION_DENIED, problem, param="with_token_ids")
+        with self._watches.one_of(context.peer()):
+            async with aclosing(watch_kv_events(call, request)) as changes:
+                async for message in changes:
+                    yield message
 
     async def Generate(  # noqa: N802
         self, request: GenerateRequest, context: Context
@@ -109,8 +123,12 @@ class EngineService(EngineServicerBase):
         self, request: messages.GetTokenizerRequest, context: Context
     ) -> AsyncGenerator[messages.GetTokenizerResponse, None]:
         """The tokenizer's files in chunks."""
-        tokenizer = await self._ask(lambda client: client.tokenizer_files(request.model))
-        for chunk in split_files(tokenizer.files):
+        self._check_model(request.model)
+        link = self._link()
+        if self._tokenizer_of is None or self._tokenizer_of[0] is not link:
+            files = await link.ask(link.client.tokenizer_files(request.model))
+            self._tokenizer_of = link, files  # for the next caller: thousands at once need one copy
+        for chunk in split_files(self._tokenizer_of[1].files):
             yield chunk
 
     async def Tokenize(  # noqa: N802
@@ -127,6 +145,9 @@ class EngineService(EngineServicerBase):
     ) -> messages.DetokenizeResponse:
         """Token ids to text, special tokens included."""
         self._check_model(request.model)
+        if len(request.token_ids) > MAX_TEXT_CHARS:
+            problem = f"there are {len(request.token_ids)} token ids; at most {MAX_TEXT_CHARS} are taken"
+            raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="token_ids")
         bad = next((i for i in request.token_ids if i >= self._tokenizer.vocab_size), None)
         if bad is not None:
             problem = f"token id {bad} is outside the vocabulary of {self._tokenizer.vocab_size} tokens"
@@ -148,9 +169,10 @@ class EngineService(EngineServicerBase):
         async def load_now() -> Load:
             return (await self.load()).load
 
-        async with aclosing(watch_load(load_now, request)) as loads:
-            async for response in loads:
-                yield response
+        with self._watches.one_of(context.peer()):
+            async with aclosing(watch_load(load_now, request)) as loads:
+                async for response in loads:
+                    yield response
 
     async def GetCacheTree(  # noqa: N802
         self, request: messages.GetCacheTreeRequest, context: Context

@@ -22,6 +22,9 @@ from rhizome_text.text_stream import TextStream
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 
+_MAX_STOP_STRINGS = 16
+_MAX_STOP_CHARS = 256
+
 
 class TextGeneration:
     """Runs `Generate` requests through the front's own connection to the core.
@@ -165,8 +168,13 @@ class _WithText:
 
 def _check(request: GenerateRequest, *, with_text: bool) -> None:
     """Refuse what nobody behind the front can judge, because it is about text."""
-    if "" in request.stop.strings:
+    strings = request.stop.strings
+    if "" in strings:
         problem, param = "a stop string is empty and would end every text; leave it out", "stop.strings"
+    elif len(strings) > _MAX_STOP_STRINGS or any(len(text) > _MAX_STOP_CHARS for text in strings):
+        # Each is looked for in all that is generated, for all who are served.
+        problem = f"at most {_MAX_STOP_STRINGS} stop strings of {_MAX_STOP_CHARS} characters are taken"
+        param = "stop.strings"
     elif request.echo and not with_text:
         problem, param = "echo repeats text: send the prompt as text or messages", "echo"
     elif request.resumed_tokens and with_text:

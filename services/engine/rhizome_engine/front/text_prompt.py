@@ -15,6 +15,10 @@ from rhizome_text.literal_encoder import LiteralTextError
 from rhizome_text.tokenizer import Tokenizer
 from rhizome_transport.errors import EngineError
 
+MAX_TEXT_CHARS = 4 * 1024 * 1024
+"""Of a text, of all messages together, of all bad words: as much as a gateway's largest body."""
+_MAX_MESSAGES = 10_000
+_MAX_WORDS = 1024
 _ROLES = ("system", "user", "assistant", "tool")
 _LONG_TEXT_CHARS = 4096
 _MANY_TOKENS = 1024
@@ -52,6 +56,10 @@ async def word_ids(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]
             "a bad word is empty or only spaces, and would ban every text; leave it out",
             param="sampling.bad_words",
         )
+    if len(words) > _MAX_WORDS:
+        problem = f"there are {len(words)} bad words; at most {_MAX_WORDS} are taken"
+        raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="sampling.bad_words")
+    _check_length(sum(map(len, words)), "sampling.bad_words")
     bare = dict.fromkeys(word.lstrip() for word in words)
     spellings = [spelling for word in bare for spelling in (word, f" {word}")]
     if sum(map(len, spellings)) <= _LONG_TEXT_CHARS:
@@ -63,7 +71,12 @@ async def word_ids(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]
 
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Tokenise; long texts in a thread, so that other streams go on (the tokenizer gives up the GIL)."""
+    """Tokenise; long texts in a thread, so that other streams go on (the tokenizer gives up the GIL).
+
+    Raises:
+        EngineError: INVALID_ARGUMENT, it is longer than any prompt.
+    """
+    _check_length(len(text), "text")
     if len(text) <= _LONG_TEXT_CHARS:
         return tokenizer.encode(text, add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
@@ -78,6 +91,10 @@ async def decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
 
 def _conversation_ids(conversation: Messages, tokenizer: Tokenizer) -> list[int]:
     """Rendered and tokenised; special tokens that somebody wrote are text."""
+    if len(conversation.messages) > _MAX_MESSAGES:
+        problem = f"there are {len(conversation.messages)} messages; at most {_MAX_MESSAGES} are taken"
+        raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="messages")
+    _check_length(sum(len(m.content) for m in conversation.messages), "messages")
     messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
     prompts = tokenizer.chat_prompts()
     if prompts is None:
@@ -92,3 +109,9 @@ def _conversation_ids(conversation: Messages, tokenizer: Tokenizer) -> list[int]
         except (ChatTemplateError, LiteralTextError) as error:
             problem = str(error)
     raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="messages")
+
+
+def _check_length(chars: int, param: str) -> None:
+    if chars > MAX_TEXT_CHARS:
+        problem = f"{param} has {chars} characters; at most {MAX_TEXT_CHARS} are taken"
+        raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param=param)

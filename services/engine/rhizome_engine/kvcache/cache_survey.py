@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rhizome_engine.kvcache.node import RadixNode
@@ -52,6 +52,10 @@ class CacheSurvey:
     def pinned(self, node: RadixNode) -> bool:
         """Whether a pin holds a node."""
         return self._pins.holds(node)
+
+    def nodes(self, namespace: str) -> Iterator[RadixNode]:
+        """All nodes of one namespace without its root, parents before children."""
+        return self._cache.nodes(namespace)
 
     def newest(self, most: int, namespace: str | None = None) -> Surveyed:
         """The nodes used last.

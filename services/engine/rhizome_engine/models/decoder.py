@@ -110,6 +110,7 @@ class Decoder:
         format_of: decides how each matrix is kept.
 
     Attributes:
+        layer_done: called after each layer, so that a long step shows that it goes on.
         ropes: the distinct rotary embeddings, for the attention back end.
         targets: what the checkpoint has to fill.
     """
@@ -119,6 +120,7 @@ class Decoder:
     ) -> None:
         self.config = config
         self.kernels = kernels
+        self.layer_done: Callable[[], None] = _nothing
         new = Parameters(kernels, format_of, config)
         self.embedding = new.linear(config.hidden_size, {names.embedding: config.vocab_size})
         self.layers: list[tuple[Attention, FeedForward | Experts]] = []
@@ -157,6 +159,7 @@ class Decoder:
         for attention, feed_forward in self.layers:
             attention.add_to(x, plan)
             feed_forward.add_to(x)
+            self.layer_done()
         return x
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -171,3 +174,7 @@ class Decoder:
         if self.config.logits_softcap:
             logits = self.config.logits_softcap * torch.tanh(logits / self.config.logits_softcap)
         return logits
+
+
+def _nothing() -> None:
+    pass
