@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import grpc.aio
+from typing import Any, Protocol
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_relay.picker import Origin
 from rhizome_routing.prefix.index import PrefixIndex
 
 Metadata = Sequence[tuple[str, str]]
-EngineStream = grpc.aio.StreamStreamCall[bytes, bytes]
-EngineCall = grpc.aio.UnaryStreamCall[bytes, bytes]
+
+
+class EngineCall(Protocol):
+    """The answers to one call of an engine's, as `grpc.aio` has them.
+
+    Its methods raise `grpc.aio.AioRpcError` or `EngineError`, which `from_rpc_error` makes one.
+    """
+
+    async def read(self) -> Any:
+        """The next serialised answer; what is no bytes is the end."""
+        ...
+
+    def cancel(self) -> bool:
+        """Give it up."""
+        ...
+
+
+class EngineStream(EngineCall, Protocol):
+    """A stream of frames to and from an engine; see `EngineCall` for what is raised."""
+
+    async def write(self, frame: bytes, /) -> None:
+        """Send a serialised ClientFrame."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

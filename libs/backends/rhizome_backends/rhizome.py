@@ -17,15 +17,22 @@ from rhizome_routing.prefix.index import PrefixIndex
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.errors import from_rpc_error
 from rhizome_transport.tls import ClientTls
+from rhizome_transport.tokens import Tokens
 
 
 class RhizomeEngine:
-    """One address that speaks EngineService; see `base.Engine`. Over TLS where `tls` is given."""
+    """One address that speaks EngineService; see `base.Engine`.
+
+    Args:
+        address: `host:port`.
+        tls: absent for plaintext.
+        tokens: what the engine wants to be shown, if it does.
+    """
 
     kind = "rhizome"
 
-    def __init__(self, address: str, *, tls: ClientTls | None = None) -> None:
-        self._channel = open_channel(address, tls=tls)
+    def __init__(self, address: str, *, tls: ClientTls | None = None, tokens: Tokens | None = None) -> None:
+        self._channel = open_channel(address, tls=tls, tokens=tokens)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._stub: engine_grpc.EngineServiceAsyncStub = engine_grpc.EngineServiceStub(self._channel)
         self._models: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEv
 from rhizome_backends.base import EngineCall
 from rhizome_routing.prefix.chain import sampled
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_transport.errors import EngineError, from_rpc_error
 
 _PAUSES_S: Final = (0.1, 2.0)
 """Between two attempts: the first, and the longest."""
@@ -81,8 +82,8 @@ async def follow_engine(index: PrefixIndex, name: str, open_call: Callable[[str,
                     _log.info("KV events of backend %s have a gap; asking for a snapshot", name)
                     break
                 pause_s = first
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        except (grpc.aio.AioRpcError, EngineError) as error:
+            if from_rpc_error(error).code is grpc.StatusCode.UNIMPLEMENTED:
                 pause_s = _UNIMPLEMENTED_PAUSE_S
         except (DecodeError, ValueError) as error:
             _log.warning("KV events of backend %s cannot be read: %s", name, error)

@@ -1,6 +1,8 @@
 """What is known of a backend before anybody asked it: one entry of `--backends` or of the backends file.
 
 10.0.0.1:50051                                an engine of ours, gRPC
+ipc:///run/rhizome/core.ipc                   an engine core of ours on this host, ZeroMQ
+tcp://10.0.0.3:50052                          an engine core of ours elsewhere, ZeroMQ with CURVE keys
 http://10.0.0.2:8000?kind=vllm&weight=2       any server with an HTTP API; its kind is found out where absent
 dns:///engines:50051, dns+http://vllm:8000    every address of a name is a backend of its own
 """
@@ -18,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 _SCHEMES: Final = {"http": 80, "https": 443, "dns+http": 80, "grpc": 0}
+_CORE_SCHEMES: Final = ("ipc://", "tcp://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class BackendSpec:
     """One backend, or, where `resolve` is set, all of a name.
 
     Attributes:
-        address: `host:port` of an engine of ours, else an HTTP URL without its query.
+        address: `host:port` of an engine of ours, the ZeroMQ endpoint of a core of ours, else an HTTP URL
+            without its query.
         name: unique in the pool; the address unless given.
         kind: such as `vllm`; empty to find out.
         weight: its share of requests beside others; positive.
@@ -55,6 +59,11 @@ class BackendSpec:
         return self.address.startswith(("http://", "https://"))
 
     @property
+    def core(self) -> bool:
+        """Whether it is an engine core, which speaks ZeroMQ."""
+        return self.address.startswith(_CORE_SCHEMES)
+
+    @property
     def host(self) -> str:
         """Name or address, IPv6 without brackets."""
         return urlsplit(self._url).hostname or ""
@@ -77,7 +86,7 @@ class BackendSpec:
 
     @property
     def _url(self) -> str:
-        return self.address if self.http else f"grpc://{self.address}"
+        return self.address if self.http or self.core else f"grpc://{self.address}"
 
 
 def parse_specs(text: str) -> tuple[BackendSpec, ...]:
@@ -166,9 +175,11 @@ def _spec(address: str, options: dict[str, Any]) -> BackendSpec:
 def _resolvable(entry: str) -> tuple[bool, str]:
     """Whether an entry stands for all addresses of its name, and the address without what says so."""
     wrong = ValueError(
-        f"{entry!r} is no backend; write host:port, dns:///name:port, http://host:port "
+        f"{entry!r} is no backend; write host:port, dns:///name:port, ipc:///path, http://host:port "
         "or dns+http://name:port, IPv6 in brackets"
     )
+    if entry.startswith(_CORE_SCHEMES):
+        return False, entry  # whether it is well formed is for whoever connects to say
     scheme, separator, rest = entry.partition("://")
     if not separator:
         scheme, rest = "grpc", entry

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from rhizome_proxy.pool.backend import State
 from rhizome_proxy.router import Router
 from rhizome_telemetry.metrics import Metric
+
+_REPORTED: Final = {
+    "running_requests": ("running_requests", "Requests that a backend computes"),
+    "waiting_requests": ("waiting_requests", "Requests in a backend's own queue"),
+    "waiting_tokens": ("waiting_tokens", "Prompt tokens that a backend has still to compute"),
+    "kv_pages_total": ("kv_pages", "Pages of a backend's KV pool"),
+    "kv_pages_in_use": ("kv_pages_in_use", "Pages that a backend's requests hold"),
+    "kv_pages_cached": ("kv_pages_cached", "Pages that hold cached prefixes of a backend"),
+    "generated_tokens_per_second": (
+        "generated_tokens_per_second",
+        "Tokens that a backend generates a second",
+    ),
+}
+"""Name and help by field of Load. A backend that does not tell has no series: nothing is not zero."""
 
 
 class ProxyCollector:
@@ -70,14 +85,17 @@ class ProxyCollector:
         failed = CounterMetricFamily(
             "rhizome_proxy_backend_failures", "Requests that failed before an answer.", labels=["backend"]
         )
-        reported = GaugeMetricFamily(
-            "rhizome_proxy_backend_reported", "What it last said of itself.", labels=["backend", "what"]
-        )
+        reported = {
+            field: GaugeMetricFamily(
+                f"rhizome_proxy_backend_{name}", f"{text}, as it last said.", labels=["backend"]
+            )
+            for field, (name, text) in _REPORTED.items()
+        }
         for backend in backends:
             own.add_metric([backend.name], backend.in_flight)
             weight.add_metric([backend.name], backend.weight)
             failed.add_metric([backend.name], backend.failed)
-            for field_, value in backend.report.load.ListFields() if backend.report is not None else ():
-                if isinstance(value, int | float):
-                    reported.add_metric([backend.name, field_.name], value)
-        yield from (own, weight, failed, reported)
+            for field, value in backend.report.load.ListFields() if backend.report is not None else ():
+                if field.name in reported:
+                    reported[field.name].add_metric([backend.name], value)
+        yield from (own, weight, failed, *reported.values())

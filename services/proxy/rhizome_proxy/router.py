@@ -113,6 +113,13 @@ class Router:
             return likely
         return [one for one in healthy if one.own_name(model) is not None] or healthy
 
+    def resumed(self, lost: str) -> None:
+        """Count an answer that went on elsewhere when the backend of that name was lost."""
+        self.counts.resumes += 1
+        backend = self.registry.get(lost)
+        if backend is not None:
+            backend.resumed += 1
+
     def offer(
         self, tenant: str, priority: PriorityClass, tokens: int, model: str, *, http: bool
     ) -> Ticket | None:

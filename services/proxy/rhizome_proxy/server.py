@@ -10,6 +10,7 @@ from rhizome.proxy.v1.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_
 from rhizome_backends.open_server import open_server
 from rhizome_backends.spec import parse_specs
 from rhizome_proxy.http.face import HttpFace
+from rhizome_proxy.metrics import ProxyCollector
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.discovery import Discovery
 from rhizome_proxy.pool.health import HealthPoller
@@ -26,8 +27,10 @@ from rhizome_routing.admission import Admissions, Fleet
 from rhizome_routing.policies import POLICIES
 from rhizome_routing.policies.groups import PriorityGroups
 from rhizome_routing.retry_budget import RetryBudget
+from rhizome_telemetry.metrics import MetricsListener, OnLoop
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.grpc_server import GrpcServer
+from rhizome_transport.tokens import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,8 @@ class ProxyServer:
         self._settings = settings
         self._draining = False
         poller = HealthPoller(settings.poll_interval_s, settings.poll_timeout_s, settings.stall_timeout_s)
-        engine_tls = settings.engine_tls()
+        engine_tls, engine_tokens = settings.engine_tls(), settings.engine_tokens()
+        tls, tokens, engine_curve = settings.tls(), settings.tokens(), settings.engine_curve()
         policy = PriorityGroups(POLICIES[settings.policy]())
 
         async def watch(backend: Backend) -> None:
@@ -60,7 +64,9 @@ class ProxyServer:
         pools = Pools(relay_settings)
         fleet = Fleet(lambda group: self.router.taking(group))
         self.registry = Registry(
-            lambda spec: open_server(spec, pools=pools, tls=engine_tls),
+            lambda spec: open_server(
+                spec, pools=pools, tls=engine_tls, tokens=engine_tokens, curve=engine_curve
+            ),
             watch,
             settings.backend_rules(),
             fleet,
@@ -91,7 +97,8 @@ class ProxyServer:
             _join(settings.host, settings.port),
             service_names=(ENGINE_SERVICE, PROXY_SERVICE),
             open_requests=lambda: self._connect.open_requests,
-            tls=settings.tls(),
+            tls=tls,
+            tokens=tokens,
         )
         handlers = {"Connect": self._connect.handler()}
         handlers |= RelayService(router).handlers()
@@ -102,10 +109,14 @@ class ProxyServer:
         self._admin: GrpcServer | None = None
         if settings.admin_port:
             self._admin = GrpcServer(
-                _join(settings.admin_host, settings.admin_port), service_names=(PROXY_SERVICE,)
+                _join(settings.admin_host, settings.admin_port),
+                service_names=(PROXY_SERVICE,),
+                tls=None if is_loopback(settings.admin_host) else tls,
+                tokens=tokens,
             )
             self._admin.add(add_ProxyServiceServicer_to_server, AdminServicer(self.registry))
         self._refreshing: asyncio.Task[None] | None = None
+        self._metrics: MetricsListener | None = None
 
     async def start(self) -> int:
         """Check the engines once, then listen.
@@ -128,6 +139,11 @@ class ProxyServer:
         if self._admin is not None:
             self._admin.set_serving(PROXY_SERVICE, True)
             _log.info("listening on port %d for operators", await self._admin.start())
+        if self._settings.metrics_port:
+            collector = OnLoop(ProxyCollector(self.router), asyncio.get_running_loop())
+            host, port = self._settings.metrics_host, self._settings.metrics_port
+            self._metrics = MetricsListener(host, port, collector)
+            _log.info("listening on port %d for scrapes", self._metrics.port)
         _log.info(
             "listening on port %d for gRPC; %d of %d backends are ready",
             self.port,
@@ -140,7 +156,7 @@ class ProxyServer:
         """Say so, after a while refuse what is new, finish what is open, and close.
 
         Args:
-            grace_s: after this time open requests are cut off; the setting where absent.
+            grace_s: after this time open requests are cut off, 0 for at once; the setting where absent.
 
         Returns:
             Whether everything finished in time.
@@ -148,7 +164,7 @@ class ProxyServer:
         self._draining = True
         self._announce()
         self._http.drain()
-        await asyncio.sleep(self._settings.drain_delay_s)
+        await asyncio.sleep(0.0 if grace_s == 0.0 else self._settings.drain_delay_s)
         self._connect.drain()
         grace_s = self._settings.drain_timeout_s if grace_s is None else grace_s
         finished = all(await asyncio.gather(self._server.drain_and_stop(grace_s), self._http.stop(grace_s)))
@@ -158,7 +174,18 @@ class ProxyServer:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self.registry.close()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         return finished
+
+    def serving(self) -> bool:
+        """Whether some backend takes requests, and the proxy does."""
+        return bool(self.registry.ready()) and not self._draining
+
+    def status(self) -> str:
+        """One line for people."""
+        ready = sum(backend.ready for backend in self.registry)
+        return f"{ready} of {len(self.registry)} backends are ready"
 
     def _forget_others(self) -> None:
         """Backends that left the pool leave no trace."""
@@ -168,8 +195,7 @@ class ProxyServer:
 
     def _announce(self) -> None:
         """The proxy serves what its engines serve; that it doubts them is not its callers' business."""
-        serving = bool(self.registry.ready()) and not self._draining
-        self._server.set_serving(ENGINE_SERVICE, serving)
+        self._server.set_serving(ENGINE_SERVICE, self.serving())
 
 
 def _join(host: str, port: int) -> str:

@@ -27,7 +27,11 @@ from rhizome_relay.settings import MIB, RelaySettings
 from rhizome_routing.admission import AdmissionSettings, PriorityClass, RoomRules
 from rhizome_routing.outlier import OutlierRules
 from rhizome_routing.policies import POLICIES
+from rhizome_telemetry.logs import LogFormat
+from rhizome_transport.curve import ClientCurve
+from rhizome_transport.endpoint import check_core_target
 from rhizome_transport.tls import ClientTls, ServerTls
+from rhizome_transport.tokens import Tokens, check_admin_host
 
 PROGRAM = "rhizome-proxy"
 
@@ -64,9 +68,9 @@ class ProxySettings(BaseSettings):
 
     backends: str = Field(
         "",
-        description="Comma-separated: host:port for our engines, http://host:port for servers of any kind, "
-        "dns:///name:port or dns+http://name:port for all addresses of a name; "
-        "?weight=2&priority=1&kind=vllm&alias=public:own as needed.",
+        description="Comma-separated: host:port for our engines, ipc:///path for engine cores on this host, "
+        "http://host:port for servers of any kind, dns:///name:port or dns+http://name:port for all "
+        "addresses of a name; ?weight=2&priority=1&kind=vllm&alias=public:own as needed.",
     )
     backends_file: Path | None = Field(
         None, description="More of them, as YAML or JSON; read again when it changes."
@@ -147,7 +151,14 @@ class ProxySettings(BaseSettings):
     backend_timeout_s: float | None = Field(
         None, gt=0, description="Longest time for a request; what its caller says where that is less."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Logging.")
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="Port of a listener that has only /metrics; 0 switches it off."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of that listener.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Logging; SIGUSR1 makes it DEBUG while the proxy runs, SIGUSR2 this again."
+    )
+    log_format: LogFormat = Field("console", description="Lines for people, or json: one object a line.")
     tls_cert: Path | None = Field(
         None, description="PEM certificate of the gRPC listener, which speaks TLS then."
     )
@@ -163,6 +174,17 @@ class ProxySettings(BaseSettings):
     engine_tls_name: str = Field(
         "", description="Name in the engines' certificates; default: the address, behind dns:/// an IP."
     )
+    token_file: Path | None = Field(
+        None, description="Tokens, one a line: gRPC callers must show one of them; default: all may call."
+    )
+    engine_token_file: Path | None = Field(
+        None, description="File whose first line is the token that engines want to be shown."
+    )
+
+    engine_curve_key: Path | None = Field(
+        None, description="Our secret CURVE key, for engine cores at tcp:// (see `rhizome keys curve`)."
+    )
+    engine_curve_server: Path | None = Field(None, description="The public key that these cores have.")
 
     @model_validator(mode="before")
     @classmethod
@@ -210,8 +232,16 @@ class ProxySettings(BaseSettings):
             )
         if self.http_port is None and any(spec.http for spec in specs):
             self.http_port = _HTTP_PORT
-        self.tls()
+        tls, tokens = self.tls(), self.tokens()
         self.engine_tls()
+        self.engine_tokens()
+        curve = self.engine_curve()
+        for spec in specs:
+            if spec.core:
+                check_core_target(spec.address, curve)
+        if self.admin_port:
+            guarded = tokens is not None or (tls is not None and tls.client_ca is not None)
+            check_admin_host(self.admin_host, guarded=guarded)
         return self
 
     def admission(self) -> AdmissionSettings | None:
@@ -259,11 +289,23 @@ class ProxySettings(BaseSettings):
         """How the listener speaks TLS; None for plaintext."""
         return ServerTls.from_files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
+    def tokens(self) -> Tokens | None:
+        """What gRPC callers must show; None for nothing."""
+        return Tokens.from_file(self.token_file)
+
+    def engine_tokens(self) -> Tokens | None:
+        """What engines are shown; None for nothing."""
+        return Tokens.from_file(self.engine_token_file)
+
     def engine_tls(self) -> ClientTls | None:
         """How engines are spoken to; None for plaintext."""
         return ClientTls.from_files(
             self.engine_tls_ca, self.engine_tls_cert, self.engine_tls_key, self.engine_tls_name
         )
+
+    def engine_curve(self) -> ClientCurve | None:
+        """How engine cores elsewhere are spoken to over ZeroMQ; None for only those on this host."""
+        return ClientCurve.from_files(self.engine_curve_key, self.engine_curve_server)
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> ProxySettings:

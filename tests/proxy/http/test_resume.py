@@ -42,6 +42,7 @@ async def test_another_backend_goes_on_to_the_token(
     direct = await face.post(path, {**asked, "stream": False, "stream_options": None})
     assert usage["prompt_tokens"] == direct.json()["usage"]["prompt_tokens"]
     assert face.proxy.router.counts.resumes == 2
+    assert [backend.resumed for backend in face.proxy.registry] == [1, 1]
 
 
 async def test_kinds_take_over_from_each_other(bench: Bench, expected: Reference):

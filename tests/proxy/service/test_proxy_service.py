@@ -7,6 +7,7 @@ import time
 import grpc
 import grpc.aio
 import pytest
+from tests.proxy.service.resumable_answers import ask, losing, submit
 
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
@@ -47,6 +48,19 @@ async def test_counts_what_failed_before_its_first_event(cluster, script):
     answer = await ProxyServiceStub(cluster.channel(proxy)).ListBackends(proxy_pb2.ListBackendsRequest())
     backend = answer.backends[0]
     assert (backend.in_flight_requests, backend.total_requests, backend.failed_requests) == (0, 1, 1)
+
+
+async def test_counts_the_answers_that_went_on_elsewhere(cluster):
+    script = losing([3])
+    engines = [await cluster.engine(script), await cluster.engine(script)]
+    proxy = await cluster.proxy(*engines)
+    peer = await cluster.peer(proxy)
+    await submit(peer, ask())
+    await peer.outcome("r1")
+    answer = await ProxyServiceStub(cluster.channel(proxy)).ListBackends(proxy_pb2.ListBackendsRequest())
+    resumed = {backend.address: backend.resumed_requests for backend in answer.backends}
+    lost_at = next(one for one in engines if not one.submits[0].request.resumed_tokens)
+    assert resumed == {one.address: int(one is lost_at) for one in engines}
 
 
 @pytest.mark.parametrize("method", ["AddBackend", "RemoveBackend", "DrainBackend", "WatchBackends"])

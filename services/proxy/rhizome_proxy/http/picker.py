@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
@@ -10,10 +11,10 @@ import orjson
 
 from rhizome_backends.base import HttpServer
 from rhizome_backends.text_continuation import TextContinuation, can_resume, output_limit
-from rhizome_proxy.http.reading import priority_of, read_ask, tenant_of
+from rhizome_proxy.http.reading import operation_of, priority_of, read_ask, tenant_of
 from rhizome_proxy.http.spans import begin_attempt, begin_request, end_attempt, end_request
 from rhizome_proxy.pool.backend import Backend
-from rhizome_proxy.router import USUAL_OUTPUT, RouteCounts, Router
+from rhizome_proxy.router import USUAL_OUTPUT, Router
 from rhizome_relay.errors import HttpError, bad_request, retry_after, unavailable
 from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
@@ -30,6 +31,8 @@ _USAGE_BYTES = 2048
 
 _UNSAID_BYTES = 8 << 20
 """How long a body may be that comes in pieces and does not say."""
+
+_log = logging.getLogger(__name__)
 
 _BROKEN = frozenset((Ending.UNREACHABLE, Ending.LOST, Ending.MALFORMED, Ending.TRUNCATED))
 
@@ -105,13 +108,13 @@ class PoolTarget:
         if span is not None:
             self.headers = (*self.headers, (b"traceparent", span.trace_parent.to_header().encode()))
         placement = router.policy.place(backend, journey.ask)
-        return HttpLease(backend, placement, journey, span, router.counts, cut, heard_at)
+        return HttpLease(backend, placement, journey, span, router, cut, heard_at)
 
 
 class HttpLease:
     """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
 
-    __slots__ = ("_backend", "_counts", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_span")
+    __slots__ = ("_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_router", "_span")
 
     def __init__(
         self,
@@ -119,12 +122,12 @@ class HttpLease:
         placement: Placement,
         journey: Journey,
         span: Span | None,
-        counts: RouteCounts,
+        router: Router,
         cut: Callable[[], None],
         heard_at: Callable[[], float],
     ) -> None:
         self._heard_at = heard_at
-        self._counts = counts
+        self._router = router
         self._backend = backend
         self._journey = journey
         self._placement = placement
@@ -141,7 +144,7 @@ class HttpLease:
         journey.ask = None
         self._lease.answered()
         if journey.lost:
-            self._counts.resumes += 1
+            self._router.resumed(journey.lost)
             if journey.span is not None:
                 journey.span.add_event(semconv.EVENT_RESUME, {semconv.PICK_BACKEND: journey.lost})
             journey.lost = ""
@@ -214,11 +217,16 @@ class PoolPicker:
             journey.model,
             result.backend,
             str(result.status),
+            operation=operation_of(request),
             error=error,
             duration_s=result.duration_s,
             first_byte_s=result.first_byte_s,
             queue_s=journey.ticket.waited_s if journey.ticket is not None else 0.0,
         )
+        if _log.isEnabledFor(logging.DEBUG):
+            path, place = request.path.decode("latin-1"), result.backend or "nobody"
+            took = "%s ended: %d from %s in %.3f s"
+            _log.debug(took, path, result.status, place, result.duration_s, extra=request.log_ids)
 
     def _targets(self, journey: Journey) -> Iterator[PoolTarget]:
         router, tried = self._router, set[str]()

@@ -15,7 +15,7 @@ def begin_request(request: RelayRequest) -> Span | None:
     if not tracing_enabled():
         return None
     method, path = request.method.decode(), request.path.decode("latin-1")
-    return start_span(
+    span = start_span(
         f"{method} {path}",
         kind=SpanKind.SERVER,
         parent=from_headers(request.headers),
@@ -27,6 +27,8 @@ def begin_request(request: RelayRequest) -> Span | None:
             semconv.GEN_AI_REQUEST_MODEL: request.model,
         },
     )
+    request.trace_id = span.trace_parent.trace_id
+    return span
 
 
 def end_request(span: Span | None, result: Result) -> None:

@@ -94,6 +94,7 @@ class Backend:
         in_flight: requests that this proxy has open there.
         total: requests that this proxy has sent there.
         failed: requests that failed there before their first event.
+        resumed: answers that had begun there and went on at another backend.
         outlier: how its requests went.
         heard_at: when it last sent anything, in seconds of the monotonic clock; see `last_heard`.
         heard: each tells the same of one open HTTP stream.
@@ -127,6 +128,7 @@ class Backend:
         self.in_flight = 0
         self.total = 0
         self.failed = 0
+        self.resumed = 0
         self.on_change: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None
         self._health = State.UNKNOWN

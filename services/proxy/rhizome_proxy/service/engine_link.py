@@ -86,7 +86,7 @@ class EngineLink:
                 self.reached = True
                 self.backend.heard_at = time.monotonic()
                 self._on_frame(self, frame)
-        except grpc.aio.AioRpcError as failure:
+        except (grpc.aio.AioRpcError, EngineError) as failure:
             lost = from_rpc_error(failure)
             if lost.code in _BROKEN:
                 self.backend.suspect(f"its stream broke: {lost.message}")
@@ -110,5 +110,5 @@ class EngineLink:
         try:
             while True:
                 await self._call.write(await self._outgoing.get())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, EngineError, asyncio.InvalidStateError, grpc.aio.UsageError):
             return  # the reader learns why

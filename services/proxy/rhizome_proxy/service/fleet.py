@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -19,7 +18,7 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry
 from rhizome_transport.channel import ENGINE_SERVICE
-from rhizome_transport.errors import EngineError
+from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.load_sum import sum_loads
 from rhizome_transport.load_watch import watch_load
 from rhizome_transport.servicer import unimplemented
@@ -63,9 +62,9 @@ class FleetService:
 
     async def _abort(self, request: bytes, context: Context) -> bytes:
         """Ask every engine, because ids do not tell where a request is."""
-        with contextlib.suppress(DecodeError):  # the engines say what is wrong with it
-            self._on_abort(engine_pb2.AbortRequest.FromString(request).request_ids)
-        await asyncio.gather(*(self._abort_at(backend, request) for backend in self._registry))
+        self._on_abort(engine_pb2.AbortRequest.FromString(request).request_ids)
+        engines = [backend for backend in self._registry if not backend.spec.http]
+        await asyncio.gather(*(self._abort_at(engine, request) for engine in engines))
         return engine_pb2.AbortResponse().SerializeToString()
 
     async def _get_load(self, request: bytes, context: Context) -> bytes:
@@ -98,8 +97,8 @@ class FleetService:
         try:
             answer = await call.read()
             trees = engine_pb2.GetCacheTreeResponse.FromString(cast("bytes", answer)).trees
-        except (grpc.aio.AioRpcError, DecodeError, TypeError):  # it has none, or does not answer in time
-            return []
+        except (grpc.aio.AioRpcError, EngineError, DecodeError, TypeError):
+            return []  # it has none, or does not answer in time
         finally:
             call.cancel()
         for tree in trees:
@@ -116,7 +115,7 @@ class FleetService:
         call = backend.engine.call("Abort", request, timeout_s=_ABORT_TIMEOUT_S)
         try:
             await call.read()
-        except grpc.aio.AioRpcError as error:
-            _log.warning("backend %s did not take an abort: %s", backend.name, error.details())
+        except (grpc.aio.AioRpcError, EngineError) as error:
+            _log.warning("backend %s did not take an abort: %s", backend.name, from_rpc_error(error).message)
         finally:
             call.cancel()

@@ -51,6 +51,7 @@ def describe(backend: Backend) -> proxy_pb2.Backend:
         in_flight_requests=backend.in_flight,
         total_requests=backend.total,
         failed_requests=backend.failed,
+        resumed_requests=backend.resumed,
     )
     if backend.report is not None:
         message.load.CopyFrom(backend.report.load)

@@ -132,7 +132,7 @@ async def _read(call: EngineCall, backend: Backend) -> bytes | None:
     """
     try:
         answer = await call.read()
-    except grpc.aio.AioRpcError as failure:
+    except (grpc.aio.AioRpcError, EngineError) as failure:
         error = from_rpc_error(failure)
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             backend.suspect(f"a call broke: {error.message}")

@@ -15,6 +15,7 @@ from rhizome_routing.admission import NotAdmitted, PriorityClass, TenantOverload
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement
 from rhizome_telemetry import semconv
+from rhizome_telemetry.logs import about
 from rhizome_telemetry.propagation import TraceParent
 from rhizome_telemetry.rpc import end_rpc_span, start_client_span, start_server_span
 from rhizome_transport.channel import ENGINE_SERVICE
@@ -29,6 +30,12 @@ CRASH_LOOP: Final = "CRASH_LOOP"
 
 _LEAST_LOSSES: Final = 3
 """So many engines may be lost under a request that has not begun to answer, even where none may resume."""
+
+_OPERATIONS: Final = {
+    "Generate": semconv.OPERATION_TEXT_COMPLETION,
+    "Embed": semconv.OPERATION_EMBEDDINGS,
+}
+"""In OpenTelemetry's words; to an engine a chat is tokens like any others."""
 
 _TRY_NEXT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 _log = logging.getLogger(__name__)
@@ -135,6 +142,7 @@ class Route:
         self.attempt: Attempt | None = None
         self._router = router
         self._method = f"{ENGINE_SERVICE}/{method}"
+        self._operation = _OPERATIONS.get(method, "")
         self._head = None if request is None else request.head
         self._ask = None if request is None else Ask.of_generation(request)
         self._model = model
@@ -226,7 +234,7 @@ class Route:
         if why is Departure.LOST:
             self._lose(backend, error, seen=seen, possible=possible)
             return
-        _log.info("backend %s did not take a request: %s", backend.name, error.message)
+        _log.info("backend %s did not take a request: %s", backend.name, error.message, extra=self._ids)
         self._refusals.append(error)
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             backend.full(error.retry_after_s)
@@ -270,11 +278,21 @@ class Route:
             self._model,
             self._backend,
             code,
+            operation=self._operation,
             error="" if code == "OK" else code,
             duration_s=time.monotonic() - self._began_at,
             first_byte_s=self._first_byte_at - self._began_at if self._first_byte_at else 0.0,
             queue_s=self._ticket.waited_s if self._ticket is not None else 0.0,
         )
+        if _log.isEnabledFor(logging.DEBUG):
+            took_s = time.monotonic() - self._began_at
+            place = self._backend or "nobody"
+            _log.debug("%s ended: %s from %s in %.3f s", self._method, code, place, took_s, extra=self._ids)
+
+    @property
+    def _ids(self) -> dict[str, str]:
+        """What log lines about the request say of it."""
+        return about(self._span.trace_parent, "" if self._head is None else self._head.request_id)
 
     def _used(self, tokens: int | None) -> int | None:
         """What the request cost its tenant: nothing, where no engine had it."""
@@ -296,12 +314,15 @@ class Route:
             return
         if not possible or self._losses > limit:
             raise engine_lost(backend, error)
-        router.counts.resumes += 1
+        router.resumed(backend.name)
         self._tried = {backend.name}  # those that were full may have room by now
         self._span.add_event(
             semconv.EVENT_RESUME, {semconv.PICK_BACKEND: backend.name, semconv.ERROR_TYPE: error.code.name}
         )
-        _log.info("a request goes on elsewhere: backend %s was lost: %s", backend.name, error.message)
+        reason = error.message
+        _log.info(
+            "a request goes on elsewhere: backend %s was lost: %s", backend.name, reason, extra=self._ids
+        )
 
     def _nobody_left(self) -> EngineError:
         """Say why no engine takes the request, and when to try again."""
