@@ -150,7 +150,10 @@ async def test_a_client_that_leaves_ends_the_call(gateway, engine: TalkingEngine
 async def test_the_request_is_measured(gateway) -> None:
     await ask(gateway, input=["Hi", "abc"])
     text = (await gateway.http.get("/metrics")).text
-    labels = 'gen_ai_operation_name="embeddings",gen_ai_request_model="talking-model"'
+    labels = (
+        'gen_ai_operation_name="embeddings",gen_ai_provider_name="rhizome",'
+        'gen_ai_request_model="talking-model"'
+    )
     assert f'gen_ai_server_request_duration_seconds_count{{error_type="",{labels}}} 1.0' in text
     assert 'rhizome_gateway_prompt_tokens_total{model="talking-model"} 5.0' in text
 

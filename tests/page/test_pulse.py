@@ -115,6 +115,7 @@ def test_a_killed_engine_shows_and_its_answer_goes_on(visit: Callable[..., Any],
     victim.kill()
     page.wait_for_selector(".event-down")
     page.wait_for_selector(".engine-down, .engine-ejected")
+    page.wait_for_selector(".event-resumed")
     one.answered()
     expect(page.locator(".answer .failure")).to_have_count(0)
     assert int(page.locator(".answer [data-figure=output] b").inner_text().replace(",", "")) >= 500

@@ -26,6 +26,7 @@ from rhizome_gateway.auth.guard import Guard
 from rhizome_gateway.auth.key_ring import KeyRing
 from rhizome_gateway.auth.ledger import MemoryLedger
 from rhizome_gateway.auth.shared_ledger import SharedLedger
+from rhizome_gateway.engine_cores import connect_cores, engine_cores
 from rhizome_gateway.engine_session import EngineSession
 from rhizome_gateway.errors import ApiError, internal_error, openai_error_body
 from rhizome_gateway.http.api_document import complete
@@ -56,8 +57,10 @@ from rhizome_gateway.tokenization.request import DetokenizeRequest, TokenizeRequ
 from rhizome_gateway.tokenization.routes import Detokenize, Tokenize
 from rhizome_telemetry.asgi import TracingMiddleware
 from rhizome_transport.client import EngineClient
+from rhizome_transport.endpoint import is_core_endpoint
 from rhizome_transport.errors import EngineError
 from rhizome_transport.tls import ClientTls
+from rhizome_transport.tokens import Tokens
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class Gateway:
         self._connect = connect or connect_engine
         self._runtime: Runtime | None = None
         self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
-        self.metrics = GatewayMetrics(self._is_ready)
+        self.metrics = GatewayMetrics(self.is_ready, max_tenants=settings.metrics_tenants)
         self._error_bodies: dict[str, ErrorBody] = {}
         self.api = _api(settings, self._run)
         self._app = self._wrapped(self.api)
@@ -92,6 +95,13 @@ class Gateway:
     def drain(self) -> None:
         """Say over /ready that no more requests should come."""
         self.api.state.draining = True
+
+    def status(self) -> str:
+        """One line for people."""
+        served = None if self._runtime is None else self._runtime.session.known_model
+        if served is None or not self.is_ready():
+            return f"no engine answers at {self._settings.engine}"
+        return f"serving {served.info.model}"
 
     @asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
@@ -110,7 +120,9 @@ class Gateway:
         api.state.runtime = runtime
         api.state.session = session
         live = api.state.live = LiveFigures(self.metrics, session)
-        stack = api.state.stack = StackClient(settings.engine, session.client, engine_tls(settings))
+        stack = api.state.stack = StackClient(
+            settings.engine, session.client, engine_tls(settings), engine_tokens(settings)
+        )
         fleet = api.state.fleet = Fleet(stack, session, live)
         routes = hot_routes(runtime)
         self._error_bodies = {route.path: route.error_body for route in routes}
@@ -149,7 +161,8 @@ class Gateway:
         body = route(error, request_id_of(scope))
         return Response(body, error.status, error.headers, media_type="application/json")
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether an engine answers."""
         return self._runtime is not None and self._runtime.session.ready
 
 
@@ -216,30 +229,46 @@ def engine_tls(settings: GatewaySettings) -> ClientTls | None:
     """How engines are believed, and what the gateway shows them; None for plaintext.
 
     Raises:
-        ValueError: a file is missing or no PEM, something that belongs together is not, or `ipc://` has TLS.
+        ValueError: a file is missing or no PEM, something that belongs together is not, or ZeroMQ has TLS.
     """
     tls = ClientTls.from_files(
         settings.engine_tls_ca, settings.engine_tls_cert, settings.engine_tls_key, settings.engine_tls_name
     )
-    if tls is not None and settings.engine.startswith("ipc://"):
-        raise ValueError("ipc:// takes no TLS; leave --engine-tls-ca out")
+    if tls is not None and not is_grpc(settings.engine):
+        raise ValueError("only gRPC takes TLS; leave --engine-tls-ca out")
     return tls
 
 
-def connect_engine(settings: GatewaySettings) -> EngineClient:
-    """Make the client for the configured engine: ZeroMQ for `ipc://`, gRPC for anything else.
+def engine_tokens(settings: GatewaySettings) -> Tokens | None:
+    """What the gateway shows its engine or proxy; None for nothing.
 
     Raises:
-        ValueError: the settings for TLS are wrong.
+        ValueError: the file cannot be used, or `ipc://` has one: there the folder says who may come in.
     """
-    tls = engine_tls(settings)
-    if settings.engine.startswith("ipc://"):
-        from rhizome_transport.zmq_client import ZmqEngineClient
+    tokens = Tokens.from_file(settings.engine_token_file)
+    if tokens is not None and not is_grpc(settings.engine):
+        raise ValueError("only gRPC has tokens; leave --engine-token-file out")
+    return tokens
 
-        return ZmqEngineClient(settings.engine, peer_name="rhizome-gateway")
+
+def is_grpc(engine: str) -> bool:
+    """Whether an engine's address is one of gRPC rather than of ZeroMQ."""
+    return not is_core_endpoint(engine)
+
+
+def connect_engine(settings: GatewaySettings) -> EngineClient:
+    """Make the client for the configured engine: ZeroMQ for `ipc://` and `tcp://`, gRPC for anything else.
+
+    Raises:
+        ValueError: the settings for TLS, tokens or keys are wrong.
+    """
+    cores, curve = engine_cores(settings)
+    tls, tokens = engine_tls(settings), engine_tokens(settings)
+    if cores:
+        return connect_cores(cores, curve)
     from rhizome_transport.grpc_client import GrpcEngineClient
 
-    return GrpcEngineClient(settings.engine, peer_name="rhizome-gateway", tls=tls)
+    return GrpcEngineClient(settings.engine, peer_name="rhizome-gateway", tls=tls, tokens=tokens)
 
 
 def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:

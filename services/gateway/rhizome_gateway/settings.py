@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from rhizome_gateway.model_aliases import ModelAliases
 from rhizome_gateway.parsing.detect import AUTO, NONE, RESPONSE_TEMPLATE
 from rhizome_gateway.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
+from rhizome_telemetry.logs import LogFormat
 
 
 def _comma_separated(value: Any) -> Any:
@@ -49,6 +50,7 @@ class GatewaySettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="RHIZOME_GATEWAY_",
+        env_ignore_empty=True,
         cli_prog_name="rhizome-gateway",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -64,9 +66,15 @@ class GatewaySettings(BaseSettings):
     shared_ledger: str = Field("", description="file with what keys have used; workers get one")
     engine: str = Field(
         "127.0.0.1:50050",
-        description="proxy or engine: host:port for gRPC, ipc://PATH for an engine core on this host",
+        description="proxy or engine: host:port for gRPC; ipc://PATH for an engine core on this host, "
+        "tcp://HOST:PORT with keys for one elsewhere, several with commas",
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: str = Field(
+        "INFO",
+        description="DEBUG, INFO, WARNING or ERROR; SIGUSR1 makes it DEBUG at run time, SIGUSR2 this again",
+    )
+    log_format: LogFormat = Field("console", description="lines for people, or json: one object a line")
+    log_prompts: bool = Field(False, description="log what requests say, prompts included; never by default")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="largest request body")
     max_header_bytes: int = Field(32 * 1024, ge=1024, description="request line and headers together")
     idle_timeout_s: int = Field(75, ge=1, description="time that a connection may wait for a next request")
@@ -96,6 +104,13 @@ class GatewaySettings(BaseSettings):
     engine_tls_cert: Path | None = Field(None, description="the gateway's own certificate, for mutual TLS")
     engine_tls_key: Path | None = Field(None, description="its key")
     engine_tls_name: str = Field("", description="name in the engine's certificate; the target's if empty")
+    engine_token_file: Path | None = Field(
+        None, description="file whose first line is the token that the engine or proxy wants to be shown"
+    )
+    engine_curve_key: Path | None = Field(
+        None, description="the gateway's secret CURVE key, for engine cores at tcp://"
+    )
+    engine_curve_server: Path | None = Field(None, description="the public key that these cores have")
     model_alias: Annotated[CommaSeparated, AfterValidator(_aliases)] = Field(
         (),
         description="NAME=TARGET, given for each: another name of a model; '*' takes any name",
@@ -112,6 +127,12 @@ class GatewaySettings(BaseSettings):
         0, ge=0, le=65535, description="second listener that has only /metrics, without a key; 0 for none"
     )
     metrics_host: str = Field("127.0.0.1", description="address of that listener")
+    metrics_tenants: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="tenants with numbers of their own; the others are counted as 'other'",
+    )
     trace_url: str = Field(
         "", description="where the page links to a trace, such as http://127.0.0.1:16686/trace/{trace_id}"
     )

@@ -26,6 +26,8 @@ from rhizome_gateway.metrics.instruments import GatewayMetrics
 from rhizome_gateway.metrics.listener import metrics_listener
 from rhizome_gateway.metrics.workers import shared_counts
 from rhizome_gateway.settings import GatewaySettings
+from rhizome_telemetry.log_level import LEVEL_SIGNALS, LevelSwitch
+from rhizome_telemetry.sd_notify import ServiceManager
 
 _log = logging.getLogger(__name__)
 
@@ -72,15 +74,17 @@ class WorkerPool:
         self._due = dict.fromkeys(range(settings.workers), 0.0)
         self._delay_s = dict.fromkeys(range(settings.workers), _FIRST_RESTART_S)
         self._signals = 0
+        self._manager = ServiceManager()  # workers tell it when they are ready
 
-    def run(self) -> None:
-        """Serve.
+    def run(self) -> int:
+        """Serve; the exit status, see `__main__`.
 
         Raises:
             OSError: nothing can listen there.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        LevelSwitch(self._settings.log_level, self._tell_level).install()
         with ExitStack() as stack:
             listener = stack.enter_context(listen(self._settings.host, self._settings.port))
             stack.enter_context(shared_counts())
@@ -94,8 +98,10 @@ class WorkerPool:
             }
             while not self._signals:
                 self._start_missing(listener.fileno(), environment)
+                self._manager.beat()
                 time.sleep(_POLL_S)
-            self._stop()
+            self._manager.stopping()
+            return self._stop()
 
     def _start_missing(self, descriptor: int, environment: dict[str, str]) -> None:
         now = time.monotonic()
@@ -120,21 +126,33 @@ class WorkerPool:
                     env=environment,
                     pass_fds=(descriptor,),
                     start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=_prepare_worker,
                 )
 
-    def _stop(self) -> None:
+    def _stop(self) -> int:
         for worker in self._workers.values():
             worker.send_signal(signal.SIGTERM)
         while any(worker.poll() is None for worker in self._workers.values()):
             if self._signals > 1:
                 for worker in self._workers.values():
                     worker.kill()
+            self._manager.beat()
             time.sleep(_POLL_S)
+        if self._signals > 1:
+            return 130
+        # A worker that had died before, by whatever, cut nothing off now.
+        return int(any(worker.returncode == 1 for worker in self._workers.values()))
+
+    def _tell_level(self, number: signal.Signals) -> None:
+        for worker in list(self._workers.values()):
+            worker.send_signal(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
 
 
-def _die_with_parent() -> None:
+def _prepare_worker() -> None:
+    """End with the parent; and until the worker listens to them, take no harm from its signals."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in LEVEL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

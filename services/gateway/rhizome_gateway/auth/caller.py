@@ -52,6 +52,11 @@ class Caller:
     limits: Limits | None = None
 
     @property
+    def tenant_name(self) -> str:
+        """Whom it is for; the key's own name where it belongs to no tenant."""
+        return self.tenant or self.name
+
+    @property
     def cache_namespace(self) -> str:
         """The engine's cache namespace: prefixes are shared within a tenant and never across."""
         return self.tenant

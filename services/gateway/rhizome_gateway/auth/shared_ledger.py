@@ -152,10 +152,12 @@ def create_ledger(path: Path) -> None:
     A new one for each start: its times are those of the system's monotonic clock.
 
     Raises:
-        OSError: the file exists, or cannot be made.
+        OSError: the file exists, cannot be made, or there is no space for it.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(file, _FILE_BYTES)
+        if hasattr(os, "posix_fallocate"):  # writing into a hole of a full disk would kill a worker by SIGBUS
+            os.posix_fallocate(file, 0, _FILE_BYTES)
     finally:
         os.close(file)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.response import Generation, PlannedChoice
 from rhizome_gateway.generation.summary import Summary
@@ -64,7 +65,8 @@ async def run_job(runtime: Runtime, exchange: Exchange, job: Job) -> None:
         sum(len(planned.request.token_ids.ids) for planned in job.choices[:: job.choices_per_prompt]),
         (job.max_tokens or 0) * len(job.choices),
     )
-    meter = runtime.metrics.generation(job.operation, job.served.info.model, job.arrived)
+    tenant = caller_of(exchange.scope).tenant_name
+    meter = runtime.metrics.generation(job.operation, job.served.info.model, job.arrived, tenant)
     error = "cancelled"
     parent = exchange.scope.get(SCOPE_KEY)
     try:
@@ -85,7 +87,7 @@ async def run_job(runtime: Runtime, exchange: Exchange, job: Job) -> None:
                 keep_alive_s=settings.keep_alive_s,
                 stalled_s=settings.stalled_s,
                 timeout_s=settings.request_timeout_s,
-                trace=to_proto(span.trace_parent),
+                trace=to_proto(span.trace_parent, exchange.request_id),
                 meter=meter,
             )
             try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rhizome_gateway.errors import internal_error, stopping_error
+from rhizome_telemetry.logs import log_request_id
 
 _log = logging.getLogger(__name__)
 
@@ -40,15 +42,17 @@ class RequestBoundary:
             await self._app(scope, receive, send)
             return
         request_id = scope[_SCOPE_KEY] = _request_id(scope)
+        token = log_request_id.set(request_id)
         headers = [(b"x-request-id", request_id.encode())]
         if scope["path"].startswith(_ANTHROPIC_PATHS):
             headers.append((b"request-id", request_id.encode()))
         started = False
+        status, arrived = 0, time.monotonic()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
@@ -61,9 +65,14 @@ class RequestBoundary:
                 await stopping_error().response()(scope, receive, send_with_id)
             raise
         except Exception:
-            _log.exception("request %s failed", request_id)
+            _log.exception("the request failed")
             if not started:
                 await internal_error(request_id).response()(scope, receive, send_with_id)
+        finally:
+            if _log.isEnabledFor(logging.DEBUG):
+                took_s = time.monotonic() - arrived
+                _log.debug("%s %s: %d in %.3f s", scope["method"], scope["path"], status, took_s)
+            log_request_id.reset(token)
 
 
 def _request_id(scope: Scope) -> str:

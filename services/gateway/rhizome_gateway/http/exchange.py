@@ -13,6 +13,9 @@ from rhizome_gateway.errors import ApiError, internal_error
 from rhizome_gateway.http.body import read_json_body
 from rhizome_gateway.http.boundary import request_id_of
 from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection
+from rhizome_telemetry.asgi import SCOPE_KEY as SPAN_KEY
+from rhizome_telemetry.logs import about
+from rhizome_telemetry.tracing import Span
 from rhizome_transport.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -48,6 +51,12 @@ class Exchange:
         self.permit: Permit | None = None
         self.started = False
         self.headers: dict[str, str] = {}
+
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """What log lines about the request say of it, in whichever task they are written."""
+        span = self.scope.get(SPAN_KEY)
+        return about(span.trace_parent if isinstance(span, Span) else None, self.request_id)
 
     async def read_json(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """The body of a JSON request; see `body.read_json_body`."""
@@ -93,7 +102,7 @@ class Exchange:
         if isinstance(error, EngineError):
             failure = ApiError.from_engine(error)
             if failure.status >= 500:
-                _log.warning("request %s: %s", self.request_id, error.message)
+                _log.warning("the engine failed: %s", error.message, extra=self.log_ids)
             return failure
-        _log.error("request %s failed", self.request_id, exc_info=error)
+        _log.error("the request failed", exc_info=error, extra=self.log_ids)
         return internal_error(self.request_id)

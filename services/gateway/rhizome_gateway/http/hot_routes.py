@@ -93,7 +93,7 @@ class HotRoutes:
         except Exception as error:
             failure = exchange.failure(error)
             if failure.status in (429, 503):
-                self._runtime.metrics.refused(failure.code or "")
+                self._runtime.metrics.refused(failure.code or "", caller_of(scope).tenant_name)
             if exchange.started:
                 raise
             await exchange.fail(failure)

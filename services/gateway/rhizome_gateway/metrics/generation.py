@@ -14,9 +14,11 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from rhizome_gateway.generation.events import Ended
 from rhizome_gateway.metrics.buckets import FIRST_TOKEN_S, GENERATION_S, INTER_TOKEN_S, MergingHistogram
+from rhizome_gateway.metrics.tenants import TenantMeter
+from rhizome_telemetry.semconv import PROVIDER_NAME
 
 _TOKENS_PER_FLUSH = 32
-_OPERATION = ("gen_ai_operation_name", "gen_ai_request_model")
+_OPERATION = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
 
 class GenerationInstruments:
@@ -91,9 +93,9 @@ class ModelInstruments:
 
     def __init__(self, instruments: GenerationInstruments, operation: str, model: str) -> None:
         self._all = instruments
-        self._labels = (operation, model)
-        self.first_token_seconds = instruments.first_token_seconds.labels(operation, model)
-        self.seconds_per_token = instruments.seconds_per_token.labels(operation, model)
+        self._labels = labels = (operation, PROVIDER_NAME, model)
+        self.first_token_seconds = instruments.first_token_seconds.labels(*labels)
+        self.seconds_per_token = instruments.seconds_per_token.labels(*labels)
         self.gap_seconds = instruments.gap_seconds.labels(model)
         self.prompt_tokens = instruments.prompt_tokens.labels(model)
         self.cache_hit_tokens = instruments.cache_hit_tokens.labels(model)
@@ -106,7 +108,7 @@ class ModelInstruments:
 
     def answered(self, finish_reason: str) -> None:
         """An answer ended."""
-        self._all.answers.labels(self._labels[1], finish_reason).inc()
+        self._all.answers.labels(self._labels[-1], finish_reason).inc()
 
 
 class GenerationMeter:
@@ -115,13 +117,18 @@ class GenerationMeter:
     Args:
         instruments: where the numbers go.
         arrived: when the request arrived.
+        tenant: whose it is, where tenants are counted.
     """
 
-    __slots__ = ("_arrived", "_choices", "_closed", "_started", "instruments")
+    __slots__ = ("_arrived", "_choices", "_closed", "_started", "_tenant", "generated_tokens", "instruments")
 
-    def __init__(self, instruments: ModelInstruments, arrived: float) -> None:
+    def __init__(
+        self, instruments: ModelInstruments, arrived: float, tenant: TenantMeter | None = None
+    ) -> None:
         self.instruments = instruments
+        self.generated_tokens = 0
         self._arrived = arrived
+        self._tenant = tenant
         self._choices: list[ChoiceMeter] = []
         self._started = self._closed = False
 
@@ -141,6 +148,9 @@ class GenerationMeter:
         """Prompts were taken: all their tokens, and those of them that the prefix cache held."""
         self.instruments.prompt_tokens.inc(prompt_tokens)
         self.instruments.cache_hit_tokens.inc(cached_tokens)
+        if self._tenant is not None:
+            self._tenant.prompt_tokens.inc(prompt_tokens)
+            self._tenant.cache_hit_tokens.inc(cached_tokens)
 
     def close(self, now: float, error: str = "") -> None:
         """The request ended, in whatever way; what is said again is ignored.
@@ -155,6 +165,8 @@ class GenerationMeter:
         for choice in self._choices:
             choice.flush()
         self.instruments.ended(error, now - self._arrived)
+        if self._tenant is not None:
+            self._tenant.ended(error, self.generated_tokens)
 
 
 class ChoiceMeter:
@@ -208,6 +220,7 @@ class ChoiceMeter:
             return
         instruments = self._meter.instruments
         instruments.generated_tokens.inc(self._tokens)
+        self._meter.generated_tokens += self._tokens
         instruments.gap_seconds.merge(self._counts, self._last - self._flushed)
         self._counts = [0] * len(self._counts)
         self._flushed = self._last

@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from rhizome_gateway.metrics.buckets import HTTP_S
 from rhizome_gateway.metrics.generation import GenerationInstruments, GenerationMeter
+from rhizome_gateway.metrics.tenants import TENANT_PREFIX, TenantInstruments
 from rhizome_gateway.metrics.workers import forget_dead_workers, shared_folder
 from rhizome_telemetry.metrics import Metric, gauge
 
@@ -46,9 +47,10 @@ class GatewayMetrics:
 
     Args:
         is_ready: tells at each scrape whether an engine answers; absent in a process that serves nobody.
+        max_tenants: tenants that are told apart.
     """
 
-    def __init__(self, is_ready: Callable[[], bool] | None = None) -> None:
+    def __init__(self, is_ready: Callable[[], bool] | None = None, *, max_tenants: int = 100) -> None:
         self.is_ready = is_ready
         self._shared = shared_folder()
         self._values: dict[Counter, set[str]] = defaultdict(set)
@@ -68,21 +70,24 @@ class GatewayMetrics:
             registry=registry,
         )
         self._generations = GenerationInstruments(registry)
+        self._tenants = TenantInstruments(registry, max_tenants)
         self._refused = self._counter("requests_refused", "Requests refused, by code of the error.", "reason")
         self._auth_failures = self._counter("auth_failures", "Requests without a valid key.", "reason")
         self._ignored = self._counter(
             "ignored_parameters", "Parameters of requests that have no effect here.", "parameter"
         )
 
-    def generation(self, operation: str, model: str, arrived: float) -> GenerationMeter:
+    def generation(self, operation: str, model: str, arrived: float, tenant: str = "") -> GenerationMeter:
         """The meter of one request to a model.
 
         Args:
             operation: OpenTelemetry's word: `chat`, `text_completion` or `embeddings`.
             model: the served name, never the alias that the client used.
             arrived: when, by `time.monotonic`.
+            tenant: whose it is, as an operator named it; nobody's where empty.
         """
-        return GenerationMeter(self._generations.of(operation, model), arrived)
+        of_tenant = self._tenants.of(tenant) if tenant else None
+        return GenerationMeter(self._generations.of(operation, model), arrived, of_tenant)
 
     def http_begun(self) -> None:
         """A request arrived."""
@@ -106,9 +111,16 @@ class GatewayMetrics:
                 self._http_children[method, route, status] = child
         child.observe(seconds)
 
-    def refused(self, reason: str) -> None:
-        """A request was refused; the reason is the error's code, such as `rate_limit_exceeded`."""
+    def refused(self, reason: str, tenant: str = "") -> None:
+        """A request was refused.
+
+        Args:
+            reason: the error's code, such as `rate_limit_exceeded`.
+            tenant: whose it was.
+        """
         self._count(self._refused, reason)
+        if tenant and (known := self._tenants.of(tenant)) is not None:
+            known.refused.inc()
 
     def auth_failed(self, reason: str) -> None:
         """A request had no valid key; the reason is the error's code."""
@@ -125,13 +137,17 @@ class GatewayMetrics:
             ready = float(self.is_ready())
             yield gauge("rhizome_gateway_ready", "Whether an engine answers this process.", ready, {})
 
-    def text(self) -> bytes:
-        """All families and, of a gateway without workers, the process's, as Prometheus reads them."""
+    def text(self, *, tenants: bool = True) -> bytes:
+        """All families and, of a gateway without workers, the process's, as Prometheus reads them.
+
+        Args:
+            tenants: whether the reader may know about tenants.
+        """
         registry = CollectorRegistry()
         if self._shared is None:
             for of_process in (ProcessCollector, PlatformCollector, GCCollector):
                 of_process(registry=registry)
-        return generate_latest(registry) + generate_latest(self)
+        return generate_latest(registry) + generate_latest(self if tenants else _WithoutTenants(self))
 
     def activity(self) -> list[Metric]:
         """The families that rates and quantiles are made of; on a thread, as `collect`."""
@@ -161,3 +177,13 @@ class GatewayMetrics:
         else:
             known.add(value)
         counter.labels(value).inc()
+
+
+class _WithoutTenants:
+    """The families that tell nothing about anybody."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return (one for one in self._metrics.collect() if not one.name.startswith(TENANT_PREFIX))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rhizome.engine.v1.load_pb2 import Load
@@ -36,7 +36,6 @@ _STATES = {
     BackendState.BACKEND_STATE_EJECTED: "ejected",
     BackendState.BACKEND_STATE_DRAINING: "draining",
 }
-_OUT = ("down", "ejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,11 @@ class Event:
 
     Attributes:
         at: seconds since the epoch.
-        kind: the state that it is in now; `added`, `removed`, `restarted`; `resumed` when it went with open
-            requests, which the proxy lets go on elsewhere.
+        kind: the state that it is in now; `added`, `removed`, `restarted`; `resumed` when answers that it had
+            begun went on elsewhere.
         engine: its name.
         reason: why, for people.
-        requests: open requests that it was lost with.
+        requests: how many answers went on elsewhere.
     """
 
     at: int
@@ -72,6 +71,7 @@ class Seen:
     total_requests: int | None
     failed_requests: int | None
     load: Load
+    resumed_requests: int = 0
 
     def shown(self) -> dict[str, Any]:
         """As JSON."""
@@ -187,13 +187,19 @@ def _of_backend(backend: Backend) -> Seen:
         total_requests=backend.total_requests,
         failed_requests=backend.failed_requests,
         load=backend.load if backend.HasField("load") else Load(),
+        resumed_requests=backend.resumed_requests,
     )
 
 
 def _lost(seen: Seen, error: EngineError) -> Seen:
     """Nobody can tell any more how an engine is."""
-    return Seen(
-        seen.name, seen.address, seen.kind, "unknown", error.message, None, seen.total_requests, None, Load()
+    return replace(
+        seen,
+        state="unknown",
+        reason=error.message,
+        in_flight_requests=None,
+        failed_requests=None,
+        load=Load(),
     )
 
 
@@ -205,10 +211,10 @@ def _changes(before: Mapping[str, Seen], after: Mapping[str, Seen], at: int) -> 
             events.append(Event(at, "added", name))
         elif was.state != now.state and now.state != "unknown":
             events.append(Event(at, now.state, name, now.reason))
-            if now.state in _OUT and was.in_flight_requests:
-                events.append(Event(at, "resumed", name, "", was.in_flight_requests))
         elif _restarted(was.load, now.load):
             events.append(Event(at, "restarted", name))
+        if was is not None and (more := now.resumed_requests - was.resumed_requests) > 0:
+            events.append(Event(at, "resumed", name, "", more))
     return events
 
 

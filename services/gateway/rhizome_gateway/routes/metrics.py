@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.metrics.live import LiveFigures
 from rhizome_gateway.runtime import Runtime
 
@@ -26,6 +27,10 @@ async def live_figures(request: Request) -> Response:
 
 @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response)
 def prometheus_metrics(request: Request) -> Response:
-    """All counters and histograms, in Prometheus's text format; made on a thread."""
+    """All counters and histograms, in Prometheus's text format; made on a thread.
+
+    What tells about tenants is for keys with `admin = true`.
+    """
     runtime: Runtime = request.app.state.runtime
-    return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    text = runtime.metrics.text(tenants=caller_of(request.scope).admin)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -16,6 +16,7 @@ from rhizome.engine.v1.engine_service_pb2 import (
 )
 from rhizome.engine.v1.generate_pb2 import TokenIds
 from rhizome_gateway.asked import read_asked
+from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.auth.guard import Permit
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.http.exchange import Exchange
@@ -76,7 +77,9 @@ class Embeddings:
         asked: EmbedRequest,
         arrived: float,
     ) -> None:
-        meter = self._runtime.metrics.generation(semconv.OPERATION_EMBEDDINGS, asked.model, arrived)
+        tenant = caller_of(exchange.scope).tenant_name
+        operation = semconv.OPERATION_EMBEDDINGS
+        meter = self._runtime.metrics.generation(operation, asked.model, arrived, tenant)
         parent = exchange.scope.get(SCOPE_KEY)
         error = "cancelled"
         try:
@@ -98,7 +101,7 @@ class Embeddings:
                     response = await self._runtime.session.client.embed(
                         asked,
                         timeout_s=self._runtime.settings.request_timeout_s,
-                        trace=to_proto(span.trace_parent),
+                        trace=to_proto(span.trace_parent, exchange.request_id),
                     )
                 except EngineError as failure:
                     refusal = _refusal(exchange, failure)
