@@ -11,6 +11,7 @@ from rhizome_gateway.auth.key_ring import KeyRing
 from rhizome_gateway.auth.keys_file import read_keys
 from rhizome_launcher.cli import app
 from rhizome_launcher.keys import new_key
+from rhizome_transport.curve import ClientCurve, ServerCurve
 
 
 @pytest.fixture
@@ -32,6 +33,22 @@ def test_a_new_key_is_printed_once_and_found_by_the_gateway(file):
     caller = KeyRing(file).find(key.encode())
     assert caller is not None
     assert (caller.name, caller.tenant, caller.limits, caller.models) == ("alice", "alice", None, None)
+
+
+def test_curve_keys_let_a_client_and_a_core_believe_each_other(tmp_path):
+    for name in ("core-1", "gateway-1"):
+        made = run("curve", name, "--folder", tmp_path)
+        assert made.exit_code == 0
+        assert f"{name}.secret" in made.stderr
+    client = ClientCurve.from_files(tmp_path / "gateway-1.secret", tmp_path / "core-1.public")
+    server = ServerCurve.from_files(tmp_path / "core-1.secret", tmp_path / "gateway-1.public")
+    assert client is not None
+    assert server is not None
+    assert server.name_of(client.public) == "gateway-1"
+    assert (tmp_path / "core-1.secret").stat().st_mode & 0o777 == 0o600
+    again = run("curve", "core-1", "--folder", tmp_path)
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
 
 
 def test_every_option_reaches_the_gateway(file):

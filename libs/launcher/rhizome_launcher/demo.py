@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rhizome_launcher.plan import StackError, StackSettings
 from rhizome_launcher.serve import EXIT_INTERRUPTED, StoppedEarlyError, interrupts, stay, unless_interrupted
-from rhizome_launcher.stack import Stack, StackError, StackSettings
+from rhizome_launcher.stack import Stack
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

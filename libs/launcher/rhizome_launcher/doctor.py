@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rhizome_launcher.stack import ENGINE_PORT, PROXY_PORT, port_is_free
+from rhizome_launcher.plan import ENGINE_PORT, PROXY_PORT
+from rhizome_launcher.ports import port_is_free
 
 HARDWARE_TIMEOUT_S = 300
 OPEN_FILES_WANTED = 4096

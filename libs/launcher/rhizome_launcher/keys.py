@@ -1,4 +1,4 @@
-"""`rhizome keys`: make and list the keys of a gateway."""
+"""`rhizome keys`: make and list the keys of a gateway, and make those of ZeroMQ over TCP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rhizome_gateway.auth.keys_file import Key
 
-keys_app = typer.Typer(help="Make and list the API keys of a gateway.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make and list the API keys of a gateway; make CURVE keys.", no_args_is_help=True)
 
 _KEY_BITS = 256
 
@@ -72,6 +72,21 @@ def new(
         raise _failed(str(error)) from None
     sys.stderr.write(f"added {name} to {file}; this is the key, which is shown only now:\n")
     typer.echo(key)
+
+
+@keys_app.command("curve")
+def curve(
+    name: Annotated[str, typer.Argument(help="Whose key it is: a core, a gateway, a proxy.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write it.")] = Path(),
+) -> None:
+    """Make a CURVE key for ZeroMQ over TCP: NAME.secret to keep, and NAME.public for those who believe it."""
+    from rhizome_transport.curve import new_key
+
+    try:
+        secret, public = new_key(folder, name)
+    except (OSError, ValueError) as error:
+        raise _failed(str(error)) from None
+    sys.stderr.write(f"{secret} is secret, for {name} alone; {public} may be given to anybody\n")
 
 
 @keys_app.command("list")

@@ -11,7 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from rhizome_launcher.stack import Stack, StackSettings
+from rhizome_launcher.plan import StackSettings
+from rhizome_launcher.stack import Stack
 
 EXIT_INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended before it was ready, as shells have it."""

@@ -1,4 +1,4 @@
-"""One child process of a local stack: started, watched, logged, stopped."""
+"""One process of a local stack: started or adopted, watched, logged, stopped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ from pathlib import Path
 
 import psutil
 
+from rhizome_launcher.log_file import LogReader, tail
+
 PR_SET_PDEATHSIG = 1
-LOG_TAIL_BYTES = 4000
+EXIT_UNKNOWN = -1000
+"""Exit code of a process that was adopted: the kernel tells it to the parent alone."""
+_POLL_S = 0.1
 
 
 class ServiceProcess:
-    """A service of the stack as a child process.
+    """A service of the stack as a process.
 
-    The child gets a session of its own, so that Ctrl-C in a terminal reaches the launcher alone, which then
-    stops the services in order. On Linux the child also gets SIGTERM when the launcher dies in any other way.
-    Its output goes to `log_path`, and line by line to `on_line` where one is given.
+    It gets a session of its own, so that Ctrl-C in a terminal reaches the launcher alone, which then stops
+    the services in order. Its output goes straight to `log_path`, and line by line to `on_line` as well
+    where one is given.
+
+    Args:
+        name: for people.
+        module: what `python -m` runs.
+        arguments: of its command line.
+        log_path: written anew at the first start, unless it outlives.
+        environment: added to this process's own.
+        on_line: told its name and each line of its output.
+        outlives: it stays when the launcher dies; otherwise it then gets SIGTERM, on Linux.
     """
 
     def __init__(
@@ -34,6 +47,7 @@ class ServiceProcess:
         log_path: Path,
         environment: Mapping[str, str] | None = None,
         on_line: Callable[[str, str], None] | None = None,
+        outlives: bool = False,
     ) -> None:
         self.name = name
         self.module = module
@@ -41,8 +55,10 @@ class ServiceProcess:
         self.log_path = log_path
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._on_line = on_line
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._outlives = outlives
+        self._process: asyncio.subprocess.Process | _Adopted | None = None
+        self._showing: asyncio.Task[None] | None = None
+        self._append = outlives
 
     @property
     def pid(self) -> int:
@@ -57,37 +73,51 @@ class ServiceProcess:
     async def start(self) -> None:
         """Start the process; whether it is ready is another question."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self.module,
-            *self.arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            env=self._environment,
-        )
-        self._reader = asyncio.create_task(self._copy_output(self._process))
+        with self.log_path.open("ab") as log:
+            if not self._append:
+                log.truncate(0)
+            self._append = True
+            begin = log.seek(0, os.SEEK_END)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self.module,
+                *self.arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" and not self._outlives else None,
+                env=self._environment,
+            )
+        if self._on_line is not None:
+            self._showing = asyncio.create_task(self._show(LogReader(self.log_path, begin)))
+
+    def adopt(self, process: psutil.Process) -> None:
+        """Take a process that an earlier launcher started and left behind."""
+        self._process = _Adopted(process)
 
     async def wait(self) -> int:
-        """Return the exit code once the process has ended and its output is written."""
-        assert self._process and self._reader
-        await asyncio.wait({self._reader})
-        return await self._process.wait()
+        """Return the exit code once the process has ended and its output is shown."""
+        assert self._process is not None
+        code = await self._process.wait()
+        if self._showing is not None:
+            await asyncio.wait({self._showing})
+        return code
 
     async def stop(self, timeout_s: float) -> None:
         """End it: SIGTERM lets it drain, SIGKILL follows after `timeout_s` seconds."""
-        if self._process is None or self._reader is None:
+        if self._process is None:
             return
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                self._process.send_signal(signal.SIGTERM)
             try:
                 await asyncio.wait_for(self._process.wait(), timeout_s)
             except TimeoutError:
                 self.kill()
-        await asyncio.wait({self._reader}, timeout=1)
+        if self._showing is not None:
+            await asyncio.wait({self._showing}, timeout=1)
 
     def kill(self) -> None:
         """End it and the processes that it started at once."""
@@ -97,31 +127,51 @@ class ServiceProcess:
             for child in psutil.Process(self._process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            self._process.kill()
 
     def log_tail(self) -> str:
         """The end of its log, for an error message."""
-        if not self.log_path.exists():
-            return "(no output)"
-        return self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(no output)"
+        return tail(self.log_path)
 
-    async def _copy_output(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        with self.log_path.open("wb", buffering=0) as log:
-            while line := await _read_line(process.stdout):
-                log.write(line)
-                if self._on_line is not None:
-                    self._on_line(self.name, line.decode(errors="replace").rstrip())
+    async def _show(self, log: LogReader) -> None:
+        assert self._on_line is not None and self._process is not None
+        ended = asyncio.ensure_future(self._process.wait())
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=_POLL_S)
+            for line in log.remainder() if ended.done() else log.lines():
+                self._on_line(self.name, line)
 
 
-async def _read_line(stream: asyncio.StreamReader) -> bytes:
-    """Read a line, or as much of an over-long one as the buffer holds."""
+class _Adopted:
+    """A process that is nobody's child here, with the interface of asyncio's."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self.pid: int = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return None if is_alive(self._process) else EXIT_UNKNOWN
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> int:
+        while is_alive(self._process):  # noqa: ASYNC110 - not a child, so nothing announces its end
+            await asyncio.sleep(_POLL_S)
+        return EXIT_UNKNOWN
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs still; nobody may have buried it yet."""
     try:
-        return await stream.readuntil(b"\n")
-    except asyncio.IncompleteReadError as end:
-        return end.partial
-    except asyncio.LimitOverrunError as overrun:
-        return await stream.readexactly(overrun.consumed)
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,1 @@
+"""A local stack that outlives the terminal: `rhizome up`, `down`, `status`, `logs`, `restart`."""
