@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from rhizome_launcher import doctor
-from rhizome_launcher.stack import Stack, StackSettings, port_is_free
+from rhizome_launcher.plan import StackSettings
+from rhizome_launcher.ports import port_is_free
+from rhizome_launcher.stack import Stack
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

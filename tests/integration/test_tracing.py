@@ -12,8 +12,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from rhizome_launcher.ports import port_is_free
 from rhizome_launcher.service_process import ServiceProcess
-from rhizome_launcher.stack import port_is_free
 from rhizome_testing.otlp_sink import OtlpSink, SunkSpan
 from rhizome_testing.running_stack import RunningStack
 
