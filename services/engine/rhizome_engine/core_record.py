@@ -16,16 +16,13 @@ import psutil
 from rhizome_engine.core_pulse import pulse_path
 from rhizome_engine.settings import CoreSettings, core_arguments
 from rhizome_transport.ipc import IpcLock
+from rhizome_transport.process_start import began_at, process_start
 
 FRONT_PEER_NAME = "rhizome-engine-front"
 """How a supervising front introduces itself to its core; one that sees no front for long stops."""
 
 PRIVATE_FOLDER_PREFIX = "rhizome-engine-"
 """How a front names the folder it makes for one core; the last of the two to leave removes it."""
-
-_CLOCK_SLACK_S = 1.0
-_STARTED_AT = 19
-"""Place of `starttime` among the fields of /proc/PID/stat that follow the process's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +31,20 @@ class CoreRecord:
 
     Attributes:
         pid: process id.
-        create_time: when the process started, in seconds; tells a reused pid apart.
+        started: when the process did, as `process_start` tells it; a reused pid is told apart.
         settings_sha256: hash of the settings it serves with.
         serving: whether it has loaded its model and listens.
     """
 
     pid: int
-    create_time: float
+    started: float
     settings_sha256: str
     serving: bool = False
 
     @classmethod
     def of_this_process(cls, settings: CoreSettings) -> Self:
         """The record of this process, a core with these settings."""
-        return cls(os.getpid(), _started_at(psutil.Process()), settings_sha256(settings))
+        return cls(os.getpid(), process_start(os.getpid()), settings_sha256(settings))
 
     def write(self, endpoint: str) -> None:
         """Write it beside the socket, readable in whole or not at all."""
@@ -91,22 +88,7 @@ def read_core_record(endpoint: str) -> CoreRecord | None:
     try:
         record = CoreRecord(**json.loads(record_path(endpoint).read_text()))
         process = psutil.Process(record.pid)
-        same_process = abs(_started_at(process) - record.create_time) < _CLOCK_SLACK_S
+        same_process = began_at(record.pid, record.started)
         return record if same_process and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, TypeError, psutil.Error):
         return None
-
-
-def _started_at(process: psutil.Process) -> float:
-    """When a process started, in seconds since the system did where that is known, else since the epoch.
-
-    The system's time of boot moves whenever its clock is set, and with it all times since the epoch.
-
-    Raises:
-        psutil.NoSuchProcess: it has ended.
-    """
-    try:
-        after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
-        return int(after_name.split()[_STARTED_AT]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return float(process.create_time())

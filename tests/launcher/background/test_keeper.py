@@ -82,7 +82,7 @@ async def test_a_service_that_ends_is_started_again_later_and_later(kept: Callab
     assert one.record.exit_text == "7"
     text = one.log.read_text()
     assert text.startswith("run 1\nrun 2\n"), "one log for all runs"
-    began = [record.create_time for record in one.records if record.state == "running"]
+    began = [record.started for record in one.records if record.state == "running"]
     assert began[-1] - began[0] > 3 * FIRST_BACK_OFF_S - 0.1
 
 
@@ -134,7 +134,7 @@ async def test_a_pid_that_somebody_else_has_now_is_not_adopted(kept: Callable[..
     one = kept("stay")
     other = await asyncio.create_subprocess_exec("sleep", "600")
     try:
-        one.keeper.start(ServiceRecord(state="running", pid=other.pid, create_time=1.0))
+        one.keeper.start(ServiceRecord(state="running", pid=other.pid, started=1.0))
         await one.until(lambda: one.record.state == "running")
         assert one.record.pid != other.pid
         await one.keeper.stop(1)

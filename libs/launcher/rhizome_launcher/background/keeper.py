@@ -15,6 +15,7 @@ import psutil
 from rhizome_launcher.background.state_dir import ServiceRecord
 from rhizome_launcher.plan import ServicePlan
 from rhizome_launcher.service_process import EXIT_UNKNOWN, ServiceProcess
+from rhizome_transport.process_start import process_start
 
 EXIT_CANNOT_SERVE: Final = 2
 """A service that ends with this would end so again: its settings or its model are wrong."""
@@ -101,11 +102,11 @@ class Keeper:
         self._change(state="starting", next_start=0.0)
         await self._process.start()
         try:
-            create_time = psutil.Process(self._process.pid).create_time()
+            started = process_start(self._process.pid)
         except psutil.NoSuchProcess:  # it is gone already, and buried
-            create_time = time.time()
+            started = 0.0
         _log.info("%s: started process %d", self.plan.name, self._process.pid)
-        self._change(state="running", pid=self._process.pid, create_time=create_time)
+        self._change(state="running", pid=self._process.pid, started=started)
 
     def _change(self, **changes: object) -> None:
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]

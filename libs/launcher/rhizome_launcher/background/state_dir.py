@@ -27,11 +27,11 @@ import psutil
 
 from rhizome_launcher.plan import ServicePlan, StackError, StackPlan, StackSettings
 from rhizome_launcher.service_process import EXIT_UNKNOWN, is_alive
+from rhizome_transport.process_start import began_at
 
 DEFAULT_STATE_DIR: Final = Path(".run/stack")
 SUPERVISOR: Final = "supervisor"
 _POLL_S: Final = 0.05
-_CLOCK_SLACK_S: Final = 1.0
 _GOODBYE_S: Final = 5.0
 
 ServiceState = Literal["starting", "running", "waiting", "failed", "stopping", "stopped"]
@@ -45,7 +45,7 @@ class ServiceRecord:
     Attributes:
         state: see `ServiceState`.
         pid: of its process, 0 when there is none.
-        create_time: when that process began, in seconds since the epoch; tells a reused pid apart.
+        started: when that process did, as `process_start` tells it; a reused pid is told apart.
         restarts: how often it was started again because it had ended by itself.
         last_exit_code: of the process before; None when none ended, negative for a signal.
         next_start: when a waiting one is started again, in seconds since the epoch.
@@ -53,7 +53,7 @@ class ServiceRecord:
 
     state: ServiceState = "starting"
     pid: int = 0
-    create_time: float = 0.0
+    started: float = 0.0
     restarts: int = 0
     last_exit_code: int | None = None
     next_start: float = 0.0
@@ -64,9 +64,9 @@ class ServiceRecord:
             return None
         try:
             process = psutil.Process(self.pid)
+            same = began_at(self.pid, self.started)
         except psutil.NoSuchProcess:
             return None
-        same = abs(process.create_time() - self.create_time) < _CLOCK_SLACK_S
         return process if same and is_alive(process) else None
 
     @property

@@ -15,6 +15,7 @@ from rich.table import Table
 from rhizome_launcher.background.state_dir import ServiceRecord, StateDir
 from rhizome_launcher.plan import ServicePlan
 from rhizome_launcher.readiness import Health, check
+from rhizome_transport.process_start import seconds_since
 
 EXIT_HEALTHY: Final = 0
 EXIT_DEGRADED: Final = 1
@@ -129,7 +130,7 @@ async def _look_at(plan: ServicePlan, record: ServiceRecord, supervised: bool) -
         kind=plan.kind,
         state=state,
         pid=record.pid if process is not None else 0,
-        uptime_s=round(max(0.0, now - record.create_time), 1) if process is not None else 0.0,
+        uptime_s=round(seconds_since(record.started), 1) if process is not None else 0.0,
         restarts=record.restarts,
         last_exit_code=record.last_exit_code,
         next_start_s=round(max(0.0, record.next_start - now), 1),
