@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -23,8 +24,21 @@ OVERLAYS = tuple(sorted(path.name for path in (K8S / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (K8S / "components").iterdir()))
 SCALERS = ("autoscaling-hpa", "autoscaling-keda")
 
+OLDEST_KUSTOMIZE = 5
+
+
+def _kustomize_version() -> int:
+    """That of `kubectl`; 0 where there is none, or none that tells."""
+    if shutil.which("kubectl") is None:
+        return 0
+    command = ["kubectl", "version", "--client", "-o", "json"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    return int(json.loads(told).get("kustomizeVersion", "v0").removeprefix("v").partition(".")[0])
+
+
 needs_kubectl = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="kubectl is missing; apt-get install kubectl, or a download of it"
+    _kustomize_version() < OLDEST_KUSTOMIZE,
+    reason=f"needs kubectl with kustomize {OLDEST_KUSTOMIZE} or later (kubectl 1.27)",
 )
 
 
