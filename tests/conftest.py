@@ -1,4 +1,4 @@
-"""Property tests draw the same examples in every run, however slow the machine is.
+"""Property tests draw the same examples in every run, however slow the machine is; Ctrl-C reaches processes.
 
 So a change fails for what it changes, not for what chance finds. `pytest --hypothesis-profile=explore` draws
 new examples each time, to look for more.
@@ -6,7 +6,13 @@ new examples each time, to look for more.
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Begun by a shell in the background. Processes that tests begin would inherit it, and not hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True)

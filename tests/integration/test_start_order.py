@@ -15,6 +15,7 @@ import grpc
 import psutil
 import pytest
 
+from rhizome_launcher.service_process import is_alive
 from rhizome_testing.checkpoints import write_llama_checkpoint
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_testing.gateway_process import GatewayProcess
@@ -145,7 +146,7 @@ def test_who_comes_first_waits_and_who_comes_back_is_found(
     for process in (gateway, proxy, engine):
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
-    wait_for(lambda: not core.is_running(), "the core ends with its front")
+    wait_for(lambda: not is_alive(core), "the core ends with its front")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["core.ipc.lock"]
 
 

@@ -23,6 +23,7 @@ import pytest
 
 from rhizome_launcher.background.state_dir import StateDir
 from rhizome_launcher.background.status import EXIT_HEALTHY, look
+from rhizome_launcher.service_process import is_alive
 from rhizome_launcher.stack import marked
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 from rhizome_testing.ports import free_port
@@ -293,7 +294,7 @@ def test_down_lets_an_answer_end_and_leaves_nothing_behind(stack: Terminal) -> N
     assert going_down.returncode == 0 and "stopped after" in printed, printed
     assert "data: [DONE]" in rest and not any('"error"' in line for line in rest), rest[-3:]
     stack.assert_nothing_is_left(mark)
-    assert not any(process.is_running() for process in members)
+    assert not any(is_alive(process) for process in members)
     assert "nothing runs in" in stack.run("down")
 
 
