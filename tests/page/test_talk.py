@@ -104,7 +104,9 @@ def test_the_page_asks_for_a_key_and_says_when_it_is_wrong(visit: Callable[..., 
     assert one.answers == ["You may ask."]
     # It was kept for this tab, and nowhere else.
     assert page.evaluate("() => [sessionStorage['rhizome.key'], localStorage['rhizome.key']]") == [KEY, None]
-    page.reload()
-    page.wait_for_selector(".suggestions button:not([disabled])")
+    with page.expect_response(lambda response: "/v1/models" in response.url) as heard:
+        page.reload()
+    assert heard.value.ok
+    page.wait_for_selector(".answer")
     expect(sheet).to_be_hidden()
     one.problems = [problem for problem in one.problems if "401" not in problem]

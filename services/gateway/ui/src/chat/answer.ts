@@ -23,7 +23,7 @@ export class Answer {
   private error = "";
   private figures: Figures = {};
 
-  constructor(private readonly begun: Message) {}
+  constructor(readonly conversationId: string, private readonly begun: Message) {}
 
   /** Grows once a frame; read it, then `message`. */
   get version(): ReadonlySignal<number> {
@@ -48,7 +48,7 @@ export class Answer {
   }
 
   /** Returns when it has ended, however it ended. */
-  async run(body: Record<string, unknown>): Promise<Message> {
+  async run(body: Record<string, unknown>): Promise<void> {
     const started = performance.now();
     try {
       const response = await postChat(body, this.abort.signal);
@@ -67,7 +67,6 @@ export class Answer {
     cancelAnimationFrame(this.frame);
     this.figures = { ...this.figures, totalMs: performance.now() - started };
     this.changed.value++;
-    return this.message;
   }
 
   private take(chunk: Chunk, atMs: number): void {

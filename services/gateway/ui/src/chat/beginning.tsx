@@ -3,6 +3,7 @@
 import { isBundled, model } from "../api/models";
 import { Mark } from "../shell/icons";
 import { language, short, t } from "../text";
+import { loaded } from "./store";
 import { ask } from "./talk";
 
 const OF_BUNDLED = [
@@ -45,7 +46,7 @@ export function Beginning() {
       </p>
       <div class="suggestions">
         {suggestions.map(([text, skill]) => (
-          <button type="button" key={text} onClick={() => ask(text)} disabled={!served}>
+          <button type="button" key={text} onClick={() => ask(text)} disabled={!served || !loaded.value}>
             <span lang={/\p{Script=Han}/u.test(text) ? "zh" : "en"}>{text}</span>
             {skill && <small>{t(skill)}</small>}
           </button>

@@ -6,16 +6,18 @@ import { answerSchema, tools } from "../settings/sampling";
 import { settingsOpen } from "../shell/view";
 import { Icon } from "../shell/icons";
 import { t } from "../text";
-import { answers, ask, problem } from "./talk";
-import { currentId, shownBranch } from "./store";
+import { answers, stopIn } from "./running";
+import { currentId, loaded, notKept } from "./store";
+import { ofTab } from "./tab";
+import { ask, problem } from "./talk";
 
-export const draft = signal("");
+export const draft = ofTab("draft");
 /** Raised by whoever wants the cursor in the composer. */
 export const focusWanted = signal(0);
 
 export function Composer() {
   const area = useRef<HTMLTextAreaElement>(null);
-  const writing = shownBranch.value.map(({ id }) => answers.value.get(id)).find(Boolean);
+  const writing = [...answers.value.values()].some((one) => one.conversationId === currentId.value);
   const fit = (): void => {
     const element = area.current;
     if (!element) return;
@@ -31,8 +33,7 @@ export function Composer() {
   const send = (): void => {
     const text = draft.value;
     if (!text.trim() || writing) return;
-    ask(text);
-    if (!problem.value) draft.value = "";
+    if (ask(text)) draft.value = "";
   };
   const onKey = (event: KeyboardEvent): void => {
     // Enter ends a word of Chinese input before it may send.
@@ -43,6 +44,7 @@ export function Composer() {
   return (
     <form class="composer" onSubmit={(event) => { event.preventDefault(); send(); }}>
       {problem.value && <p class="failure" role="alert">{problem.value}</p>}
+      {notKept.value && <p class="notice" role="status">{t("notKept")}</p>}
       <div class="composer-box">
         <textarea
           ref={area} rows={1} value={draft.value} placeholder={t("ask")} aria-label={t("ask")}
@@ -53,11 +55,11 @@ export function Composer() {
           {tools.value.trim() && <Badge text={t("tools")} />}
           <span class="hint">{t("enterHint")}</span>
           {writing ? (
-            <button type="button" class="send stop" onClick={() => writing.stop()} aria-label={t("stop")} title={t("stop")}>
+            <button type="button" class="send stop" onClick={() => stopIn(currentId.value)} aria-label={t("stop")} title={t("stop")}>
               <Icon name="stop" size={20} />
             </button>
           ) : (
-            <button class="send" disabled={!draft.value.trim()} aria-label={t("send")} title={t("send")}>
+            <button class="send" disabled={!draft.value.trim() || !loaded.value} aria-label={t("send")} title={t("send")}>
               <Icon name="send" size={20} />
             </button>
           )}

@@ -59,7 +59,8 @@ export function branch(conversation: Conversation, to: string | null = conversat
   const path: Message[] = [];
   const seen = new Set<string>();
   for (let id = to; id !== null && !seen.has(id); ) {
-    const message: Message | undefined = conversation.messages[id];
+    // Ids may come from a file, where one can be "toString".
+    const message: Message | undefined = Object.hasOwn(conversation.messages, id) ? conversation.messages[id] : undefined;
     if (!message) break;
     seen.add(id);
     path.push(message);
@@ -75,11 +76,13 @@ export function alternatives(conversation: Conversation, message: Message): Mess
     .sort((left, right) => left.created - right.created || (left.id < right.id ? -1 : 1));
 }
 
-/** The newest message at the end of the newest branch below a message. */
+/** The newest message at the end of the newest branch below a message; a file's messages may go in a circle. */
 export function newestEnd(conversation: Conversation, id: string): string {
+  const seen = new Set<string>();
   for (;;) {
+    seen.add(id);
     const next = Object.values(conversation.messages)
-      .filter((message) => message.parent === id)
+      .filter((message) => message.parent === id && !seen.has(message.id))
       .sort((left, right) => right.created - left.created)[0];
     if (!next) return id;
     id = next.id;

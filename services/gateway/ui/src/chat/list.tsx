@@ -9,7 +9,8 @@ import { narrowPart, settingsOpen, view } from "../shell/view";
 import { language, t } from "../text";
 import { focusWanted } from "./composer";
 import type { Conversation } from "./conversation";
-import { conversations, currentId, forget, found, rename, searchText, startNew, takeIn } from "./store";
+import { found, searchText } from "./search";
+import { conversations, currentId, forget, rename, startNew, takeIn } from "./store";
 import { exported, imported } from "./transfer";
 
 const notice = signal("");

@@ -1,44 +1,99 @@
-/** All conversations, newest first, and the one that is shown. */
+/**
+ * All conversations, newest first, and the one that is shown.
+ *
+ * Other tabs show and change the same ones. Each change is made here at once, and in the database to what is
+ * stored there by then; the other tabs are told to read it again.
+ */
 
 import { computed, signal } from "@preact/signals";
-import { readAll, remove, write } from "./database";
 import { branch, emptyConversation, type Conversation } from "./conversation";
+import { read, readAll, remove, update } from "./database";
+import { followed, gathered, merged, newestFirst, union } from "./merge";
+import { stopIn } from "./running";
+import { ofTab } from "./tab";
 
 export const conversations = signal<Conversation[]>([]);
-export const currentId = signal<string | null>(null);
-export const searchText = signal("");
+/** Empty where none is shown. */
+export const currentId = ofTab("conversation");
 export const loaded = signal(false);
 
 export const current = computed(() => conversations.value.find(({ id }) => id === currentId.value) ?? null);
 export const shownBranch = computed(() => (current.value ? branch(current.value) : []));
 
-/** Titles and every message of every branch are searched; all words must be there. */
-export const found = computed(() => {
-  const words = searchText.value.toLowerCase().split(/\s+/).filter(Boolean);
-  if (!words.length) return conversations.value;
-  return conversations.value.filter((conversation) => {
-    const texts = Object.values(conversation.messages).map(({ content }) => content);
-    const all = [conversation.title, ...texts].join("\n").toLowerCase();
-    return words.every((word) => all.includes(word));
-  });
-});
+/** Those that the database has ever had; where one of them is missing, it was deleted. */
+const stored = new Set<string>();
+const unreadable = signal(false);
+const unwritten = signal<ReadonlySet<string>>(new Set());
+/** The browser does not keep everything that is shown. */
+export const notKept = computed(() => unreadable.value || unwritten.value.size > 0);
 
-export async function loadConversations(): Promise<void> {
-  const known = await readAll().catch(() => []);
-  conversations.value = known.sort((left, right) => right.updated - left.updated);
-  loaded.value = true;
-}
+const tabs = new BroadcastChannel("rhizome.conversations");
+tabs.onmessage = (event: MessageEvent<string>) => void readAgain(event.data);
 
 const byId = (id: string): Conversation | undefined => conversations.value.find((one) => one.id === id);
 
-/** Change one conversation; it is written at once. Nothing happens where it was deleted meanwhile. */
-export function change(id: string, work: (conversation: Conversation) => Conversation): void {
+function show(after: Conversation): void {
+  conversations.value = newestFirst([after, ...conversations.value.filter(({ id }) => id !== after.id)]);
+}
+
+function drop(id: string): void {
+  stopIn(id);
+  conversations.value = conversations.value.filter((one) => one.id !== id);
+  if (currentId.value === id) currentId.value = "";
+}
+
+export async function loadConversations(): Promise<void> {
+  try {
+    const known = await readAll();
+    for (const { id } of known) stored.add(id);
+    conversations.value = gathered(known, conversations.value);
+  } catch {
+    unreadable.value = true;
+  }
+  if (!current.value) currentId.value = "";
+  loaded.value = true;
+}
+
+async function readAgain(id: string): Promise<void> {
+  const before = byId(id);
+  try {
+    const now = await read(id);
+    if (byId(id) !== before) return readAgain(id); // it was changed here meanwhile
+    if (now) {
+      stored.add(id);
+      show(followed(before, now, currentId.value === id));
+    } else if (stored.has(id)) drop(id);
+  } catch {
+    // It stays as it is known here.
+  }
+}
+
+/** Waits for what is written: then the other tabs are told or, where it failed, the reader is. */
+async function keep(id: string, writing: Promise<unknown>): Promise<void> {
+  const failed = await writing.then(() => false, () => true);
+  if (!failed) tabs.postMessage(id);
+  if (failed === unwritten.value.has(id)) return;
+  const ids = new Set(unwritten.value);
+  if (failed) ids.add(id);
+  else ids.delete(id);
+  unwritten.value = ids;
+}
+
+async function write(id: string, work: Parameters<typeof update>[1]): Promise<void> {
+  if (await update(id, work)) stored.add(id);
+  else drop(id);
+}
+
+/** Change one conversation; returns when that is kept. Nothing happens where it was deleted meanwhile. */
+export async function change(id: string, work: (conversation: Conversation) => Conversation): Promise<void> {
   const before = byId(id);
   if (!before) return;
-  const after = work(before);
-  const others = conversations.value.filter((one) => one.id !== id);
-  conversations.value = [after, ...others].sort((left, right) => right.updated - left.updated);
-  void write(after).catch(() => undefined);
+  show(work(before));
+  const again = (now: Conversation | undefined): Conversation | null => {
+    if (now) return work({ ...now, messages: union(now.messages, before.messages) });
+    return stored.has(id) ? null : work(before);
+  };
+  await keep(id, write(id, again));
 }
 
 /** The shown conversation, made where there is none. */
@@ -51,23 +106,20 @@ export function ensureCurrent(): Conversation {
 }
 
 export function startNew(): void {
-  currentId.value = null;
+  currentId.value = "";
 }
 
 export function rename(id: string, title: string): void {
-  change(id, (conversation) => ({ ...conversation, title: title.trim() || conversation.title }));
+  void change(id, (conversation) => ({ ...conversation, title: title.trim() || conversation.title }));
 }
 
 export function forget(id: string): void {
-  conversations.value = conversations.value.filter((one) => one.id !== id);
-  if (currentId.value === id) currentId.value = null;
-  void remove(id).catch(() => undefined);
+  drop(id);
+  void keep(id, remove(id));
 }
 
+/** Conversations of a file, each beside what there is of it already. */
 export function takeIn(imported: Conversation[]): void {
-  const ids = new Set(imported.map(({ id }) => id));
-  conversations.value = [...imported, ...conversations.value.filter(({ id }) => !ids.has(id))].sort(
-    (left, right) => right.updated - left.updated,
-  );
-  for (const one of imported) void write(one).catch(() => undefined);
+  conversations.value = gathered(conversations.value, imported);
+  for (const one of imported) void keep(one.id, write(one.id, (now) => (now ? merged(now, one) : one)));
 }

@@ -6,16 +6,18 @@ import { models } from "../api/models";
 import { t } from "../text";
 import { Answer } from "./answer";
 import { branch, newestEnd, newId, withMessage, type Message } from "./conversation";
-import { change, conversations, ensureCurrent } from "./store";
+import { begun, ended, stopIn } from "./running";
+import { change, conversations, ensureCurrent, loaded } from "./store";
 
-/** Answers being written, by the id of their message. */
-export const answers = signal<ReadonlyMap<string, Answer>>(new Map());
+export { answers, stopAll } from "./running";
+
 const KEEP_EVERY_MS = 2000;
 /** What keeps a question from being sent, for people. */
 export const problem = signal("");
 
-export function ask(content: string, parent?: string | null): void {
-  if (!usable()) return;
+/** Tells whether it was sent. */
+export function ask(content: string, parent?: string | null): boolean {
+  if (!usable() || !loaded.value) return false;
   const conversation = ensureCurrent();
   const question: Message = {
     id: newId(),
@@ -24,8 +26,9 @@ export function ask(content: string, parent?: string | null): void {
     content,
     created: Date.now(),
   };
-  change(conversation.id, (one) => withMessage(one, question));
+  void change(conversation.id, (one) => withMessage(one, question));
   void answer(conversation.id, question.id);
+  return true;
 }
 
 /** The result of a tool that the model called, typed by the reader. */
@@ -34,7 +37,7 @@ export function reply(conversationId: string, call: Message, results: { id: stri
   let parent = call.id;
   for (const { id, content } of results) {
     const result: Message = { id: newId(), parent, role: "tool", content, callId: id, created: Date.now() };
-    change(conversationId, (one) => withMessage(one, result));
+    void change(conversationId, (one) => withMessage(one, result));
     parent = result.id;
   }
   void answer(conversationId, parent);
@@ -51,11 +54,7 @@ export function edit(message: Message, content: string): void {
 }
 
 export function showBranch(conversationId: string, message: Message): void {
-  change(conversationId, (one) => ({ ...one, head: newestEnd(one, message.id) }));
-}
-
-export function stopAll(): void {
-  for (const one of answers.value.values()) one.stop();
+  void change(conversationId, (one) => ({ ...one, head: newestEnd(one, message.id) }));
 }
 
 function usable(): boolean {
@@ -72,22 +71,26 @@ function usable(): boolean {
 async function answer(conversationId: string, parent: string): Promise<void> {
   const conversation = conversations.value.find(({ id }) => id === conversationId);
   if (!conversation) return;
+  // One at a time: another, on a branch that is no longer shown, would go on without anybody who reads it.
+  stopIn(conversationId);
   const model = chosenModel.value || models.value[0]?.id || "";
-  const begun: Message = { id: newId(), parent, role: "assistant", content: "", created: Date.now(), model };
-  const messages = branch(conversation, parent).map(asSent);
+  const empty: Message = { id: newId(), parent, role: "assistant", content: "", created: Date.now(), model };
+  const messages = branch(conversation, parent).filter(saysSomething).map(asSent);
   if (systemPrompt.value.trim()) messages.unshift({ role: "system", content: systemPrompt.value });
-  change(conversationId, (one) => withMessage(one, begun));
-  const running = new Answer(begun);
-  answers.value = new Map(answers.value).set(begun.id, running);
+  void change(conversationId, (one) => withMessage(one, empty));
+  const running = new Answer(conversationId, empty);
+  begun(empty.id, running);
   const body = { model, messages, stream: true, stream_options: { include_usage: true }, ...samplingFields() };
   // A tab may be closed under an answer: what was written so far is kept now and then.
-  const keeping = setInterval(() => change(conversationId, (one) => withMessage(one, running.message, false)), KEEP_EVERY_MS);
-  const ended = await running.run(body);
+  const keep = (): Promise<void> => {
+    const { message } = running;
+    return change(conversationId, (one) => withMessage(one, message, false));
+  };
+  const keeping = setInterval(() => void keep(), KEEP_EVERY_MS);
+  await running.run(body);
   clearInterval(keeping);
-  change(conversationId, (one) => withMessage(one, ended, one.head === begun.id));
-  const others = new Map(answers.value);
-  others.delete(begun.id);
-  answers.value = others;
+  await keep();
+  ended(empty.id);
 }
 
 function asSent(message: Message): Record<string, unknown> {
@@ -100,3 +103,7 @@ function asSent(message: Message): Record<string, unknown> {
   }
   return { role: message.role, content: message.content };
 }
+
+/** An answer that failed or was stopped before its first word is none; models are not made for empty ones. */
+const saysSomething = ({ role, content, calls }: Message): boolean =>
+  role !== "assistant" || content !== "" || Boolean(calls?.length);

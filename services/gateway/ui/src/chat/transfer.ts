@@ -18,12 +18,9 @@ export function imported(text: string): Conversation[] {
 
 function conversationOf(value: unknown): Conversation {
   if (!isObject(value) || !isObject(value.messages)) throw new SyntaxError("conversations");
-  const messages: Record<string, Message> = {};
-  for (const entry of Object.values(value.messages)) {
-    const message = messageOf(entry);
-    messages[message.id] = message;
-  }
-  const head = typeof value.head === "string" && value.head in messages ? value.head : null;
+  const entries = Object.values(value.messages).map(messageOf);
+  const messages = Object.fromEntries(entries.map((message) => [message.id, message]));
+  const head = typeof value.head === "string" && Object.hasOwn(messages, value.head) ? value.head : null;
   return {
     id: text(value.id), title: text(value.title), head, messages,
     created: moment(value.created), updated: moment(value.updated),

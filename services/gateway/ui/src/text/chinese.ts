@@ -8,6 +8,7 @@ export const chinese: Record<keyof typeof english, string> = {
   newChat: "新对话", search: "搜索", nothingFound: "没有包含这些词的对话。", nothingYet: "对话只保存在这个浏览器里。",
   rename: "重命名", delete: "删除", deleteSure: "删除“{title}”？", export: "导出", exportAll: "全部导出", import: "导入",
   importedCount: "已导入 {count} 个对话。", importFailed: "这不是对话文件。", light: "浅色", dark: "深色",
+  notKept: "部分内容未能保存在此浏览器中：存储空间已满或不可用。请导出需要保留的内容。",
   ask: "问点什么", enterHint: "回车发送，Shift+回车换行", send: "发送", stop: "停止", toEnd: "到末尾",
   begin: "想知道什么？", beginBundled: "小模型，真系统。",
   aboutBundled: "这个模型只有三百万参数，只会几件事，但都很准。它周围的网关、调度器和基数缓存都是真的：同一个问题问两次，看看缓存。",

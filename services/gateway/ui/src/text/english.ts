@@ -6,6 +6,7 @@ export const english = {
   newChat: "New chat", search: "Search", nothingFound: "Nothing has these words.", nothingYet: "Your conversations stay in this browser.",
   rename: "Rename", delete: "Delete", deleteSure: "Delete “{title}”?", export: "Export", exportAll: "Export all", import: "Import",
   importedCount: "Conversations taken in: {count}.", importFailed: "This is no file of conversations.", light: "Light", dark: "Dark",
+  notKept: "Not everything is kept in this browser: its storage is full or not available. Export what you want to keep.",
   ask: "Ask something", enterHint: "Enter sends, Shift Enter begins a line", send: "Send", stop: "Stop", toEnd: "To the end",
   begin: "What would you like to know?", beginBundled: "Small model, real stack.",
   aboutBundled: "This one has three million parameters and knows a handful of things exactly. Gateway, scheduler and radix cache around it are the real ones: ask twice and watch the cache.",
