@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from rhizome_testing.talking_engine import Say
+from rhizome_testing.talking_engine import Hang, Say
 
 AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -58,6 +58,89 @@ def test_everything_is_reached_by_keyboard(visit: Callable[..., Any], talker: An
     expect(page.locator("dialog[open]")).to_have_count(0)
     page.keyboard.press("Alt+n")
     page.wait_for_selector(".beginning")
+
+
+def test_the_focus_is_never_lost(visit: Callable[..., Any], talker: Any):
+    talker.says(lambda prompt: [Say("Answer.")])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("Question")
+    composer = page.get_by_label("Ask something")
+    page.get_by_label("Another answer").press("Enter")
+    expect(page.locator(".answer .branches")).to_be_visible()
+    expect(composer).to_be_focused()
+    one.answered()
+    page.locator(".question").get_by_label("Edit").press("Enter")
+    expect(page.get_by_role("textbox", name="Edit")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator(".question").get_by_label("Edit")).to_be_focused()
+    talker.says(lambda prompt: [Say("It begins"), Hang()])
+    one.ask("Go on", wait=False)
+    page.locator(".send.stop").press("Enter")
+    one.answered()
+    expect(composer).to_be_focused()
+    page.focus(".entry-open")
+    page.locator(".entry").get_by_label("Rename").press("Enter")
+    page.keyboard.type("Something else")
+    page.keyboard.press("Escape")
+    expect(page.locator(".entry-open")).to_be_focused()
+    expect(page.locator(".entry")).to_have_text(["Question"])
+
+
+def test_escape_stops_the_answer_that_is_shown_and_nothing_from_a_field(
+    visit: Callable[..., Any], talker: Any
+):
+    talker.says(lambda prompt: [Say("It begins"), Hang()])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("First", wait=False)
+    page.keyboard.press("Alt+n")
+    one.ask("Second", wait=False)
+    page.locator(".question").get_by_label("Edit").press("Enter")
+    page.keyboard.press("Escape")
+    expect(page.locator(".edit-box")).to_have_count(0)
+    expect(page.locator(".answer[aria-busy=true]")).to_have_count(1)
+    said = page.locator(".chat > [role=status]")
+    expect(said).to_have_text("An answer is being written.")
+    page.focus(".composer textarea")
+    page.keyboard.press("Escape")
+    one.answered()
+    expect(said).to_have_text("The answer is finished.")
+    page.click(".entry-open >> text=First")
+    expect(page.locator(".answer[aria-busy=true]")).to_have_count(1)
+    expect(said).to_have_text("An answer is being written.")
+    page.keyboard.press("Escape")
+    one.answered()
+
+
+def test_alt_writes_letters_on_a_mac(visit: Callable[..., Any], talker: Any):
+    one = visit(talker.url)
+    one.page.add_init_script("Object.defineProperty(navigator, 'platform', {value: 'MacIntel'})")
+    page = one.open()
+    page.focus(".composer textarea")
+    page.keyboard.press("Alt+c")
+    expect(page.locator(".composer")).to_be_visible()
+    page.focus(".send, .new")
+    page.keyboard.press("Alt+c")
+    expect(page.locator(".radix")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_end_of_an_answer_moves_nothing(visit: Callable[..., Any], talker: Any, width: int):
+    talker.says(lambda prompt: [Say("All that there is.", at_once=True), Hang()])
+    one = visit(talker.url, viewport={"width": width, "height": 844})
+    page = one.open()
+    one.ask("Question", wait=False)
+    expect(page.locator(".answer .markdown")).to_be_visible()
+    foot = page.locator(".answer:last-child .foot")
+    height = foot.bounding_box()["height"]
+    page.keyboard.press("Escape")
+    one.answered()
+    assert foot.bounding_box()["height"] == height
+    talker.says(lambda prompt: [Say("All that there is.")])
+    one.ask("Question")
+    expect(foot.locator("[data-figure=rate]")).to_be_visible()
+    assert foot.bounding_box()["height"] == height
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

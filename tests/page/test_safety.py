@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
+
+from playwright.sync_api import expect
 
 from rhizome_testing.talking_engine import Say
 
@@ -33,7 +36,44 @@ $\\style{background:url(https://elsewhere.example/x)}{x}$ $<script>window.owned=
 <meta http-equiv="refresh" content="0;url=https://elsewhere.example/"> <base href="https://elsewhere.example/">
 <form action="https://elsewhere.example"><button>send</button></form> <a href="javascript:owned">x</a>
 """
-PATHOLOGICAL = ("*" * 4000, "[" * 4000, "`" * 3999 + " ", "> " * 400, "_a" * 3000, "![[(" * 1500, "$" * 3999)
+# Too deep, as deep as it may be, too wide, and names that every object of JavaScript has.
+DEEP = (
+    *(f"${name * 1600}x$" for name in (r"\sqrt", r"\hat", r"\frac", r"\left(", r"\color{red}", "{", "x_")),
+    "$" + r"\left(" * 98 + "x" + r"\right)" * 98 + "$",
+    *("$" + name * 48 + "x" + "}" * 48 + "$" for name in ("x^{", "\\sqrt{", "\\frac{a}{")),
+    r"$\begin{constructor}x\end{constructor} \constructor \left\valueOf$",
+    "```constructor\ncode\n```",
+    "$\\begin{matrix}" + "&" * 4000 + "a \\\\" * 1000 + "\\end{matrix}$",
+    "- " * 2000 + "item",
+)
+PATHOLOGICAL = (
+    *("*" * 4000, "[" * 4000, "`" * 3999 + " ", "> " * 400, "_a" * 3000, "![[(" * 1500, "$" * 3999),
+    *(
+        "\n\n".join(DEEP),
+        "$$a\n" * 4000,
+        "|a" * 2000 + "\n" + "|-" * 2000 + "\n" + "|\n" * 2000,
+        "word \n" * 8000,
+    ),
+)
+POISON = """() => {
+    const {replace} = String.prototype;
+    String.prototype.replace = function (...given) {
+        if (this.startsWith('Poison')) throw new RangeError('Maximum call stack size exceeded');
+        return replace.apply(this, given);
+    };
+}"""
+MATHS = {
+    r"\lVert x \rVert": "‖x‖",
+    r"a \color{red} b + c": "ab+c",
+    r"\textcolor{#0a0}{b} + c": "b+c",
+    r"\xrightarrow[below]{above}": "→belowabove",
+    r"\sum_{\substack{i<j \\ j<n}} a_i": "∑i<jj<nai",
+    r"a \hspace{1em} b": "ab",
+    r"\begin{array}{c|c} \hline a & b \\ \hline c & d \\ \hline \end{array}": "abcd",
+    r"\begin{alignedat}{2} a &= b \end{alignedat}": "a=b",
+    r"x'^2": "x′2",
+    r"\phantom{a} \cancel{b}": "ab",
+}
 
 
 def test_hostile_text_is_inert(visit: Callable[..., Any], talker: Any):
@@ -68,7 +108,40 @@ def test_long_runs_of_marks_take_no_time(visit: Callable[..., Any], talker: Any)
             " window.longest = Math.max(window.longest, entry.duration) }).observe({type: 'longtask'})"
         )
         one.ask("Go")
-        assert page.evaluate("window.longest") < 2000
+        assert page.evaluate("window.longest") < 2000, text[:20]
+        expect(page.locator(".raw")).to_have_count(0)
+        expect(page.locator(".answer:last-child .markdown")).to_be_visible()
+
+
+def test_a_message_that_cannot_be_drawn_is_text_and_the_others_live_on(
+    visit: Callable[..., Any], talker: Any
+):
+    said = iter(["Poison for the page", "An *antidote*."])
+    talker.says(lambda prompt: [Say(next(said), at_once=True)])
+    one = visit(talker.url)
+    one.page.add_init_script(f"({POISON})()")
+    page = one.open()
+    one.ask("First")
+    expect(page.locator(".answer .raw")).to_have_text("Poison for the page")
+    one.ask("Second")
+    expect(page.locator(".answer .markdown em")).to_have_text("antidote")
+    page.reload()
+    page.click(".entry-open")
+    expect(page.locator(".answer .raw")).to_have_text("Poison for the page")
+    expect(page.locator(".answer .markdown em")).to_have_text("antidote")
+
+
+def test_maths_that_models_write_is_set(visit: Callable[..., Any], talker: Any):
+    text = "\n\n".join(f"$${tex}$$" for tex in [*MATHS, r"\sqrt{" * 30 + "x" + "}" * 30])
+    talker.says(lambda prompt: [Say(text, at_once=True)])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("Maths")
+    expect(page.locator(".answer .tex")).to_have_count(0)
+    set_ = page.evaluate("() => [...document.querySelectorAll('.answer math')].map(one => one.textContent)")
+    assert [re.sub(r"\s", "", one) for one in set_] == [*MATHS.values(), "x"]
+    colours = "() => [...document.querySelectorAll('[mathcolor]')].map(one => getComputedStyle(one).color)"
+    assert page.evaluate(colours) == ["rgb(255, 0, 0)", "rgb(0, 170, 0)"]
 
 
 def test_the_browser_itself_would_refuse_scripts_and_styles(visit: Callable[..., Any], talker: Any):

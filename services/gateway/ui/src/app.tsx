@@ -1,11 +1,11 @@
 /** The page: conversations, the middle, the pulse. */
 
 import { useEffect } from "preact/hooks";
-import { keyWanted } from "./api/client";
+import { keyNeeded, keyWanted } from "./api/client";
 import { Chat } from "./chat/chat";
 import { ConversationList, begin } from "./chat/list";
-import { current } from "./chat/store";
-import { stopAll } from "./chat/talk";
+import { current, shownBranch } from "./chat/store";
+import { answers } from "./chat/talk";
 import { ConnectionLight, PulsePanel } from "./pulse/pulse";
 import { RadixView } from "./radix/radix";
 import { KeyForm, ModelSelect, SettingsSheet } from "./settings/sheet";
@@ -49,6 +49,7 @@ function TopBar() {
     <div class="top-bar">
       <IconButton icon="menu" label={t("menu")} class="only-wide" pressed={listShown.value} onClick={() => (listShown.value = !listShown.value)} />
       <ModelSelect />
+      {keyNeeded.value && <button type="button" class="quiet key-needed" onClick={() => (keyWanted.value = true)}>{t("apiKey")}</button>}
       <span class="top-title">{view.value === "chat" ? (current.value?.title ?? "") : ""}</span>
       <span class="only-narrow"><ConnectionLight /></span>
       <IconButton icon={view.value === "chat" ? "tree" : "chat"} label={view.value === "chat" ? t("showCache") : t("showChat")} class="only-wide"
@@ -80,9 +81,18 @@ function NarrowTabs() {
   );
 }
 
+/** On a Mac Alt writes letters: there fields keep it to themselves. */
+const ALT_WRITES = /^(Mac|iP)/.test(navigator.platform);
+
 function onKey(event: KeyboardEvent): void {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stopAll();
-  if (!event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.isComposing) return;
+  const field = event.target instanceof Element ? event.target.closest("input, textarea") : null;
+  // Escape in another field is meant for that field.
+  if (event.key === "Escape" && !document.querySelector("dialog[open]") && (!field || field.closest(".composer"))) {
+    for (const { id } of shownBranch.value) answers.value.get(id)?.stop();
+    return;
+  }
+  if (!event.altKey || event.ctrlKey || event.metaKey || (ALT_WRITES && field)) return;
   const done = { KeyN: begin, KeyC: () => (view.value = view.value === "chat" ? "cache" : "chat"), KeyP: () => (pulseShown.value = !pulseShown.value), Comma: () => (settingsOpen.value = true) }[event.code];
   if (done) {
     event.preventDefault();

@@ -5,27 +5,41 @@ import { failureOf } from "./errors";
 import { apiKey } from "./key";
 import type { CacheTrees, Metrics, ModelEntry, Pulse } from "./types";
 
-/** The gateway asked for a key, or did not take the one that it got. */
+/** The gateway answers nothing before it gets a key that it takes. */
+export const keyNeeded = signal(false);
+/** The key that it has was not accepted. */
+export const keyRefused = signal(false);
+/** The sheet that asks for a key is open: raised once by the page, and again by what the reader does. */
 export const keyWanted = signal(false);
+let raised = false;
 
-function headers(): Record<string, string> {
-  return apiKey.value ? { Authorization: `Bearer ${apiKey.value}` } : {};
+function accepted(): void {
+  raised = keyNeeded.value = keyRefused.value = keyWanted.value = false;
+}
+
+function refused(key: string, asked: boolean): void {
+  keyNeeded.value = true;
+  keyRefused.value = key !== "";
+  if (asked || !raised) keyWanted.value = true;
+  raised = true;
 }
 
 /** Raises ApiFailure for a status that is no success, TypeError where nobody answers. */
 async function request(path: string, init: RequestInit = {}): Promise<Response> {
+  const key = apiKey.value;
   const response = await fetch(path, {
     ...init,
     cache: "no-store",
     credentials: "omit",
     referrerPolicy: "no-referrer",
-    headers: { ...headers(), ...(init.headers as Record<string, string> | undefined) },
+    headers: { ...(key && { Authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string> | undefined) },
   });
-  if (response.ok) {
-    keyWanted.value = false;
-    return response;
+  // What comes late, of a request with the key before, says nothing of this one.
+  if (key === apiKey.value) {
+    if (response.ok) accepted();
+    else if (response.status === 401) refused(key, init.method === "POST");
   }
-  if (response.status === 401) keyWanted.value = true;
+  if (response.ok) return response;
   throw await failureOf(response);
 }
 

@@ -7,22 +7,22 @@ export class ApiFailure extends Error {
     readonly status: number,
     readonly code: string,
     message: string,
-    readonly requestId = "",
+    readonly traceId = "",
   ) {
     super(message);
   }
 }
 
-const BY_CODE: Record<string, TextKey> = {
-  context_length_exceeded: "errorContext",
-  engine_unavailable: "errorNoEngine",
-  model_loading: "errorLoading",
-  overloaded: "errorBusy",
-  rate_limit_exceeded: "errorRate",
-  model_not_found: "errorModel",
-  model_not_allowed: "errorModelKey",
-  invalid_api_key: "errorKey",
-};
+const BY_CODE = new Map<string, TextKey>([
+  ["context_length_exceeded", "errorContext"],
+  ["engine_unavailable", "errorNoEngine"],
+  ["model_loading", "errorLoading"],
+  ["overloaded", "errorBusy"],
+  ["rate_limit_exceeded", "errorRate"],
+  ["model_not_found", "errorModel"],
+  ["model_not_allowed", "errorModelKey"],
+  ["invalid_api_key", "errorKey"],
+]);
 
 /** The failure that a response of an error status stands for. */
 export async function failureOf(response: Response): Promise<ApiFailure> {
@@ -35,13 +35,13 @@ export async function failureOf(response: Response): Promise<ApiFailure> {
   } catch {
     // Something in between answered, not the gateway.
   }
-  return new ApiFailure(response.status, code, message, response.headers.get("x-request-id") ?? "");
+  return new ApiFailure(response.status, code, message, response.headers.get("x-trace-id") ?? "");
 }
 
 /** A sentence for people; what the server said follows where it adds something. */
 export function inPlainWords(error: unknown): string {
   if (error instanceof ApiFailure) {
-    const key = BY_CODE[error.code] ?? (error.status === 401 ? "errorKey" : undefined);
+    const key = BY_CODE.get(error.code) ?? (error.status === 401 ? "errorKey" : undefined);
     if (key === undefined) return error.message || t("errorStatus", { status: error.status });
     const plain = t(key);
     return error.code === "context_length_exceeded" || error.code === "rate_limit_exceeded"

@@ -15,6 +15,8 @@ export const isBundled = computed(() => model.value?.parameters === BUNDLED_PARA
 export async function refreshModels(): Promise<void> {
   try {
     models.value = await readModels();
+    // A model that was chosen once may not be served any more; the first one is shown then, and asked.
+    if (models.value.length && !models.value.some(({ id }) => id === chosenModel.value)) chosenModel.value = "";
   } catch {
     // The pulse says that nobody answers; the list stays as it was.
   }

@@ -63,6 +63,7 @@ export class Answer {
     } catch (error) {
       if (this.abort.signal.aborted) this.finish = "stopped";
       else this.error = inPlainWords(error);
+      if (error instanceof ApiFailure && error.traceId) this.figures = { ...this.figures, traceId: error.traceId };
     }
     cancelAnimationFrame(this.frame);
     this.figures = { ...this.figures, totalMs: performance.now() - started };

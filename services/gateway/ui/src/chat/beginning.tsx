@@ -1,5 +1,6 @@
 /** Before the first question: what could be asked of the model that is served. */
 
+import { keyNeeded } from "../api/client";
 import { isBundled, model } from "../api/models";
 import { Mark } from "../shell/icons";
 import { language, short, t } from "../text";
@@ -42,7 +43,7 @@ export function Beginning() {
           ? t("aboutBundled")
           : served
             ? t("aboutModel", { model: served.id, parameters: short(served.parameters), context: short(served.max_model_len) })
-            : t("noModelYet")}
+            : keyNeeded.value ? t("errorNoKey") : t("noModelYet")}
       </p>
       <div class="suggestions">
         {suggestions.map(([text, skill]) => (

@@ -4,10 +4,10 @@ import { useEffect, useRef } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { IconButton } from "../shell/controls";
 import { t } from "../text";
-import { Composer } from "./composer";
+import { Composer, focusWanted } from "./composer";
 import { Beginning } from "./beginning";
 import { MessageView } from "./message";
-import { current, shownBranch } from "./store";
+import { current, currentId, shownBranch } from "./store";
 import { answers } from "./talk";
 
 /** So near to the end counts as being there, in pixels. */
@@ -29,9 +29,24 @@ export function Chat() {
       ) : (
         <Beginning />
       )}
+      <Voice />
       <Composer />
     </section>
   );
+}
+
+/** Tells those who cannot see it when an answer begins and ends; the text itself would be read out in pieces. */
+function Voice() {
+  const id = currentId.value;
+  const writing = shownBranch.value.some((message) => answers.value.has(message.id));
+  const before = useRef({ id, writing, text: "" });
+  if (id !== before.current.id) before.current = { id, writing: false, text: "" };
+  if (writing !== before.current.writing) before.current = { id, writing, text: t(writing ? "answerBegun" : "answerEnded") };
+  useEffect(() => {
+    // The button that stops an answer goes with it.
+    if (!writing && (document.activeElement ?? document.body).matches("body, .send")) focusWanted.value++;
+  }, [writing]);
+  return <p class="unseen" role="status">{before.current.text}</p>;
 }
 
 /** Follows what is written, until the reader scrolls away; new questions bring it back. */

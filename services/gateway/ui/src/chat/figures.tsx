@@ -5,16 +5,22 @@ import { duration, number, t } from "../text";
 import type { Figures } from "./conversation";
 
 export function FiguresLine({ figures, writing }: { figures: Figures; writing: boolean }) {
-  const { usage, performance: times } = figures;
-  if (!usage && !times) return <p class="figures" aria-hidden="true">{writing ? t("writing") : "\u00a0"}</p>;
+  const { usage, performance: times, firstSeenMs, totalMs } = figures;
+  if (writing) return <p class="figures" aria-hidden="true">{t("writing")}</p>;
   const cached = usage?.prompt_tokens_details?.cached_tokens ?? 0;
   return (
     <div class="figures">
-      {times && <Figure label={t("firstToken")} value={duration(times.time_to_first_token_ms)} name="ttft" />}
+      {times ? (
+        <Figure label={t("firstToken")} value={duration(times.time_to_first_token_ms)} name="ttft" />
+      ) : firstSeenMs !== undefined && (
+        // The server tells its figures with the end, which a stopped answer has not.
+        <Figure label={t("firstToken")} value={duration(firstSeenMs)} name="seen" />
+      )}
       {times && <Figure label={t("tokensPerSecond")} value={number(times.tokens_per_second, times.tokens_per_second < 100 ? 1 : 0)} name="rate" />}
       {usage && <Figure label={t("promptTokens")} value={number(usage.prompt_tokens)} name="prompt" />}
       {usage && <Figure label={t("cachedTokens")} value={number(cached)} name="cached" highlight={cached > 0} />}
       {usage && <Figure label={t("outputTokens")} value={number(usage.completion_tokens)} name="output" />}
+      {totalMs !== undefined && <Figure label={t("inAll")} value={duration(totalMs)} name="total" />}
       {times && <TimeBar queue={times.queue_time_ms} prefill={times.prefill_time_ms} decode={times.decode_time_ms} />}
       {figures.traceId && <Trace id={figures.traceId} />}
     </div>

@@ -1,6 +1,6 @@
 /** All conversations: search, rename, delete, export, import. */
 
-import { useRef } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { signal, useSignal } from "@preact/signals";
 import { theme } from "../settings/appearance";
 import { IconButton, download } from "../shell/controls";
@@ -44,6 +44,12 @@ export function ConversationList() {
 
 function Entry({ conversation }: { conversation: Conversation }) {
   const editing = useSignal(false);
+  const opener = useRef<HTMLButtonElement>(null);
+  const byKey = useRef(false);
+  useEffect(() => {
+    if (byKey.current) opener.current?.focus();
+    byKey.current = false;
+  }, [editing.value]);
   const { id, title } = conversation;
   const shown = currentId.value === id;
   const open = (): void => {
@@ -61,8 +67,11 @@ function Entry({ conversation }: { conversation: Conversation }) {
         <input
           class="title-input" defaultValue={title} aria-label={t("rename")} onBlur={done} ref={(input) => input?.select()}
           onKeyDown={(event) => {
-            if (event.key === "Enter") event.currentTarget.blur();
-            if (event.key === "Escape") editing.value = false;
+            if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
+            event.stopPropagation();
+            if (event.key === "Escape") event.currentTarget.value = title; // going away takes what is typed
+            byKey.current = true;
+            event.currentTarget.blur();
           }}
         />
       </li>
@@ -70,7 +79,7 @@ function Entry({ conversation }: { conversation: Conversation }) {
   }
   return (
     <li class={shown ? "entry shown" : "entry"}>
-      <button type="button" class="entry-open" onClick={open} aria-current={shown ? "true" : undefined} title={title}>{title || t("untitled")}</button>
+      <button type="button" class="entry-open" ref={opener} onClick={open} aria-current={shown ? "true" : undefined} title={title}>{title || t("untitled")}</button>
       <span class="entry-actions">
         <IconButton icon="edit" label={t("rename")} onClick={() => (editing.value = true)} size={15} />
         <IconButton icon="save" label={t("export")} onClick={() => download("rhizome-chat.json", exported([conversation]))} size={15} />

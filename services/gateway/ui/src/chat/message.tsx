@@ -1,11 +1,14 @@
 /** One message, and what can be done with it. */
 
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { useSignal } from "@preact/signals";
+import { Guard } from "../shell/guard";
 import { memo } from "../shell/memo";
 import { CopyButton, IconButton } from "../shell/controls";
 import { Icon, Mark } from "../shell/icons";
 import { Markdown } from "../markdown/markdown";
 import { t, type TextKey } from "../text";
+import { focusWanted } from "./composer";
 import { alternatives, type Conversation, type Message, type ToolCall } from "./conversation";
 import { FiguresLine } from "./figures";
 import { answers, edit, regenerate, reply, showBranch } from "./talk";
@@ -16,7 +19,12 @@ interface MessageProps {
   last: boolean;
 }
 
+/** A message that cannot be drawn is shown as it was written, and the others live on. */
 export function MessageView(props: MessageProps) {
+  return <Guard text={props.message.content}><MessageOfRole {...props} /></Guard>;
+}
+
+function MessageOfRole(props: MessageProps) {
   const { message } = props;
   if (message.role === "user") return <Question {...props} />;
   if (message.role === "tool") return <ToolResult message={message} />;
@@ -25,23 +33,33 @@ export function MessageView(props: MessageProps) {
 
 function Question({ conversation, message }: MessageProps) {
   const draft = useSignal<string | null>(null);
+  const article = useRef<HTMLElement>(null);
+  const cancelled = useRef(false);
+  useLayoutEffect(() => {
+    if (cancelled.current) article.current?.querySelector<HTMLElement>(".edit")?.focus();
+    cancelled.current = false;
+  }, [draft.value === null]);
   if (draft.value !== null)
     return (
       <EditBox
         text={draft.value}
-        onCancel={() => (draft.value = null)}
+        onCancel={() => {
+          cancelled.current = true;
+          draft.value = null;
+        }}
         onDone={(text) => {
           draft.value = null;
+          focusWanted.value++;
           if (text.trim()) edit(message, text);
         }}
       />
     );
   return (
-    <article class="question" aria-label={t("you")}>
+    <article class="question" aria-label={t("you")} ref={article}>
       <div class="bubble">{message.content}</div>
       <div class="actions">
         <Branches conversation={conversation} message={message} />
-        <IconButton icon="edit" label={t("edit")} onClick={() => (draft.value = message.content)} />
+        <IconButton icon="edit" label={t("edit")} class="edit" onClick={() => (draft.value = message.content)} />
         <CopyButton text={() => message.content} />
       </div>
     </article>
@@ -50,8 +68,15 @@ function Question({ conversation, message }: MessageProps) {
 
 function EditBox({ text, onDone, onCancel }: { text: string; onDone: (text: string) => void; onCancel: () => void }) {
   const draft = useSignal(text);
+  const area = useRef<HTMLTextAreaElement>(null);
+  useLayoutEffect(() => area.current?.focus(), []);
   const onKey = (event: KeyboardEvent): void => {
-    if (event.key === "Escape") onCancel();
+    // Escape ends a word of Chinese input before it ends the edit, and an edit before an answer.
+    if (event.isComposing) return;
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      onCancel();
+    }
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onDone(draft.value);
   };
   return (
@@ -59,7 +84,7 @@ function EditBox({ text, onDone, onCancel }: { text: string; onDone: (text: stri
       <textarea
         aria-label={t("edit")} value={draft.value} rows={Math.min(12, text.split("\n").length + 1)}
         onInput={(event) => (draft.value = event.currentTarget.value)} onKeyDown={onKey}
-        ref={(area) => area?.focus()}
+        ref={area}
       />
       <div class="row end">
         <button type="button" class="quiet" onClick={onCancel}>{t("cancel")}</button>
@@ -73,13 +98,17 @@ function AnswerView({ conversation, message, last }: MessageProps) {
   const running = answers.value.get(message.id);
   running?.version.value; // drawn again as it grows
   const shown = running ? running.message : message;
+  const again = (): void => {
+    focusWanted.value++; // this button goes away
+    regenerate(conversation.id, message);
+  };
   const waiting = running !== undefined && !shown.content && !shown.reasoning && !shown.calls?.length;
   return (
     <article class={running ? "answer writing" : "answer"} aria-label={shown.model ?? t("model")} aria-busy={running !== undefined}>
       <div class="answer-mark"><Mark size={24} /></div>
       <div class="answer-body">
-        {shown.reasoning && <Reasoning text={shown.reasoning} open={running !== undefined && !shown.content} />}
-        {waiting && <div class="waiting" role="status" aria-label={t("waiting")}><i /><i /><i /></div>}
+        {shown.reasoning && <Reasoning text={shown.reasoning} thinking={running !== undefined && !shown.content} />}
+        {waiting && <div class="waiting" role="img" aria-label={t("waiting")}><i /><i /><i /></div>}
         {shown.content && <Text text={shown.content} />}
         {shown.calls?.map((call) => <Call key={call.id} call={call} />)}
         {shown.error && <p class="failure" role="alert">{shown.error}</p>}
@@ -90,7 +119,7 @@ function AnswerView({ conversation, message, last }: MessageProps) {
           {!running && (
             <div class="actions">
               <Branches conversation={conversation} message={message} />
-              <IconButton icon="again" label={t("regenerate")} onClick={() => regenerate(conversation.id, message)} />
+              <IconButton icon="again" label={t("regenerate")} onClick={again} />
               <CopyButton text={() => message.content} />
             </div>
           )}
@@ -100,20 +129,23 @@ function AnswerView({ conversation, message, last }: MessageProps) {
   );
 }
 
-const Text = memo(({ text }: { text: string }) => <Markdown text={text} />);
+const Text = memo(({ text }: { text: string }) => <Guard text={text}><Markdown text={text} /></Guard>);
 
-const ENDINGS: Record<string, TextKey> = { length: "endLength", stopped: "endStopped", cut: "endCut", content_filter: "endCut" };
+const ENDINGS = new Map<string | undefined, TextKey>([
+  ["length", "endLength"], ["stopped", "endStopped"], ["cut", "endCut"], ["content_filter", "endCut"],
+]);
 
 function Ending({ finish }: { finish: string | undefined }) {
-  const key = finish === undefined ? undefined : ENDINGS[finish];
+  const key = ENDINGS.get(finish);
   return key ? <p class="ending">{t(key)}</p> : null;
 }
 
-function Reasoning({ text, open }: { text: string; open: boolean }) {
+/** While the model thinks its last lines are shown; so little folds away when the answer begins. */
+function Reasoning({ text, thinking }: { text: string; thinking: boolean }) {
   return (
-    <details class="reasoning" open={open}>
-      <summary><Icon name="thought" size={15} /> {open ? t("thinking") : t("thought")}</summary>
-      <Markdown text={text} />
+    <details class={thinking ? "reasoning thinking" : "reasoning"} open={thinking}>
+      <summary><Icon name="thought" size={15} /> {thinking ? t("thinking") : t("thought")}</summary>
+      <div class="thoughts" tabIndex={0} role="group" aria-label={t("thought")}><Text text={text} /></div>
     </details>
   );
 }

@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { chosenModel, samplingFields, systemPrompt } from "../settings/sampling";
+import { keyNeeded, keyWanted } from "../api/client";
 import { models } from "../api/models";
 import { t } from "../text";
 import { Answer } from "./answer";
@@ -60,8 +61,8 @@ export function showBranch(conversationId: string, message: Message): void {
 function usable(): boolean {
   try {
     samplingFields();
-    problem.value = "";
-    return true;
+    problem.value = missing();
+    return !problem.value;
   } catch (error) {
     problem.value = t("errorSettings", { what: error instanceof Error ? error.message : "" });
     return false;
@@ -91,6 +92,13 @@ async function answer(conversationId: string, parent: string): Promise<void> {
   clearInterval(keeping);
   await keep();
   ended(empty.id);
+}
+
+/** What keeps everybody from asking: there is no model, or none without a key. */
+function missing(): string {
+  if (chosenModel.value || models.value.length) return "";
+  keyWanted.value = keyNeeded.value;
+  return keyNeeded.value ? t("errorNoKey") : t("errorNoModel");
 }
 
 function asSent(message: Message): Record<string, unknown> {

@@ -20,6 +20,10 @@ const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:([ \t]+)(.*)|[ \t]*)$/;
+/** A formula has no more lines; so many open ones take no more time than few. */
+const MOST_LINES = 200;
+/** Wider ones are no tables: a browser's time for one goes by rows times columns. */
+const MOST_COLUMNS = 64;
 const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
 /** Split a text; raw texts of paragraphs, headings, code and math are their contents without the marks. */
@@ -70,7 +74,7 @@ function math(lines: string[], at: number): Found {
   const [open, close] = first.startsWith("$$") ? ["$$", "$$"] : first.startsWith("\\[") ? ["\\[", "\\]"] : ["", ""];
   if (!open || !close) return undefined;
   const content: string[] = [];
-  for (let next = at; next < lines.length; next++) {
+  for (let next = at; next < Math.min(lines.length, at + MOST_LINES); next++) {
     const line = next === at ? first.slice(2) : (lines[next] as string).trimEnd();
     if (line.trimEnd().endsWith(close)) {
       content.push(line.trimEnd().slice(0, -2));
@@ -131,7 +135,8 @@ function list(lines: string[], at: number): Found {
       if (following === undefined) break;
       const further = following.length - following.trimStart().length;
       if (further < inside && ITEM.exec(following)?.[2]!.slice(-1) !== mark) break;
-      item.push("");
+      for (; next < after; next++) item.push("");
+      next--;
     } else if (indent >= inside) {
       item.push(line.slice(inside));
     } else if (item.at(-1) !== "" && !begins && !FENCE.test(line) && !HEADING.test(line) && !RULE.test(line)) {
@@ -152,12 +157,11 @@ function table(lines: string[], at: number): Found {
     const [left, right] = [cell.startsWith(":"), cell.endsWith(":")];
     return left && right ? "center" : right ? "right" : left ? "left" : undefined;
   });
-  if (names.length !== aligns.length) return undefined;
+  if (names.length !== aligns.length || names.length > MOST_COLUMNS) return undefined;
   const rows: string[][] = [];
   let next = at + 2;
   for (; next < lines.length && (lines[next] as string).includes("|"); next++) {
-    const row = cells(lines[next] as string).slice(0, names.length);
-    rows.push([...row, ...Array<string>(names.length - row.length).fill("")]);
+    rows.push(cells(lines[next] as string).slice(0, names.length));
   }
   return [{ kind: "table", raw: lines.slice(at, next).join("\n"), head: names, aligns, rows }, next];
 }

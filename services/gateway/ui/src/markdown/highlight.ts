@@ -4,6 +4,8 @@
  * Code that grows is read on from where it was: finished lines are kept in pieces that do not change.
  */
 
+import { table } from "./symbols";
+
 export type Kind = "comment" | "string" | "number" | "keyword" | "name" | "tag" | "plain";
 export type Token = readonly [Kind, string];
 
@@ -64,7 +66,7 @@ const MARKUP: Family = {
   keywords: new Set(),
 };
 const STYLE: Family = {
-  pattern: /(?<comment>\/\*[\s\S]*?(?:\*\/|$))|(?<string>"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)|(?<number>#[\da-fA-F]{3,8}\b|-?\d[\d.]*(?:%|[a-z]+)?)|(?<tag>[@.#&]?[A-Za-z_-][\w-]*(?=[^;{}]*\{))|(?<word>[A-Za-z_-][\w-]*)|(?<plain>\s+|[^\sA-Za-z_-])/gy,
+  pattern: /(?<comment>\/\*[\s\S]*?(?:\*\/|$))|(?<string>"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)|(?<number>#[\da-fA-F]{3,8}\b|-?\d[\d.]*(?:%|[a-z]+)?)|(?<tag>[@.#&]?[A-Za-z_-][\w-]*(?=[^;{}]{0,200}\{))|(?<word>[A-Za-z_-][\w-]*)|(?<plain>\s+|[^\sA-Za-z_-])/gy,
   keywords: new Set(["important", "auto", "none", "inherit", "initial"]),
 };
 const DIFF: Family = {
@@ -72,9 +74,7 @@ const DIFF: Family = {
   keywords: new Set(),
 };
 
-const FAMILIES: Record<string, Family> = {
-  diff: DIFF, patch: DIFF, sql: SQL, css: STYLE, scss: STYLE, less: STYLE,
-};
+const FAMILIES = table<Family>({ diff: DIFF, patch: DIFF, sql: SQL, css: STYLE, scss: STYLE, less: STYLE });
 for (const name of ["js", "javascript", "jsx", "ts", "typescript", "tsx", "mjs", "json", "json5", "jsonc"]) FAMILIES[name] = SCRIPT;
 for (const name of ["py", "python", "python3", "pycon"]) FAMILIES[name] = PYTHON;
 for (const name of ["sh", "bash", "shell", "zsh", "console", "dockerfile", "make", "makefile"]) FAMILIES[name] = SHELL;

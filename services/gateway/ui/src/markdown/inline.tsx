@@ -186,8 +186,10 @@ class Inline {
   }
 
   private lineEnd(): boolean {
-    const hard = / {2,}$/.test(this.text);
-    this.text = this.text.trimEnd();
+    // Looked up in the source: the text so far grows with every line, and looking at it takes as long as it is.
+    const spaced = this.source[this.at - 1] === " ";
+    const hard = spaced && this.source[this.at - 2] === " ";
+    if (spaced) this.text = this.text.trimEnd();
     if (hard) return this.add(<br />, this.at + 1);
     this.text += "\n";
     this.at++;

@@ -125,6 +125,7 @@ class Row extends Component<{ row: string[]; aligns: (string | undefined)[] }> {
         {row.map((cell, column) => (
           <td key={column} class={aligns[column] ? `align-${aligns[column]}` : undefined}>{inline(cell)}</td>
         ))}
+        {row.length < aligns.length && <td colSpan={aligns.length - row.length} />}
       </tr>
     );
   }

@@ -1,7 +1,10 @@
 /** Names of TeX and the characters that they stand for. */
 
+/** A table without a prototype: `constructor` and the like are no names in it. */
+export const table = <T>(entries: Record<string, T>): Record<string, T> => Object.assign(Object.create(null), entries);
+
 const pairs = (text: string): Record<string, string> =>
-  Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split("=", 2) as [string, string]));
+  table(Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split("=", 2) as [string, string])));
 
 /** Letters and other things that stand for themselves. */
 export const LETTERS = pairs(`
@@ -19,7 +22,7 @@ export const OPERATORS = pairs(`
   in=∈ notin=∉ ni=∋ subset=⊂ subseteq=⊆ supset=⊃ supseteq=⊇ to=→ rightarrow=→ leftarrow=← gets=← Rightarrow=⇒ Leftarrow=⇐
   leftrightarrow=↔ Leftrightarrow=⇔ iff=⟺ implies=⟹ mapsto=↦ longrightarrow=⟶ uparrow=↑ downarrow=↓ hookrightarrow=↪
   rightharpoonup=⇀ mid=∣ parallel=∥ perp=⊥ models=⊨ vdash=⊢ forall=∀ exists=∃ nexists=∄ neg=¬ lnot=¬ therefore=∴ because=∵
-  colon=: vert=| Vert=‖ langle=⟨ rangle=⟩ lfloor=⌊ rfloor=⌋ lceil=⌈ rceil=⌉ lbrace={ rbrace=} backslash=\\ triangleq=≜
+  colon=: vert=| Vert=‖ lvert=| rvert=| lVert=‖ rVert=‖ langle=⟨ rangle=⟩ lfloor=⌊ rfloor=⌋ lceil=⌈ rceil=⌉ lbrace={ rbrace=} backslash=\\ triangleq=≜
 `);
 OPERATORS["|"] = "‖";
 
@@ -40,17 +43,20 @@ export const ACCENTS = pairs(
 export const UNDER = pairs("underline=_ underbrace=⏟");
 
 /** Widths in em. */
-export const SPACES: Record<string, number> = {
+export const SPACES: Record<string, number> = table({
   ",": 0.167, ":": 0.222, ">": 0.222, ";": 0.278, "!": -0.167, " ": 0.25, "~": 0.25, quad: 1, qquad: 2, enspace: 0.5, thinspace: 0.167,
-};
+});
+
+/** Arrows that grow with what is written on them. */
+export const ARROWS = pairs("xrightarrow=→ xleftarrow=← xleftrightarrow=↔ xRightarrow=⇒ xLeftarrow=⇐ xmapsto=↦");
 
 /** Alphabets: where capitals, small letters and digits of each begin in Unicode, and the exceptions. */
-const ALPHABETS: Record<string, { upper: number; lower: number; digit?: number; but?: Record<string, string> }> = {
+const ALPHABETS = table<{ upper: number; lower: number; digit?: number; but?: Record<string, string> }>({
   mathbb: { upper: 0x1d538, lower: 0x1d552, digit: 0x1d7d8, but: pairs("C=ℂ H=ℍ N=ℕ P=ℙ Q=ℚ R=ℝ Z=ℤ") },
   mathcal: { upper: 0x1d49c, lower: 0x1d4b6, but: pairs("B=ℬ E=ℰ F=ℱ H=ℋ I=ℐ L=ℒ M=ℳ R=ℛ e=ℯ g=ℊ o=ℴ") },
   mathfrak: { upper: 0x1d504, lower: 0x1d51e, but: pairs("C=ℭ H=ℌ I=ℑ R=ℜ Z=ℨ") },
   mathbf: { upper: 0x1d400, lower: 0x1d41a, digit: 0x1d7ce },
-};
+});
 ALPHABETS.mathscr = ALPHABETS.mathcal!;
 ALPHABETS.boldsymbol = ALPHABETS.mathbf!;
 ALPHABETS.bm = ALPHABETS.mathbf!;

@@ -6,17 +6,23 @@
 
 import type { ComponentChild } from "preact";
 import {
-  ACCENTS, FUNCTIONS, INTEGRALS, LARGE, LETTERS, OPERATORS, SPACES, UNDER, WITH_LIMITS, inAlphabet, isAlphabet,
+  ACCENTS, ARROWS, FUNCTIONS, INTEGRALS, LARGE, LETTERS, OPERATORS, SPACES, UNDER, WITH_LIMITS, inAlphabet, isAlphabet, table,
 } from "./symbols";
 
 const TOKEN = /\\[A-Za-z]+\*?|\\[\s\S]|[\s\S]/gu;
 const LONGEST = 10_000;
-const DEEPEST = 60;
-const BRACKETS: Record<string, [string, string]> = {
+/** Things within things: a group counts, and so does what a command stands before. */
+const DEEPEST = 100;
+const BRACKETS = table<[string, string]>({
   matrix: ["", ""], pmatrix: ["(", ")"], bmatrix: ["[", "]"], Bmatrix: ["{", "}"], vmatrix: ["|", "|"],
   Vmatrix: ["‖", "‖"], cases: ["{", ""], array: ["", ""], smallmatrix: ["", ""],
-};
-const LINES = new Set(["aligned", "align", "align*", "gathered", "gather", "gather*", "split", "equation", "equation*"]);
+});
+const LINES = new Set(["aligned", "align", "align*", "gathered", "gather", "gather*", "split", "equation", "equation*", "alignedat", "alignat", "alignat*"]);
+/** Environments with an argument that says how the columns stand. */
+const WITH_COLUMNS = /^array$|^align(ed)?at/;
+const MOST_COLUMNS = 64;
+const COLOUR = /^(#[\da-f]{3}|#[\da-f]{6}|[a-z]{3,20})$/i;
+const WIDTH = /^\s*-?\d{0,2}(\.\d{1,4})?\s*(em|ex|pt|px|cm|mm|in)\s*$/;
 
 // "false" is a value in MathML, so these are texts.
 const RIGID: object = { stretchy: "false" };
@@ -32,9 +38,9 @@ export function texToMathml(tex: string): ComponentChild[] | null {
   if (tex.length > LONGEST) return null;
   try {
     return new Tex(tex).all();
-  } catch (error) {
-    if (error instanceof Unknown) return null;
-    throw error;
+  } catch {
+    // A formula must not take the message with it, whatever is wrong with it.
+    return null;
   }
 }
 
@@ -42,6 +48,8 @@ class Tex {
   private readonly tokens: string[];
   private at = 0;
   private deep = 0;
+  /** What ends the row that is being read. */
+  private ends: (token: string) => boolean = () => false;
 
   constructor(source: string) {
     this.tokens = source.replace(/(^|[^\\])%[^\n]*/g, "$1").match(TOKEN) ?? [];
@@ -55,7 +63,8 @@ class Tex {
 
   /** Everything up to a token at which `ends` says so, which is not taken. */
   private row(ends: (token: string) => boolean): ComponentChild[] {
-    if (++this.deep > DEEPEST) throw new Unknown();
+    const outer = this.ends;
+    this.ends = ends;
     const found: ComponentChild[] = [];
     while (this.at < this.tokens.length && !ends(this.peek())) {
       if (/^\s$/.test(this.peek())) this.at++;
@@ -65,7 +74,7 @@ class Tex {
       } else if (this.peek() === "}") throw new Unknown();
       else found.push(this.scripted());
     }
-    this.deep--;
+    this.ends = outer;
     return found;
   }
 
@@ -89,6 +98,7 @@ class Tex {
     const base = this.thing();
     let limits = name in LARGE || WITH_LIMITS.has(name) || name === "underbrace" || name === "overbrace";
     let [below, above]: [ComponentChild, ComponentChild] = [undefined, undefined];
+    let primes = "";
     for (;;) {
       this.skipSpace();
       const token = this.peek();
@@ -102,11 +112,11 @@ class Tex {
         this.at++;
         above = this.argument();
       } else if (token === "'" && above === undefined) {
-        let primes = "";
-        for (; this.peek() === "'"; this.at++) primes += "′";
-        above = <mo>{primes}</mo>;
+        primes += "′";
+        this.at++;
       } else break;
     }
+    if (primes) above = above === undefined ? <mo>{primes}</mo> : <mrow><mo>{primes}</mo>{above}</mrow>;
     if (below !== undefined && above !== undefined)
       return limits ? <munderover>{base}{below}{above}</munderover> : <msubsup>{base}{below}{above}</msubsup>;
     if (below !== undefined) return limits ? <munder>{base}{below}</munder> : <msub>{base}{below}</msub>;
@@ -127,7 +137,13 @@ class Tex {
   }
 
   private thing(): ComponentChild {
-    const token = this.take();
+    if (++this.deep > DEEPEST) throw new Unknown();
+    const found = this.read(this.take());
+    this.deep--;
+    return found;
+  }
+
+  private read(token: string): ComponentChild {
     if (token === "{") return this.group();
     if (token.startsWith("\\")) return this.command(token.slice(1));
     if (/^\d$/.test(token)) {
@@ -144,12 +160,13 @@ class Tex {
 
   private command(name: string): ComponentChild {
     if (LETTERS[name]) return <mi mathvariant={/^[A-Z]|^(infty|emptyset)/.test(name) ? "normal" : undefined}>{LETTERS[name]}</mi>;
-    if (OPERATORS[name]) return <mo>{OPERATORS[name]}</mo>;
+    if (OPERATORS[name]) return <mo {...(/^[lr]vert$/i.test(name) ? RIGID : {})}>{OPERATORS[name]}</mo>;
     if (LARGE[name]) return <mo {...BIG}>{LARGE[name]}</mo>;
     if (INTEGRALS[name]) return <mo {...BIG}>{INTEGRALS[name]}</mo>;
     if (FUNCTIONS.has(name)) return <mi mathvariant="normal">{name.replace(/^arg(?=m)/, "arg ").replace(/^lim(?=[si])/, "lim ")}</mi>;
     if (SPACES[name] !== undefined) return <mspace width={`${SPACES[name]}em`} />;
     if (ACCENTS[name]) return <mover {...ACCENT}>{this.argument()}<mo>{ACCENTS[name]}</mo></mover>;
+    if (ARROWS[name]) return this.arrow(ARROWS[name]);
     if (UNDER[name]) return <munder>{this.argument()}<mo>{UNDER[name]}</mo></munder>;
     if (isAlphabet(name)) return <mi mathvariant="normal">{inAlphabet(name, this.text())}</mi>;
     if ("{}%$&#_".includes(name)) return <mo {...RIGID}>{name}</mo>;
@@ -181,6 +198,21 @@ class Tex {
         return this.environment();
       case "boxed":
         return <menclose notation="box">{this.argument()}</menclose>;
+      case "cancel":
+        return <menclose notation="updiagonalstrike">{this.argument()}</menclose>;
+      case "phantom":
+        return <mphantom>{this.argument()}</mphantom>;
+      case "color":
+      case "textcolor":
+        return this.coloured(name === "color");
+      case "substack":
+        return this.substack();
+      case "hspace":
+      case "hspace*": {
+        const width = this.text();
+        if (!WIDTH.test(width)) throw new Unknown();
+        return <mspace width={width.replace(/\s/g, "")} />;
+      }
       case "overset":
       case "stackrel": {
         const above = this.argument();
@@ -209,6 +241,38 @@ class Tex {
     }
     if (/^([bB]igg?[lrm]?|middle)$/.test(name)) return this.bracket();
     throw new Unknown();
+  }
+
+  /** `\color{red} …` goes on to the end of the group; with a group behind it, that group is meant. */
+  private coloured(mayGoOn: boolean): ComponentChild {
+    const colour = this.text();
+    if (!COLOUR.test(colour)) throw new Unknown();
+    this.skipSpace();
+    const group = !mayGoOn || this.peek() === "{";
+    return <mrow {...{ mathcolor: colour }}>{group ? this.argument() : this.row(this.ends)}</mrow>;
+  }
+
+  private arrow(sign: string): ComponentChild {
+    this.skipSpace();
+    let below: ComponentChild;
+    if (this.peek() === "[") {
+      this.take();
+      below = <mrow>{this.row((token) => token === "]")}</mrow>;
+      this.take();
+    }
+    const shaft = <mo {...GROWING}>{sign}</mo>;
+    const above = <mrow><mspace width="0.6em" />{this.argument()}<mspace width="0.6em" /></mrow>;
+    return below ? <munderover>{shaft}{below}{above}</munderover> : <mover>{shaft}{above}</mover>;
+  }
+
+  /** Lines below each other, as below a sum. */
+  private substack(): ComponentChild {
+    this.skipSpace();
+    if (this.take() !== "{") throw new Unknown();
+    const lines: ComponentChild[][] = [];
+    do lines.push(this.row((token) => token === "\\\\" || token === "}"));
+    while (this.take() !== "}");
+    return <mtable>{lines.map((line) => <mtr><mtd>{line}</mtd></mtr>)}</mtable>;
   }
 
   private root(): ComponentChild {
@@ -268,22 +332,30 @@ class Tex {
     const name = this.text();
     const brackets = BRACKETS[name];
     if (!brackets && !LINES.has(name)) throw new Unknown();
-    if (name === "array") this.text();
+    if (WITH_COLUMNS.test(name)) this.text();
     const rows: ComponentChild[][][] = [[[]]];
+    const ruled = new Set<ComponentChild[][]>();
     const ends = (token: string): boolean => token === "&" || token === "\\\\" || token === "\\end";
     for (;;) {
+      this.skipSpace();
+      if (this.peek() === "\\hline") {
+        this.take();
+        ruled.add(rows.at(-1)!);
+        continue;
+      }
       rows.at(-1)!.splice(-1, 1, this.row(ends));
       const token = this.take();
-      if (token === "&") rows.at(-1)!.push([]);
-      else if (token === "\\\\") rows.push([[]]);
+      if (token === "&") {
+        if (rows.at(-1)!.push([]) > MOST_COLUMNS) throw new Unknown();
+      } else if (token === "\\\\") rows.push([[]]);
       else break;
     }
     if (this.text() !== name) throw new Unknown();
     const filled = rows.filter((row) => row.some((cell) => cell.length));
     const kind = brackets ? (name === "cases" ? "cases" : "matrix") : "lines";
     const table = (
-      <mtable class={kind} {...(brackets ? {} : DISPLAYED)}>
-        {filled.map((row) => <mtr>{row.map((cell) => <mtd>{cell}</mtd>)}</mtr>)}
+      <mtable class={ruled.has(rows.at(-1)!) ? `${kind} closed` : kind} {...(brackets ? {} : DISPLAYED)}>
+        {filled.map((row) => <mtr class={ruled.has(row) ? "ruled" : undefined}>{row.map((cell) => <mtd>{cell}</mtd>)}</mtr>)}
       </mtable>
     );
     if (!brackets) return table;

@@ -1,6 +1,6 @@
 /** Every setting of a request, as the API has them: one table for the form, its help and the request. */
 
-import type { TextKey } from "../text";
+import { t, type TextKey } from "../text";
 import { stored } from "./stored";
 
 export interface NumberSetting {
@@ -15,7 +15,7 @@ export interface NumberSetting {
 
 export interface TextSetting {
   name: string;
-  kind: "lines" | "numbers" | "biases" | "word" | "flag";
+  kind: "lines" | "numbers" | "biases" | "word" | "tool" | "flag";
   help: TextKey;
 }
 
@@ -50,7 +50,10 @@ export const FURTHER: Setting[] = [
   { name: "ignore_eos", kind: "flag", help: "helpIgnoreEos" },
   { name: "include_stop_str_in_output", kind: "flag", help: "helpIncludeStop" },
   { name: "skip_special_tokens", kind: "flag", help: "helpSpecial" },
+  { name: "tool_choice", kind: "tool", help: "helpToolChoice" },
+  { name: "parallel_tool_calls", kind: "flag", help: "helpParallel" },
 ];
+const OF_TOOLS = ["tool_choice", "parallel_tool_calls"];
 
 /** What the user typed, by setting; an absent or empty one is left to the model. */
 export const chosen = stored<Record<string, string>>("sampling", {});
@@ -93,8 +96,20 @@ function valueOf(setting: Setting, text: string): unknown {
       );
     case "word":
       return text;
+    case "tool": {
+      const word = text.trim();
+      return /^(auto|none|required)$/.test(word) ? word : { type: "function", function: { name: word } };
+    }
     case "flag":
       return text === "true";
+  }
+}
+
+function parsed(name: TextKey, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new SyntaxError(`${t(name)}: ${error instanceof Error ? error.message : ""}`);
   }
 }
 
@@ -106,9 +121,11 @@ export function samplingFields(): Record<string, unknown> {
     if (text !== undefined && text.trim() !== "") fields[setting.name] = valueOf(setting, text);
   }
   if (answerSchema.value.trim()) {
-    const schema: unknown = JSON.parse(answerSchema.value);
+    const schema = parsed("schema", answerSchema.value);
     fields.response_format = { type: "json_schema", json_schema: { name: "answer", strict: true, schema } };
   }
-  if (tools.value.trim()) fields.tools = JSON.parse(tools.value);
+  if (tools.value.trim()) fields.tools = parsed("tools", tools.value);
+  // The gateway refuses to hear of tools where there are none.
+  else for (const name of OF_TOOLS) delete fields[name];
   return fields;
 }

@@ -2,7 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { apiKey, keyRemembered, setKey } from "../api/key";
-import { keyWanted } from "../api/client";
+import { keyNeeded, keyRefused, keyWanted } from "../api/client";
 import { model, models, refreshModels } from "../api/models";
 import { Sheet } from "../shell/controls";
 import { settingsOpen } from "../shell/view";
@@ -64,7 +64,7 @@ export function ModelSelect() {
   return (
     <select aria-label={t("model")} value={model.value?.id ?? ""} onChange={(event) => (chosenModel.value = event.currentTarget.value)} disabled={!models.value.length}>
       {models.value.map(({ id }) => <option key={id} value={id}>{id}</option>)}
-      {!models.value.length && <option value="">{t("noModel")}</option>}
+      {!models.value.length && <option value="">{keyNeeded.value ? t("keyMissing") : t("noModel")}</option>}
     </select>
   );
 }
@@ -86,7 +86,7 @@ function SettingField({ setting }: { setting: Setting }) {
         </select>
       ) : kind === "number" || kind === "whole" ? (
         <NumberField setting={setting as NumberSetting} text={text} placeholder={placeholder} fallback={fallback} onInput={set} />
-      ) : kind === "word" ? (
+      ) : kind === "word" || kind === "tool" ? (
         <input id={`setting-${name}`} value={text} placeholder={placeholder} onInput={(event) => set(event.currentTarget.value)} />
       ) : (
         <textarea id={`setting-${name}`} rows={2} value={text} placeholder={placeholder} onInput={(event) => set(event.currentTarget.value)} />
@@ -156,8 +156,11 @@ export function KeyForm() {
   const save = (event: Event): void => {
     event.preventDefault();
     setKey(typed.value, remember.value);
-    keyWanted.value = false;
-    void refreshModels();
+    keyRefused.value = false;
+    // Whether it is taken is known when something was asked with it.
+    void refreshModels().then(() => {
+      if (!keyRefused.value) keyWanted.value = false;
+    });
   };
   return (
     <form class="key-form" onSubmit={save}>
@@ -165,9 +168,10 @@ export function KeyForm() {
         <legend>{t("apiKey")}</legend>
         <label class="field">
           <span>{t("apiKey")}</span>
-          <input type="password" autocomplete="off" value={typed.value} placeholder="sk-…" onInput={(event) => (typed.value = event.currentTarget.value)} />
+          <input type="password" autocomplete="off" value={typed.value} aria-invalid={keyRefused.value} placeholder="sk-…" onInput={(event) => (typed.value = event.currentTarget.value)} />
           <small>{t("helpKey")}</small>
         </label>
+        {keyRefused.value && <p class="failure" role="alert">{t("errorKey")}</p>}
         <div class="row">
           <label class="check"><input type="checkbox" checked={remember.value} onChange={(event) => (remember.value = event.currentTarget.checked)} /> {t("remember")}</label>
           <button class="primary">{t("useKey")}</button>
