@@ -4,8 +4,8 @@ import { useEffect } from "preact/hooks";
 import { keyNeeded, keyWanted } from "./api/client";
 import { Chat } from "./chat/chat";
 import { ConversationList, begin } from "./chat/list";
-import { current, shownBranch } from "./chat/store";
-import { answers } from "./chat/talk";
+import { stopIn } from "./chat/running";
+import { current, currentId } from "./chat/store";
 import { ConnectionLight, PulsePanel } from "./pulse/pulse";
 import { RadixView } from "./radix/radix";
 import { KeyForm, ModelSelect, SettingsSheet } from "./settings/sheet";
@@ -89,7 +89,7 @@ function onKey(event: KeyboardEvent): void {
   const field = event.target instanceof Element ? event.target.closest("input, textarea") : null;
   // Escape in another field is meant for that field.
   if (event.key === "Escape" && !document.querySelector("dialog[open]") && (!field || field.closest(".composer"))) {
-    for (const { id } of shownBranch.value) answers.value.get(id)?.stop();
+    stopIn(currentId.value);
     return;
   }
   if (!event.altKey || event.ctrlKey || event.metaKey || (ALT_WRITES && field)) return;

@@ -8,7 +8,7 @@ import { Composer, focusWanted } from "./composer";
 import { Beginning } from "./beginning";
 import { MessageView } from "./message";
 import { current, currentId, shownBranch } from "./store";
-import { answers } from "./talk";
+import { answers } from "./running";
 
 /** So near to the end counts as being there, in pixels. */
 const NEAR = 60;

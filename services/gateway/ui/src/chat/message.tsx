@@ -11,7 +11,8 @@ import { t, type TextKey } from "../text";
 import { focusWanted } from "./composer";
 import { alternatives, type Conversation, type Message, type ToolCall } from "./conversation";
 import { FiguresLine } from "./figures";
-import { answers, edit, regenerate, reply, showBranch } from "./talk";
+import { answers } from "./running";
+import { edit, regenerate, reply, showBranch } from "./talk";
 
 interface MessageProps {
   conversation: Conversation;

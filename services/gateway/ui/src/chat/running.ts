@@ -19,7 +19,3 @@ export function ended(id: string): void {
 export function stopIn(conversationId: string): void {
   for (const one of answers.value.values()) if (one.conversationId === conversationId) one.stop();
 }
-
-export function stopAll(): void {
-  for (const one of answers.value.values()) one.stop();
-}

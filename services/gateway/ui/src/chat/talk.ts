@@ -10,8 +10,6 @@ import { branch, newestEnd, newId, withMessage, type Message } from "./conversat
 import { begun, ended, stopIn } from "./running";
 import { change, conversations, ensureCurrent, loaded } from "./store";
 
-export { answers, stopAll } from "./running";
-
 const KEEP_EVERY_MS = 2000;
 /** What keeps a question from being sent, for people. */
 export const problem = signal("");
