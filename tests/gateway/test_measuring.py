@@ -120,10 +120,14 @@ def test_rates_are_of_the_last_seconds_and_quantiles_of_the_last_minute() -> Non
     figures = activity.until(sample(120, 230, 7))
     assert figures["requests_per_second"] == 3.0  # 30 since 110
     assert figures["tokens_per_second"] == 300.0
-    assert figures["inter_token_latency_ms"] == {"p50": None, "p95": None}  # the slow ones are long ago
+    long_ago = {"count": 0, "p50": None, "p95": None}
+    assert figures["inter_token_latency_ms"] == long_ago  # as the slow ones are
     recent = activity.until(sample(121, 230, 10))["inter_token_latency_ms"]
     assert 25 <= recent["p50"] <= recent["p95"] <= 30
     assert figures["time_to_first_token_ms"]["p50"] is None
+    exact = activity.until(sample(121, 230, 10), [0.125])["time_to_first_token_ms"]
+    assert exact == {"count": 1, "p50": 125.0, "p95": 125.0}  # the one that there was, and no bucket's middle
+    assert activity.until(sample(121, 230, 10), [0.3, 0.1, 0.2])["time_to_first_token_ms"]["p50"] == 200.0
 
 
 def read(*results: int | Exception) -> tuple[Callable, list[int]]:

@@ -61,15 +61,23 @@ class Activity:
         while len(self._samples) > 2 and sample.at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
 
-    def until(self, now: Sample) -> dict[str, Any]:
-        """What happened up to a sample; null where nothing did, or where nobody looked before."""
+    def until(self, now: Sample, first_tokens: Sequence[float] | None = None) -> dict[str, Any]:
+        """What happened up to a sample; null where nothing did, or where nobody looked before.
+
+        Args:
+            now: the sample.
+            first_tokens: the times to the first token of the last minute, in seconds, where they are known
+                one by one; else buckets have to do.
+        """
         before = self._before(now, WINDOW_S)
         return {
             "requests_per_second": self._rate(now, lambda sample: sample.requests),
             "tokens_per_second": self._rate(now, lambda sample: sample.tokens),
             "time_to_first_token_ms": _quantiles(
                 now.first_token, before.first_token if before else None, FIRST_TOKEN_S
-            ),
+            )
+            if first_tokens is None
+            else _exact_quantiles(first_tokens),
             "inter_token_latency_ms": _quantiles(
                 now.inter_token, before.inter_token if before else None, INTER_TOKEN_S
             ),
@@ -93,8 +101,29 @@ def _quantiles(
     counts = list(now)
     if before is not None:
         counts = [count - known for count, known in zip(now, before, strict=True)]
-    found = {name: quantile(share, upper_bounds, counts) for name, share in (("p50", 0.5), ("p95", 0.95))}
-    return {name: None if seconds is None else round(seconds * 1e3, 3) for name, seconds in found.items()}
+    return _shown(int(sum(counts)), lambda share: quantile(share, upper_bounds, counts))
+
+
+def _exact_quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    """The same of values that are known: between the two that are nearest."""
+    ordered = sorted(values)
+
+    def found(share: float) -> float | None:
+        if not ordered:
+            return None
+        place = share * (len(ordered) - 1)
+        lower = ordered[int(place)]
+        return lower + (ordered[math.ceil(place)] - lower) * (place % 1)
+
+    return _shown(len(ordered), found)
+
+
+def _shown(count: int, found: Callable[[float], float | None]) -> dict[str, float | None]:
+    told: dict[str, float | None] = {"count": count}
+    for name, share in (("p50", 0.5), ("p95", 0.95)):
+        seconds = found(share)
+        told[name] = None if seconds is None else round(seconds * 1e3, 3)
+    return told
 
 
 def _sum(named: Mapping[str, Metric], name: str, suffix: str) -> float:

@@ -7,6 +7,7 @@ sorts its gaps into buckets of its own, and hands them over every few dozen arri
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -18,6 +19,7 @@ from rhizome_gateway.metrics.tenants import TenantMeter
 from rhizome_telemetry.semconv import PROVIDER_NAME
 
 _TOKENS_PER_FLUSH = 32
+_FIRST_TOKENS_KEPT = 2048
 _OPERATION = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
 
@@ -68,6 +70,15 @@ class GenerationInstruments:
         self.answers = counter("answers", "Answers that ended, by why.", "finish_reason")
 
         self._of_models: dict[tuple[str, str], ModelInstruments] = {}
+        self._first_tokens: deque[tuple[float, float]] = deque(maxlen=_FIRST_TOKENS_KEPT)
+
+    def first_token(self, now: float, seconds: float) -> None:
+        """Keep one time to the first token: a bucket of few values says little about them."""
+        self._first_tokens.append((now, seconds))
+
+    def first_tokens_since(self, began: float) -> list[float]:
+        """Times to the first token, in seconds, of this process alone and not without end."""
+        return [seconds for at, seconds in self._first_tokens.copy() if at >= began]
 
     @property
     def activity(self) -> Sequence[MetricWrapperBase]:
@@ -101,6 +112,11 @@ class ModelInstruments:
         self.cache_hit_tokens = instruments.cache_hit_tokens.labels(model)
         self.generated_tokens = instruments.generated_tokens.labels(model)
         self.reasoning_tokens = instruments.reasoning_tokens.labels(model)
+
+    def first_token(self, now: float, seconds: float) -> None:
+        """The first token of a request arrived."""
+        self.first_token_seconds.observe(seconds)
+        self._all.first_token(now, seconds)
 
     def ended(self, error: str, seconds: float) -> None:
         """A request ended."""
@@ -142,7 +158,7 @@ class GenerationMeter:
         """Tokens arrived; only the first of all choices count."""
         if not self._started:
             self._started = True
-            self.instruments.first_token_seconds.observe(now - self._arrived)
+            self.instruments.first_token(now, now - self._arrived)
 
     def observe_prompts(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """Prompts were taken: all their tokens, and those of them that the prefix cache held."""

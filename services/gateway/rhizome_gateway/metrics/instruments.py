@@ -155,6 +155,10 @@ class GatewayMetrics:
             return list(self._counted())
         return [family for metric in self._generations.activity for family in metric.collect()]
 
+    def first_tokens_since(self, began: float) -> list[float] | None:
+        """Times to the first token one by one, in seconds; None where other workers have some of them."""
+        return None if self.shared else self._generations.first_tokens_since(began)
+
     @property
     def shared(self) -> bool:
         """Whether other workers' numbers are in these."""

@@ -87,9 +87,12 @@ class LiveFigures:
                 "model": None if served is None else served.info.model,
                 "window_seconds": int(WINDOW_S),
             }
-            | ({} if sample is None else self._activity.until(sample)),
+            | ({} if sample is None else self._activity.until(sample, self._first_tokens())),
             "timestamp": int(time.time()),
         }
+
+    def _first_tokens(self) -> list[float] | None:
+        return self._metrics.first_tokens_since(time.monotonic() - WINDOW_S)
 
     async def _read_load(self) -> Load | None:
         try:

@@ -20,6 +20,8 @@ from rhizome.proxy.v1.proxy_service_pb2 import Backend, BackendState
 from rhizome_gateway.engine_session import EngineSession
 from rhizome_gateway.metrics.engine_load import cache_section, engine_section, queue_section
 from rhizome_gateway.metrics.live import LiveFigures
+from rhizome_gateway.page.history import History
+from rhizome_gateway.page.recent import RecentHits, hit_rate
 from rhizome_gateway.page.stack_client import StackClient
 from rhizome_transport.errors import EngineError
 
@@ -27,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 2.0
 _MAX_EVENTS = 100
+_MISSES = 2
+"""A proxy that does not answer so often in a row is gone; once may be a busy machine."""
 LONE_ENGINE = "engine"
 """What a single engine is called, which has no name of its own."""
 
@@ -44,8 +48,8 @@ class Event:
 
     Attributes:
         at: seconds since the epoch.
-        kind: the state that it is in now; `added`, `removed`, `restarted`; `resumed` when answers that it had
-            begun went on elsewhere.
+        kind: the state that it is in now; `added`, `removed`, `restarted`; `unreachable` when nobody can tell
+            its state any more; `resumed` when answers that it had begun went on elsewhere.
         engine: its name.
         reason: why, for people.
         requests: how many answers went on elsewhere.
@@ -73,8 +77,8 @@ class Seen:
     load: Load
     resumed_requests: int = 0
 
-    def shown(self) -> dict[str, Any]:
-        """As JSON."""
+    def shown(self, recent: RecentHits | None) -> dict[str, Any]:
+        """As JSON; `recent` is what its cache did of late."""
         engine, cache, queue = (
             engine_section(self.load),
             cache_section(self.load),
@@ -90,12 +94,13 @@ class Seen:
             "in_flight_requests": self.in_flight_requests,
             "total_requests": self.total_requests,
             "failed_requests": self.failed_requests,
+            "served_requests": engine["completed_requests"],
             "running_requests": engine["running_requests"],
             "waiting_requests": queue["waiting_requests"],
             "tokens_per_second": engine["tokens_per_second"],
             "kv_utilization_percent": cache["kv_utilization_percent"],
             "cached_percent": round(100 * cached / pages, 2) if pages and cached is not None else None,
-            "hit_rate": cache["hit_rate"],
+            "hit_rate": hit_rate([recent] if recent is not None else []),
         }
 
 
@@ -113,7 +118,10 @@ class Fleet:
         self._session = session
         self._live = live
         self._seen: Mapping[str, Seen] = {}
+        self._hits: dict[str, RecentHits] = {}
+        self._history = History()
         self._looked = False
+        self._missed = 0
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._task: asyncio.Task[None] | None = None
 
@@ -132,27 +140,47 @@ class Fleet:
         """The engines as they were at the last look; a lone one is asked for its load only now."""
         if LONE_ENGINE in self._seen:
             self._note([self._lone(await self._live.load())])
-        return [seen.shown() for seen in self._seen.values()]
+        return [seen.shown(self._hits.get(seen.name)) for seen in self._seen.values()]
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, oldest first."""
         return [asdict(event) for event in self._events]
+
+    def history(self, since: float) -> dict[str, list[float | None]]:
+        """The figures after a time, as `History.since`."""
+        return self._history.since(since)
 
     async def look(self) -> None:
         """Look once."""
         try:
             backends = await self._stack.backends()
         except EngineError as error:
+            self._missed += 1
             alone = LONE_ENGINE in self._seen
+            if self._missed < _MISSES and not alone:
+                return
             seen: Sequence[Seen] = (
                 [self._lone()] if alone else [_lost(engine, error) for engine in self._seen.values()]
             )
         else:
-            seen = [self._lone()] if backends is None else [_of_backend(one) for one in backends]
+            self._missed = 0
+            if backends is None:
+                seen = [self._lone(await self._live.load())]
+            else:
+                seen = [_of_backend(one) for one in backends]
         self._note(seen)
+
+    async def sample(self) -> None:
+        """Remember the figures of this moment."""
+        figures = await self._live.read()
+        self._history.add(figures, hit_rate(self._hits.values()))
 
     def _note(self, seen: Sequence[Seen]) -> None:
         after = {one.name: one for one in seen}
+        now = time.monotonic()
+        self._hits = {name: self._hits.get(name) or RecentHits() for name in after}
+        for name, one in after.items():
+            self._hits[name].add(now, one.load)
         if self._looked or not after:
             self._events.extend(_changes(self._seen, after, int(time.time())))
         self._seen = after
@@ -169,11 +197,13 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         while True:
-            try:
-                await self.look()
-            except Exception:  # the page is not worth more than a line in the log
-                _log.exception("looking at the engines failed")
-            await asyncio.sleep(_LOOK_EVERY_S)
+            began = time.monotonic()
+            for one in (self.look, self.sample):
+                try:
+                    await one()
+                except Exception:  # the page is not worth more than a line in the log
+                    _log.exception("looking at the engines failed")
+            await asyncio.sleep(max(_LOOK_EVERY_S / 4, began + _LOOK_EVERY_S - time.monotonic()))
 
 
 def _of_backend(backend: Backend) -> Seen:
@@ -209,8 +239,9 @@ def _changes(before: Mapping[str, Seen], after: Mapping[str, Seen], at: int) -> 
         was = before.get(name)
         if was is None:
             events.append(Event(at, "added", name))
-        elif was.state != now.state and now.state != "unknown":
-            events.append(Event(at, now.state, name, now.reason))
+        elif was.state != now.state:
+            kind = "unreachable" if now.state == "unknown" else now.state
+            events.append(Event(at, kind, name, now.reason))
         elif _restarted(was.load, now.load):
             events.append(Event(at, "restarted", name))
         if was is not None and (more := now.resumed_requests - was.resumed_requests) > 0:

@@ -30,17 +30,21 @@ _LONGEST_TEXT = 4096
 
 
 @router.get("/pulse", summary="How are the engines?", response_class=Response)
-async def pulse(request: Request) -> Response:
-    """The engines, what happened to them, and what the caller may see."""
+async def pulse(request: Request, since: float | None = None) -> Response:
+    """The engines, what happened to them, and what the caller may see; with `since`, the figures after it."""
     fleet: Fleet = request.app.state.fleet
-    return _json(
-        {
-            "engines": await fleet.engines(),
-            "events": fleet.events(),
-            "trace_url": request.app.state.settings.trace_url or None,
-            "admin": caller_of(request.scope).admin,
-        }
-    )
+    stack: StackClient = request.app.state.stack
+    admin = caller_of(request.scope).admin
+    told = {
+        "engines": await fleet.engines(),
+        "events": fleet.events(),
+        "trace_url": request.app.state.settings.trace_url or None,
+        "admin": admin,
+        "cache_text": admin and stack.tells_tokens,
+    }
+    if since is not None:
+        told["history"] = fleet.history(since)
+    return _json(told)
 
 
 @router.get("/cache", summary="What is in the prefix cache?", response_class=Response)

@@ -52,6 +52,11 @@ class StackClient:
             self._cores = client.clients
         self._channel = None if self._cores else open_channel(target, tls=tls, tokens=tokens)
 
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether caches are shown with their tokens: engines tell them over ZeroMQ only."""
+        return bool(self._cores)
+
     async def backends(self) -> list[Backend] | None:
         """The pool of the proxy; None where there is no proxy but an engine.
 

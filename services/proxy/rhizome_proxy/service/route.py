@@ -149,6 +149,7 @@ class Route:
         self._tried: set[str] = set()
         self._refusals: list[EngineError] = []
         self._lost_at: Backend | None = None
+        self._goes_on: tuple[str, EngineError] | None = None
         self._losses = 0
         self._backend = ""
         self._began_at, self._first_byte_at = time.monotonic(), 0.0
@@ -214,6 +215,20 @@ class Route:
         if self.attempt is not None:
             self.attempt.answered()
             self._first_byte_at = self._first_byte_at or time.monotonic()
+            self._count_resume()
+
+    def _count_resume(self) -> None:
+        """An answer went on elsewhere once somebody has taken it; before, nobody may be left who does."""
+        if self._goes_on is None:
+            return
+        (lost, error), self._goes_on = self._goes_on, None
+        self._router.resumed(lost)
+        self._span.add_event(
+            semconv.EVENT_RESUME, {semconv.PICK_BACKEND: lost, semconv.ERROR_TYPE: error.code.name}
+        )
+        _log.info(
+            "a request went on elsewhere: backend %s was lost: %s", lost, error.message, extra=self._ids
+        )
 
     def leave(self, error: EngineError, why: Departure, *, seen: bool = False, possible: bool = True) -> None:
         """End the attempt, so that another engine may take the request or go on with it.
@@ -314,15 +329,8 @@ class Route:
             return
         if not possible or self._losses > limit:
             raise engine_lost(backend, error)
-        router.resumed(backend.name)
+        self._goes_on = self._goes_on or (backend.name, error)
         self._tried = {backend.name}  # those that were full may have room by now
-        self._span.add_event(
-            semconv.EVENT_RESUME, {semconv.PICK_BACKEND: backend.name, semconv.ERROR_TYPE: error.code.name}
-        )
-        reason = error.message
-        _log.info(
-            "a request goes on elsewhere: backend %s was lost: %s", backend.name, reason, extra=self._ids
-        )
 
     def _nobody_left(self) -> EngineError:
         """Say why no engine takes the request, and when to try again."""

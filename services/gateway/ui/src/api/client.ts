@@ -49,7 +49,7 @@ async function json<T>(path: string): Promise<T> {
 }
 
 export const readMetrics = (): Promise<Metrics> => json("/v1/metrics");
-export const readPulse = (): Promise<Pulse> => json("/v1/rhizome/pulse");
+export const readPulse = (since: number): Promise<Pulse> => json(`/v1/rhizome/pulse?since=${since}`);
 export const readCache = (text: boolean): Promise<CacheTrees> =>
   json(`/v1/rhizome/cache${text ? "?text=true" : ""}`);
 

@@ -43,7 +43,9 @@ export interface ModelEntry {
   default_sampling: Record<string, number>;
 }
 
+/** Of so many values. */
 export interface Quantiles {
+  count?: number;
   p50: number | null;
   p95: number | null;
 }
@@ -97,6 +99,7 @@ export interface EngineEntry {
   in_flight_requests: number | null;
   total_requests: number | null;
   failed_requests: number | null;
+  served_requests: number | null;
   running_requests: number | null;
   waiting_requests: number | null;
   tokens_per_second: number | null;
@@ -107,7 +110,7 @@ export interface EngineEntry {
 
 export interface FleetEvent {
   at: number;
-  kind: "ready" | "down" | "ejected" | "draining" | "added" | "removed" | "restarted" | "resumed";
+  kind: "ready" | "unreachable" | "down" | "ejected" | "draining" | "added" | "removed" | "restarted" | "resumed";
   engine: string;
   reason: string;
   requests: number;
@@ -119,6 +122,10 @@ export interface Pulse {
   events: FleetEvent[];
   trace_url: string | null;
   admin: boolean;
+  /** Whether `cache?text=true` can show texts to this caller. */
+  cache_text: boolean;
+  /** The figures after a time, one list for each; only where it was asked for. */
+  history?: Record<string, (number | null)[]>;
 }
 
 export interface CacheNode {

@@ -41,6 +41,7 @@ export function Spark({ figure, second, format, label, least }: SparkProps) {
   };
   const told = pointed.value;
   const value = told?.[figure];
+  const other = second && told?.[second];
   return (
     <div class="spark">
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label={`${label}, ${t("lastMinutes", { count: Math.ceil(span / 60) })}`}
@@ -53,6 +54,7 @@ export function Spark({ figure, second, format, label, least }: SparkProps) {
       {told && (
         <span class="spark-value">
           {new Date(told.at * 1000).toLocaleTimeString([], { hour12: false })} · {value == null ? "–" : format(value)}
+          {other != null && ` · p95 ${format(other)}`}
         </span>
       )}
     </div>

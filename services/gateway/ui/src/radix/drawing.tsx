@@ -1,8 +1,9 @@
 /** The tree as a drawing: roots that fork, thick where much hangs on them, glowing where they were just used. */
 
+import { useSignal } from "@preact/signals";
 import type { CacheNamespace, CacheNode } from "../api/types";
 import { number, t } from "../text";
-import { place, type Placed, type Spacing } from "./layout";
+import { hasRoom, neighbour, place, type Placed, type Spacing } from "./layout";
 
 interface DrawingProps {
   namespace: CacheNamespace;
@@ -13,17 +14,30 @@ interface DrawingProps {
 }
 
 const MARGIN = 14;
-/** Forks of fewer tokens have no number, or numbers would be all that one sees. */
+/** Forks of fewer tokens have a number only where there is room, or numbers would be all that one sees. */
 const LABELLED = 48;
+/** Engines count uses no further. */
+const MOST_USES = 255;
 
 export function Drawing({ namespace, spacing, labels, chosen, onChoose }: DrawingProps) {
   const { nodes, width, height, rootY } = place(namespace, spacing);
   const room = labels ? 150 : 12;
   const [left, top, right, bottom] = [-MARGIN, -4, width + room, height + 4];
   const most = Math.max(1, ...nodes.map(({ below }) => below));
+  // One stop for the Tab key; arrows lead on from there.
+  const visited = useSignal<number | null>(null);
+  const stop = (nodes.find(({ node }) => node.id === (visited.value ?? chosen)) ?? nodes[0])?.node.id;
+  const onKeyDown = (event: KeyboardEvent & { currentTarget: SVGSVGElement }): void => {
+    const from = nodes.find(({ node }) => node.id === stop);
+    const next = from && neighbour(nodes, from, event.key);
+    if (!next) return;
+    event.preventDefault();
+    visited.value = next.node.id;
+    event.currentTarget.querySelector<SVGGElement>(`[data-id="${next.node.id}"]`)?.focus();
+  };
   return (
     <svg class="roots" width={right - left} height={bottom - top} viewBox={`${left} ${top} ${right - left} ${bottom - top}`}
-      role={onChoose ? "group" : "img"} aria-label={t("cacheNodes", { count: nodes.length })}>
+      role={onChoose ? "group" : "img"} aria-label={t("cacheNodes", { count: nodes.length })} {...(onChoose ? { onKeyDown } : {})}>
       <g class="links">
         {nodes.map((placed) => (
           <path key={placed.key} class={`link ${look(placed.node)}`} d={curve(placed)} style={{ strokeWidth: String(1 + 6 * Math.sqrt(placed.below / most)) }} />
@@ -31,7 +45,8 @@ export function Drawing({ namespace, spacing, labels, chosen, onChoose }: Drawin
       </g>
       <circle class="root" r={5} style={{ transform: `translateY(${rootY}px)` }} />
       {nodes.map((placed) => (
-        <Node key={placed.key} placed={placed} labels={labels} chosen={chosen === placed.node.id} onChoose={onChoose} />
+        <Node key={placed.key} placed={placed} chosen={chosen === placed.node.id} reached={stop === placed.node.id} onFocus={() => (visited.value = placed.node.id)}
+          numbered={labels && (placed.leaf || placed.node.tokens >= LABELLED || hasRoom(placed, nodes))} onChoose={onChoose} />
       ))}
     </svg>
   );
@@ -53,7 +68,7 @@ export function look({ uses, idle, locks, pinned }: CacheNode): string {
 export function describe(node: CacheNode): string {
   return [
     t("cacheTokens", { count: number(node.tokens) }),
-    t("cacheUses", { count: node.uses }),
+    t("cacheUses", { count: node.uses >= MOST_USES ? `${MOST_USES}+` : node.uses }),
     node.idle ? t("cacheIdle", { count: number(node.idle) }) : t("cacheNow"),
     node.pinned ? t("cachePinned") : node.locks ? t("cacheLocked", { count: node.locks }) : t("cacheEvictable"),
   ].join(" · ");
@@ -61,12 +76,15 @@ export function describe(node: CacheNode): string {
 
 interface NodeProps {
   placed: Placed;
-  labels: boolean;
+  numbered: boolean;
   chosen: boolean;
+  /** It is where the Tab key comes to. */
+  reached: boolean;
+  onFocus: () => void;
   onChoose: ((id: number) => void) | undefined;
 }
 
-function Node({ placed, labels, chosen, onChoose }: NodeProps) {
+function Node({ placed, numbered, chosen, reached, onFocus, onChoose }: NodeProps) {
   const { node, x, y, leaf } = placed;
   const radius = Math.min(8, 2.5 + Math.sqrt(node.tokens) / 8);
   const choose = onChoose && ((): void => onChoose(node.id));
@@ -78,13 +96,13 @@ function Node({ placed, labels, chosen, onChoose }: NodeProps) {
   };
   const text = node.text ?? number(node.tokens);
   return (
-    <g class={`node ${look(node)}${chosen ? " chosen" : ""}`} {...(choose ? { tabindex: 0, role: "button", "aria-pressed": chosen, onClick: choose, onKeyDown: onKey } : {})}
+    <g class={`node ${look(node)}${chosen ? " chosen" : ""}`} data-id={node.id} {...(choose ? { tabindex: reached ? 0 : -1, onFocus, role: "button", "aria-pressed": chosen, onClick: choose, onKeyDown: onKey } : {})}
       aria-label={choose ? describe(node) : undefined} style={{ transform: `translate(${x}px, ${y}px)` }}>
       <title>{describe(node)}</title>
       <circle class="halo" r={radius + 5} />
       <circle class="tip" r={radius} />
-      {labels && leaf && <text x={radius + 7}>{cut(text)}</text>}
-      {labels && !leaf && (node.tokens >= LABELLED || chosen) && <text class="inner" y={-radius - 6}>{number(node.tokens)}</text>}
+      {numbered && leaf && <text x={radius + 7}>{cut(text)}</text>}
+      {!leaf && (numbered || chosen) && <text class="inner" y={-radius - 6}>{number(node.tokens)}</text>}
     </g>
   );
 }

@@ -75,4 +75,26 @@ export function place(namespace: CacheNamespace, spacing: Spacing): Layout {
   return { nodes, width, height: Math.max(1, row) * spacing.row, rootY };
 }
 
+/** The node that an arrow key leads to. Every node is reached: to and from the root, and along all that are as deep. */
+export function neighbour(nodes: Placed[], from: Placed, key: string): Placed | undefined {
+  const level = nodes.filter(({ depth }) => depth === from.depth).sort((left, right) => left.y - right.y);
+  const at = level.indexOf(from);
+  switch (key) {
+    case "ArrowLeft": return nodes.find(({ node }) => node.id === from.node.parent);
+    case "ArrowRight": return nodes.find(({ node }) => node.parent === from.node.id);
+    case "ArrowUp": return level[at - 1];
+    case "ArrowDown": return level[at + 1];
+    case "Home": return nodes[0];
+    case "End": return nodes.at(-1);
+    default: return undefined;
+  }
+}
+
+/** Whether a number above an inner node would touch no other root. They run straight along their rows; its own children leave it sideways. */
+export function hasRoom({ x, y }: Placed, nodes: Placed[]): boolean {
+  return !nodes.some((other) =>
+    other.y > y - 28 && other.y < y - 2 && other.fromX < x - 2 && other.x + (other.leaf ? 60 : 14) > x - 14,
+  );
+}
+
 const middle = (nodes: Placed[]): number => (nodes[0]!.y + nodes.at(-1)!.y) / 2;

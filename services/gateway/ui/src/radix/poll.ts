@@ -3,7 +3,7 @@
 import { signal } from "@preact/signals";
 import { readCache } from "../api/client";
 import type { CacheTree } from "../api/types";
-import { EVERY_MS, metrics, pulse } from "../pulse/poll";
+import { EVERY_MS, figures, pulse } from "../pulse/poll";
 
 export const trees = signal<CacheTree[]>([]);
 /** Whether the engine shows its cache at all; null before it was asked. */
@@ -41,7 +41,7 @@ export function refreshCache(): void {
 
 async function poll(): Promise<void> {
   try {
-    const answer = await readCache(textWanted.value && (pulse.peek()?.admin ?? false));
+    const answer = await readCache(textWanted.value && (pulse.peek()?.cache_text ?? false));
     trees.value = answer.trees ?? [];
     cacheShown.value = answer.trees !== null;
   } catch {
@@ -53,7 +53,7 @@ async function poll(): Promise<void> {
 
 /** What the pool and its hits come to, over all engines. */
 export const cacheSums = (): { saved: number | null; held: number | null } => {
-  const cache = metrics.value?.cache as (null | { hit_tokens?: number; pages_cached: number | null; page_size_tokens: number | null }) | undefined;
+  const cache = figures.value?.cache as (null | { hit_tokens?: number; pages_cached: number | null; page_size_tokens: number | null }) | undefined;
   const held = cache?.pages_cached != null && cache.page_size_tokens != null ? cache.pages_cached * cache.page_size_tokens : null;
   return { saved: cache?.hit_tokens ?? null, held };
 };

@@ -1,14 +1,16 @@
 /** The prefix cache: a small picture beside the chat, and a large one in its place. */
 
-import { useEffect } from "preact/hooks";
+import { useRef } from "preact/hooks";
 import { signal } from "@preact/signals";
 import type { CacheNamespace, CacheNode, CacheTree } from "../api/types";
-import { pulse } from "../pulse/poll";
+import { keyNeeded } from "../api/client";
+import { age, pulse } from "../pulse/poll";
 import { Icon } from "../shell/icons";
 import { narrowPart, view } from "../shell/view";
-import { number, short, t } from "../text";
+import { number, short, t, type TextKey } from "../text";
 import { Drawing, describe } from "./drawing";
-import { cacheShown, cacheSums, refreshCache, textWanted, trees, watchCache } from "./poll";
+import { cacheShown, cacheSums, refreshCache, textWanted, trees } from "./poll";
+import { useCacheWhileSeen } from "./seen";
 
 const SMALL = { row: 13, stretch: 7, shortest: 18 };
 const LARGE = { row: 26, stretch: 14, shortest: 44 };
@@ -18,16 +20,22 @@ const ROWS = 12;
 const chosen = signal<{ engine: string; namespace: string; id: number } | null>(null);
 
 export function RadixPreview() {
-  useEffect(watchCache, []);
+  const place = useRef<HTMLDivElement>(null);
+  useCacheWhileSeen(place);
   const fullest = trees.value
     .flatMap(({ namespaces }) => namespaces)
     .reduce<CacheNamespace | null>((best, one) => (!best || one.cached_tokens > best.cached_tokens ? one : best), null);
   return (
-    <div class="radix-preview" onClick={toggleCache}>
-      {fullest ? <Drawing namespace={newest(fullest)} spacing={SMALL} labels={false} /> : <span class="nothing">{cacheShown.value === false ? t("cacheAbsent") : t("cacheEmpty")}</span>}
+    <div class="radix-preview" ref={place} onClick={toggleCache}>
+      {fullest ? <Drawing namespace={newest(fullest)} spacing={SMALL} labels={false} /> : <span class="nothing">{t(whyNothing())}</span>}
       <CacheSums />
     </div>
   );
+}
+
+function whyNothing(): TextKey {
+  if (keyNeeded.value) return "needsKey";
+  return cacheShown.value === null ? "unknown" : cacheShown.value ? "cacheEmpty" : "cacheAbsent";
 }
 
 /** Between the cache and the chat; the picture does it for the mouse, a button for everybody. */
@@ -59,15 +67,16 @@ function CacheSums() {
 }
 
 export function RadixView() {
-  useEffect(watchCache, []);
-  const admin = pulse.value?.admin ?? false;
+  const place = useRef<HTMLElement>(null);
+  useCacheWhileSeen(place);
   return (
-    <section class="radix" aria-label={t("cache")}>
+    <section class={`radix${age.value === "fresh" ? "" : " stale"}`} ref={place} aria-label={t("cache")}>
       <header class="radix-head">
         <h2>{t("cache")}</h2>
         <p>{t("cacheAbout")}</p>
         <CacheSums />
-        {admin && (
+        {pulse.value?.admin && !pulse.value.cache_text && <small class="texts-hidden">{t("textsHidden")}</small>}
+        {pulse.value?.cache_text && (
           <label class="check">
             <input type="checkbox" checked={textWanted.value} onChange={(event) => { textWanted.value = event.currentTarget.checked; refreshCache(); }} /> {t("showText")}
           </label>
@@ -77,18 +86,14 @@ export function RadixView() {
       <div class="radix-trees" tabIndex={0} role="region" aria-label={t("cacheTrees")}>
         {trees.value.map((tree) => <Tree key={tree.engine} tree={tree} />)}
         {!trees.value.some(({ namespaces }) => namespaces.length) && (
-          <p class="nothing">{cacheShown.value === false ? t("cacheAbsent") : t("cacheEmpty")}</p>
+          <p class="nothing">{t(whyNothing())}</p>
         )}
       </div>
-      {textWanted.value && !hasText() && <p class="nothing">{t("textsHidden")}</p>}
       <Legend />
       <Chosen />
     </section>
   );
 }
-
-const hasText = (): boolean =>
-  trees.value.some(({ namespaces }) => namespaces.some(({ nodes }) => nodes.some(({ text }) => text !== undefined)));
 
 function Tree({ tree }: { tree: CacheTree }) {
   return (
@@ -98,7 +103,7 @@ function Tree({ tree }: { tree: CacheTree }) {
           <figcaption>
             <b>{tree.engine}</b> · {namespace.name ? `${t("namespace")} ${namespace.name}` : t("namespaceDefault")} ·{" "}
             {t("cacheTokens", { count: number(namespace.cached_tokens) })} · {t("cacheNodes", { count: namespace.nodes.length })}
-            {tree.truncated && ` · ${t("cacheTruncated")}`}
+            {tree.truncated && ` (${t("cacheTruncated")})`}
           </figcaption>
           <Drawing
             namespace={namespace} spacing={LARGE} labels
@@ -118,7 +123,8 @@ function Legend() {
       <span class="key key-hot">{t("hot")}</span>
       <span class="key key-locked">{t("locked")}</span>
       <span class="key key-pinned">{t("pinned")}</span>
-      <span class="key key-old">{t("evictable")}</span>
+      <span class="key key-old">{t("leavesFirst")}</span>
+      <span>{t("evictable")}</span>
     </p>
   );
 }

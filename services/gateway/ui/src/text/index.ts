@@ -16,9 +16,12 @@ effect(() => {
   document.documentElement.lang = language.value === "zh" ? "zh-Hans" : "en";
 });
 
-/** A text, with its `{places}` filled in. */
+/** A text, with its `{places}` filled in; `{count:token|tokens}` is the word for one, or for any other number. */
 export function t(key: TextKey, places: Record<string, string | number> = {}): string {
-  return words.value[key].replace(/\{(\w+)\}/g, (_, name: string) => String(places[name] ?? ""));
+  return words.value[key].replace(/\{(\w+)(?::([^|}]*)\|([^}]*))?\}/g, (_, name: string, one?: string, other?: string) => {
+    const value = String(places[name] ?? "");
+    return one === undefined ? value : value === "1" ? one : other!;
+  });
 }
 
 const formats = new Map<string, Intl.NumberFormat>();
