@@ -211,6 +211,7 @@ def test_flags_win_over_variables_and_long_names_over_short(monkeypatch: pytest.
         ["--keys-file", "nowhere.toml"],
     ],
 )
+@pytest.mark.usefixtures("own_logging")
 def test_a_wrong_flag_says_what_is_wrong_and_exits_2(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -111,21 +110,7 @@ def test_unknown_levels_are_refused():
         configure_logging("x", "LOUD")
 
 
-@pytest.fixture
-def own_root() -> Iterator[None]:
-    """Whatever is configured meanwhile is undone."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = before
-    root.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-
-
-def test_configures_the_whole_process(capfd, own_root):
+def test_configures_the_whole_process(capfd, own_logging):
     configure_logging("rhizome-test", "warning")
     logging.getLogger("anything").info("quiet")
     logging.getLogger("anything").warning("loud")
@@ -134,7 +119,7 @@ def test_configures_the_whole_process(capfd, own_root):
     assert "quiet" not in err
 
 
-def test_signals_change_the_level_and_say_so(capfd, own_root):
+def test_signals_change_the_level_and_say_so(capfd, own_logging):
     configure_logging("rhizome-test", "WARNING", "json")
     told: list[signal.Signals] = []
     LevelSwitch("WARNING", told.append).install()
