@@ -160,7 +160,8 @@ def _complete_reading(path: str, operation: dict[str, Any]) -> None:
     """A route of FastAPI's: it knows neither our errors nor what bare responses hold."""
     content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _answer(path)
     operation["responses"] = {"200": {"description": "The answer.", "content": content}}
-    operation["responses"] |= _errors(_OF_READING, "")
+    wrong = (400,) if any(one["in"] == "query" for one in operation.get("parameters", ())) else ()
+    operation["responses"] |= _errors((*wrong, *_OF_READING), "")
     if path in _PROBES:
         operation["security"] = []
     if path == "/ready":
