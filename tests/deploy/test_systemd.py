@@ -209,10 +209,11 @@ def test_what_the_units_start_does_what_they_say(folder: Path) -> None:
         assert told_by_engine.told.index("STATUS=loading rhizome-demo") < told_by_engine.told.index("READY=1")
         assert (folder / "run/rhizome/engine-a.ipc").is_socket()
         body = {"model": "rhizome-demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-        answer = httpx.post(
-            f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60, trust_env=False
-        )
-        assert answer.status_code == 200, answer.text
+        for _ in range(8):  # each on a connection of its own, so that every worker of the gateway has some
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60, trust_env=False
+            )
+            assert answer.status_code == 200, answer.text
         assert httpx.get(f"http://127.0.0.1:{metrics}/metrics", trust_env=False).status_code == 200
 
         stop(gateway, gateway_process, told_by_gateway)

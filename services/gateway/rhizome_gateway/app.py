@@ -113,6 +113,7 @@ class Gateway:
             aliases=ModelAliases(settings.model_alias),
             tool_parser=settings.tool_parser,
             reasoning_parser=settings.reasoning_parser,
+            seen=Path(settings.engine_seen) if settings.engine_seen else None,
         )
         ledger = SharedLedger(Path(settings.shared_ledger)) if settings.shared_ledger else MemoryLedger()
         guard = Guard(ledger, max_open_requests=settings.max_open_requests)

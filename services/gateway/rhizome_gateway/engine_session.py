@@ -2,6 +2,10 @@
 
 The gateway may start before any engine. A task asks again and again, quickly until there is an answer, and
 slowly afterwards, so that a restarted engine with another model is noticed too.
+
+Several workers find out one after another, and one that was started again later still. Clients see one
+gateway: whom one worker told that it is ready, another must not send away. So the first that knows the model
+leaves a file; where that is, a worker that does not know it yet lets requests wait until it does.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import logging
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import grpc
 
@@ -26,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 0.25
 _ANSWER_TIMEOUT_S = 5.0
+_CATCH_UP_S = 10.0
+"""What a worker may take to know what another one knows: it connects, and reads a tokenizer."""
 _TEXTS_KEPT = 2
 
 
@@ -38,6 +45,7 @@ class EngineSession:
         aliases: other names of what is served.
         tool_parser: how tool calls are written; `auto` asks the checkpoint.
         reasoning_parser: the same for thinking.
+        seen: file that is there once one of several workers knows the model; `None` for a lone process.
 
     Attributes:
         model_since: when the model was first seen, in seconds since the epoch.
@@ -51,8 +59,11 @@ class EngineSession:
         aliases: ModelAliases | None = None,
         tool_parser: str = AUTO,
         reasoning_parser: str = AUTO,
+        seen: Path | None = None,
     ) -> None:
         self.client = client
+        self._seen = seen
+        self._known = asyncio.Event()
         self._refresh_s = refresh_s
         self._aliases = aliases or ModelAliases()
         self._model: ServedModel | None = None
@@ -89,6 +100,14 @@ class EngineSession:
         if self._model is not None:
             self._model.grammars.close()
         await self.client.close()
+
+    async def catch_up(self) -> None:
+        """Wait for the model where another worker knows it already; not for ever, and `model` raises then."""
+        if self._known.is_set() or self._seen is None or not self._seen.exists():
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._known.wait()
 
     def model(self, name: str) -> ServedModel:
         """The model a client asked for, by its name or an alias.
@@ -150,10 +169,17 @@ class EngineSession:
                     _log.info("serving %s (%s)", info.model, info.architecture)
                 self._model = ServedModel(info, text)
                 self.model_since = int(time.time())
+                self._tell_others()
             elif not self._answered:
                 _log.info("the engine answers again")
             self._answered, self._problem = True, None
             return True
+
+    def _tell_others(self) -> None:
+        self._known.set()
+        if self._seen is not None:
+            with suppress(OSError):  # a full disk: others will refuse what they could answer in a moment
+                self._seen.touch()
 
     async def _text(self, info: GetModelInfoResponse) -> TextModel:
         known = self._texts.get(info.tokenizer_sha256)

@@ -64,6 +64,9 @@ class GatewaySettings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="processes that serve the port together")
     listen_fd: int | None = Field(None, ge=0, description="an open listening socket; workers get one")
     shared_ledger: str = Field("", description="file with what keys have used; workers get one")
+    engine_seen: str = Field(
+        "", description="file that is there once one of the workers knows the model; workers get one"
+    )
     engine: str = Field(
         "127.0.0.1:50050",
         description="proxy or engine: host:port for gRPC; ipc://PATH for an engine core on this host, "

@@ -2,7 +2,8 @@
 
 The parent binds the socket, so that a port that is taken is noticed once, and hands it down; the kernel gives
 each new connection to a worker that waits for one. Limits and metrics hold over all of them: their ledger and
-counts are files that the workers share. The parent serves nothing.
+counts are files that the workers share. The first worker that knows the model makes the gateway ready, for
+all of them; a request that reaches one which does not know it yet waits there. The parent serves nothing.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class WorkerPool:
             environment = os.environ | {
                 "RHIZOME_GATEWAY_LISTEN_FD": str(listener.fileno()),
                 "RHIZOME_GATEWAY_SHARED_LEDGER": str(ledger),
+                "RHIZOME_GATEWAY_ENGINE_SEEN": str(Path(folder) / "engine-seen"),
             }
             while not self._signals:
                 self._start_missing(listener.fileno(), environment)

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rhizome_gateway.auth.caller import caller_of
+from rhizome_gateway.engine_session import EngineSession
 from rhizome_gateway.errors import ApiError, openai_error_body
 from rhizome_gateway.http.api_document import generating_responses, request_body
 from rhizome_gateway.http.exchange import ErrorBody, Exchange
@@ -87,7 +88,7 @@ class HotRoutes:
                     headers={"Allow": "POST"},
                 )
             with self._runtime.guard.enter(caller_of(scope)) as exchange.permit:
-                await _unless_lost(exchange, route.handle)
+                await _unless_lost(exchange, self._runtime.session, route.handle)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -99,7 +100,7 @@ class HotRoutes:
             await exchange.fail(failure)
 
 
-async def _unless_lost(exchange: Exchange, handle: Handler) -> None:
+async def _unless_lost(exchange: Exchange, session: EngineSession, handle: Handler) -> None:
     """Handle a request, and stop with whatever it waits for when its client leaves.
 
     Raises:
@@ -113,6 +114,7 @@ async def _unless_lost(exchange: Exchange, handle: Handler) -> None:
 
     exchange.connection.on_lost = stop
     try:
+        await session.catch_up()
         await handle(exchange)
     except asyncio.CancelledError:
         if not exchange.connection.lost or task.uncancel():

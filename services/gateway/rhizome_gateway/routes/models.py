@@ -18,6 +18,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     """List what the caller may ask for: the served model, then its aliases."""
     session: EngineSession = request.app.state.session
     caller = _caller(request)
+    await session.catch_up()
     names = [name for name in session.model_names() if caller is None or caller.allows(name)]
     return {"object": "list", "data": [_model_object(name, session.model(name), session) for name in names]}
 
@@ -29,6 +30,7 @@ async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
     caller = _caller(request)
     if caller is not None:
         caller.require_model(model_id)
+    await session.catch_up()
     return _model_object(model_id, session.model(model_id), session)
 
 

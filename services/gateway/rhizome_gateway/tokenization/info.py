@@ -19,6 +19,7 @@ router = APIRouter(tags=["tokens"])
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     """Special tokens by their role, the chat template where there is one that can be used, and sizes."""
     session: EngineSession = request.app.state.session
+    await session.catch_up()
     served = served_model(session, caller_of(request.scope), None)
     described: dict[str, Any] = {
         **served.tokenizer.special_tokens,
