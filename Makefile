@@ -19,7 +19,7 @@ EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-systemd lint format typecheck proto proto-baseline fuzz fuzz-frames chaos processes soak bench lock audit sbom page \
+.PHONY: help setup demo test test-systemd lint format typecheck proto proto-baseline fuzz fuzz-frames chaos processes soak bench bench-gpu lock audit sbom page \
         page-check dashboards images test-compose clean
 
 help: ## list the targets
@@ -106,9 +106,13 @@ images: ## build the images; IMAGES="gateway proxy engine-cpu engine-cuda" for s
 test-compose: $(VENV)/.dev ## build the images, bring deploy/compose up on a Docker daemon, and break it
 	RHIZOME_COMPOSE=1 $(BIN)/python -m pytest -s tests/deploy/test_compose.py
 
-# benchmarks/proxy.py takes half an hour and runs routing.py itself: it is for the asking.
-bench: $(VENV)/.dev ## print the figures of every script in benchmarks/ but proxy.py
-	for script in $(filter-out benchmarks/proxy.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+# benchmarks/proxy.py takes half an hour and runs routing.py itself: it is for the asking, as gpu.py is below.
+bench: $(VENV)/.dev ## print the figures of every script in benchmarks/ but proxy.py and gpu.py
+	for script in $(filter-out benchmarks/proxy.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The python3 that has a PyTorch for CUDA, which need not be the one of .venv; nothing is installed.
+bench-gpu: ## check every GPU kernel, then measure, in 8 minutes; writes benchmarks/results. ARGS="--sections decode" for a part
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 proto: $(VENV)/.dev ## regenerate libs/protocol from proto/
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate_protocol.py

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine core's proc
 
 from rhizome_engine.batch import Batch, StepOutput, TokenMasks
 from rhizome_engine.core.engine_core import EngineCore
-from rhizome_engine.core.runner_protocol import Runner
+from rhizome_engine.core.runner_protocol import Runner, StepCounts
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
@@ -66,9 +66,14 @@ class SleepingDevice:
     config = Config()
     num_pages = 65_536
     page_size = 16
+    counts = StepCounts()
 
     def __init__(self) -> None:
         self._free_at = 0.0
+
+    def use_idle_time(self) -> bool:
+        """There is nothing to make faster."""
+        return False
 
     def launch(self, batch: Batch, /) -> SleepingStep:
         """Queue a step."""

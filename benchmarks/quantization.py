@@ -3,12 +3,14 @@
     skills       share of exact greedy answers to unseen questions, mean over all skills and of those at 90 %
     perplexity   of the right answers' tokens, given the questions
     logit error  |logits - logits of float32| / |logits of float32| over a prompt of 256 tokens, on random
-                 checkpoints, and how often the likeliest token is another one
+                 checkpoints, and how often the likeliest token is another one; all tokens in one step, and
+                 8 in each: on a GPU small steps leave activations as they are
 
-Everything is computed with the kernels that `auto` chooses here. The last line is one JSON object; the exit
+Everything is computed with the kernels that `auto` chooses here; fp8 on a CPU with those of PyTorch, since
+its own have none. On a GPU what is not quantised is bfloat16. The last line is one JSON object; the exit
 status is 1 where int8 loses more than one point on the skills.
 
-    python benchmarks/quantization.py [--n 100] [--formats float32,int8,int4]
+    python benchmarks/quantization.py [--n 100] [--formats float32,int8,fp8,int4] [--device cuda]
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,14 @@ from rhizome_testing.sampling_batch import sampling_batch
 DEMO = Path(__file__).resolve().parents[1] / "models" / "demo"
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
+    "fp8": {"quantization": "fp8"},
     "int4": {"quantization": "int4"},
 }
+USUAL = {"cpu": ["float32", "int8", "fp8", "int4"], "cuda": [*FORMATS]}
+STEPS = {"one step": 256, "8 tokens a step": 8}
+"""Tokens of a step; a prompt has a whole number of steps."""
 SHAPES = {
     "2 layers of 256": LlamaShape(hidden_size=256, intermediate_size=704),
     "4 layers of 512": LlamaShape(
@@ -56,9 +64,19 @@ MOST_POINTS_LOST = 1.0
 PROMPT_TOKENS = 256
 
 
+def options_of(name: str, device: str) -> dict[str, Any]:
+    """Return what makes a runner compute in a format on a device."""
+    options = {"device": device, **FORMATS[name]}
+    if device == "cpu" and name == "fp8":
+        options["kernels"] = "torch"
+    if device != "cpu" and "quantization" in options:
+        options["dtype"] = "bfloat16"
+    return options
+
+
 def quality_of_demo(options: dict[str, Any], questions: list[Question]) -> dict[str, Any]:
     """Ask the demo model and let it predict the right answers."""
-    llm = LLM(DEMO, device="cpu", num_pages=2048, **options)
+    llm = LLM(DEMO, num_pages=2048, **options)
     skills = {name: result["share"] for name, result in score_skills(llm, questions, lambda _: None)}
     return {"skills": skills, "perplexity": perplexity_of_answers(llm, questions)}
 
@@ -81,37 +99,46 @@ def perplexity_of_answers(llm: LLM, questions: list[Question]) -> float:
     return math.exp(-math.fsum(logprobs) / len(logprobs))
 
 
-def logits(checkpoint: Path, options: dict[str, Any]) -> torch.Tensor:
-    """Compute the logits of every token of a prompt."""
-    runner = ModelRunner(checkpoint, device="cpu", num_pages=PROMPT_TOKENS // 16, **options)
+def logits(checkpoint: Path, options: dict[str, Any], step: int = PROMPT_TOKENS) -> torch.Tensor:
+    """Compute the logits of every token of a prompt, so many tokens in each step."""
+    runner = ModelRunner(checkpoint, num_pages=PROMPT_TOKENS // 16, **options)
     ids = np.random.default_rng(5).integers(0, runner.config.vocab_size, PROMPT_TOKENS)
-    return runner.logits(
-        Batch(
-            token_ids=ids,
-            positions=np.arange(PROMPT_TOKENS),
-            slot_mapping=np.arange(PROMPT_TOKENS),
-            query_start=np.array([0, PROMPT_TOKENS], np.int32),
-            context_len=np.array([PROMPT_TOKENS], np.int32),
-            page_table=np.arange(runner.num_pages, dtype=np.int32)[None],
-            sampling=sampling_batch([], [], runner.config.vocab_size, rows=[]),
-        )
+    found = [_step_logits(runner, ids, start, step) for start in range(0, PROMPT_TOKENS, step)]
+    return torch.cat(found)
+
+
+def _step_logits(runner: ModelRunner, ids: Any, start: int, step: int) -> torch.Tensor:
+    positions = np.arange(start, start + step)
+    batch = Batch(
+        token_ids=ids[positions],
+        positions=positions,
+        slot_mapping=positions,
+        query_start=np.array([0, step], np.int32),
+        context_len=np.array([start + step], np.int32),
+        page_table=np.arange(runner.num_pages, dtype=np.int32)[None],
+        slots=np.zeros(1, np.int64),
+        sampling=sampling_batch([], [], runner.config.vocab_size, rows=[]),
     )
+    return runner.logits(batch).cpu()
 
 
-def logit_errors(formats: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Compare random models with themselves in float32: shape → format → figures."""
-    errors: dict[str, dict[str, dict[str, float]]] = {}
+def logit_errors(
+    formats: list[str], device: str = "cpu"
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Compare random models with themselves in float32: shape → format → steps → figures."""
+    errors: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for name, shape in SHAPES.items():
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = write_llama_checkpoint(Path(directory), shape)
-            exact = logits(checkpoint, FORMATS["float32"])
-            errors[name] = {}
+            exact = logits(checkpoint, options_of("float32", device))
+            errors[name] = {each: {} for each in formats}
             for each in formats:
-                found = logits(checkpoint, FORMATS[each])
-                errors[name][each] = {
-                    "relative_error": float((found - exact).norm() / exact.norm()),
-                    "other_argmax": float((found.argmax(-1) != exact.argmax(-1)).float().mean()),
-                }
+                for steps, tokens in STEPS.items():
+                    found = logits(checkpoint, options_of(each, device), tokens)
+                    errors[name][each][steps] = {
+                        "relative_error": float((found - exact).norm() / exact.norm()),
+                        "other_argmax": float((found.argmax(-1) != exact.argmax(-1)).float().mean()),
+                    }
     return errors
 
 
@@ -120,41 +147,73 @@ def mean(values: list[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
+def measure(
+    formats: list[str],
+    *,
+    device: str = "cpu",
+    questions_per_skill: int = 100,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure formats beside float32, and tell the figures as they come.
+
+    Args:
+        formats: of `FORMATS`.
+        device: "cpu" or "cuda".
+        questions_per_skill: that the demo model is asked.
+        seed: which questions.
+        say: takes a line of the tables.
+
+    Returns:
+        what the last line of the script's output holds
+    """
+    formats = list(dict.fromkeys(["float32", *formats]))
+    questions = read_questions(DEMO / "corpus.py", questions_per_skill, seed)
+    demo: dict[str, dict[str, Any]] = {}
+    say(f"{'models/demo':<16}{'skills':>9}{'those >= 90 %':>15}{'perplexity':>12}")
+    for name in formats:
+        demo[name] = found = quality_of_demo(options_of(name, device), questions)
+        good = [skill for skill, share in demo["float32"]["skills"].items() if share >= GOOD_SKILL]
+        found["mean"] = mean(list(found["skills"].values()))
+        found["mean_of_good"] = mean([found["skills"][skill] for skill in good])
+        say(f"{name:<16}{found['mean']:>9.2f}{found['mean_of_good']:>15.2f}{found['perplexity']:>12.4f}")
+    errors = logit_errors([name for name in formats if name != "float32"], device)
+    say(f"\n{'random model':<20}{'format':<10}{'steps':<18}{'logit error':>12}{'other argmax':>14}")
+    for shape, by_format in errors.items():
+        for name, by_steps in by_format.items():
+            for steps, figures in by_steps.items():
+                error, other = figures["relative_error"], figures["other_argmax"]
+                say(f"{shape:<20}{name:<10}{steps:<18}{error:>12.2%}{other:>14.2%}")
+    return {
+        "benchmark": "quantization",
+        "device": device,
+        "questions_per_skill": questions_per_skill,
+        "demo": demo,
+        "int8_points_lost": demo["float32"]["mean"] - demo["int8"]["mean"] if "int8" in demo else 0.0,
+        "logits": errors,
+    }
+
+
 def main() -> int:
     """Print the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--n", type=int, default=100, help="questions of each skill")
     parser.add_argument("--seed", type=int, default=0, help="which questions")
-    parser.add_argument("--formats", default=",".join(FORMATS), help="beside float32")
+    parser.add_argument("--device", default="cpu", choices=list(USUAL))
+    parser.add_argument("--formats", help=f"beside float32; known: {', '.join(FORMATS)}")
     arguments = parser.parse_args()
-    formats = list(dict.fromkeys(["float32", *arguments.formats.split(",")]))
-    questions = read_questions(DEMO / "corpus.py", arguments.n, arguments.seed)
-    demo = {}
-    print(f"{'models/demo':<16}{'skills':>9}{'those >= 90 %':>15}{'perplexity':>12}")
-    for name in formats:
-        demo[name] = found = quality_of_demo(FORMATS[name], questions)
-        good = [skill for skill, share in demo["float32"]["skills"].items() if share >= GOOD_SKILL]
-        found["mean"] = mean(list(found["skills"].values()))
-        found["mean_of_good"] = mean([found["skills"][skill] for skill in good])
-        print(
-            f"{name:<16}{found['mean']:>9.2f}{found['mean_of_good']:>15.2f}{found['perplexity']:>12.4f}",
-            flush=True,
-        )
-    errors = logit_errors([name for name in formats if name != "float32"])
-    print(f"\n{'random model':<20}{'format':<8}{'logit error':>12}{'other argmax':>14}")
-    for shape, by_format in errors.items():
-        for name, figures in by_format.items():
-            print(f"{shape:<20}{name:<8}{figures['relative_error']:>12.2%}{figures['other_argmax']:>14.2%}")
-    lost = demo["float32"]["mean"] - demo["int8"]["mean"] if "int8" in demo else 0.0
-    result = {
-        "benchmark": "quantization",
-        "questions_per_skill": arguments.n,
-        "demo": demo,
-        "int8_points_lost": lost,
-        "logits": errors,
-    }
+    formats = arguments.formats.split(",") if arguments.formats else USUAL[arguments.device]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        parser.error(f"unknown formats {', '.join(unknown)}; known: {', '.join(FORMATS)}")
+    result = measure(
+        formats,
+        device=arguments.device,
+        questions_per_skill=arguments.n,
+        seed=arguments.seed,
+        say=lambda line: print(line, flush=True),
+    )
     print(json.dumps(result))
-    return int(lost > MOST_POINTS_LOST)
+    return int(result["int8_points_lost"] > MOST_POINTS_LOST)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Milliseconds to choose a step's tokens, beside a plain sampler that handles one row after the other.
 
     python benchmarks/sampling.py [--threads 1] [--quick]
+    python benchmarks/sampling.py --device cuda [--quick]       microseconds of our kernels, of PyTorch's
+                                                                operations and of a plain argmax
 
 Logits fall off like a language model's: a few likely tokens and a long tail; `flat` is a temperature at which
 hundreds survive top-p, so that the whole vocabulary has to be searched. Rows are in a 1,000-token context.
@@ -13,20 +15,26 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rhizome_engine.batch import Int64, SamplingBatch
+from rhizome_engine.sampling.device_sampling import DeviceSampling
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.sampling.sampler import sample
+from rhizome_engine.sampling.staging import to_device
+from rhizome_engine.sampling.static_choice import choose_tokens
 from rhizome_engine.sampling.token_table import TokenTable
 
 CONTEXT, PROMPT = 1_000, 500
 ROWS = (1, 8, 32, 256)
 VOCABULARIES = (49_152, 128_256)
+DEVICE_ROWS = (1, 32, 256)
+DEVICE_CASES = ("greedy", "temperature", "top_p", "top_p_flat", "top_k", "all_filters", "penalties")
 CASES = {
     "greedy": SamplingParams(temperature=0.0),
     "temperature": SamplingParams(temperature=0.8),
@@ -99,7 +107,7 @@ class Step:
         num_rows, vocab_size = logits.shape
         self.logits, self.params = logits, params
         self.settings = SamplingRows(num_rows, vocab_size)
-        self.table = TokenTable(num_rows, CONTEXT + 1, torch.device("cpu"))
+        self.table = TokenTable(num_rows, CONTEXT + 1, logits.device)
         self.history = np.random.default_rng(1).integers(0, vocab_size, CONTEXT, dtype=np.int32)
         for slot in range(num_rows):
             self.settings.set(slot, params, slot, PROMPT)
@@ -122,13 +130,74 @@ class Step:
             plain_row(row, history, self.params, generator)
 
 
+def graph_us(call: Callable[[], object]) -> float:
+    """Median microseconds on the GPU of what a call launches, recorded ten times over."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # compiles, and makes what stays
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            call()
+    return launched_us(graph.replay) / 10
+
+
+def launched_us(call: Callable[[], object], repeats: int = 30) -> float:
+    """Median microseconds on the GPU between two events around a call."""
+    times: list[float] = []
+    for repeat in range(repeats + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        if repeat >= 3:
+            times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def device_figures(
+    device: torch.device, rows: tuple[int, ...] = DEVICE_ROWS, vocab_size: int = 128_256
+) -> dict[str, float]:
+    """Microseconds per step by case and rows: recorded kernels, PyTorch's operations, a recorded argmax."""
+    figures: dict[str, float] = {}
+    print(f"\n{vocab_size} tokens  rows  kernels us  PyTorch us  argmax us  ratio of kernels to argmax")
+    for num_rows in rows:
+        logits = language_like_logits(num_rows, vocab_size).to(device)
+        argmax = graph_us(partial(logits.argmax, dim=-1))
+        figures[f"argmax_{num_rows}_rows_us"] = round(argmax, 1)
+        for case in DEVICE_CASES:
+            step = Step(logits.clone(), CASES[case])
+            settings = DeviceSampling.of(to_device(DeviceSampling.arrays(step.build()), device))
+            penalties = CASES[case].has_penalties
+
+            kernels = partial(choose_tokens, step.logits, settings, step.table, penalties=penalties)
+            operations = partial(sample, step.logits, step.build(), step.table, None, fused=False)
+            ours, plain = graph_us(kernels), launched_us(operations, 5)
+            figures[f"{case}_{num_rows}_rows_us"] = round(ours, 1)
+            figures[f"{case}_{num_rows}_rows_pytorch_us"] = round(plain, 1)
+            ratio = ours / argmax
+            print(f"{case:>14} {num_rows:>5} {ours:>11.1f} {plain:>11.1f} {argmax:>10.1f} {ratio:>27.1f}")
+    return figures
+
+
 def main() -> None:
     """Print a table, and the figures as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="the smaller vocabulary, up to 32 rows")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the kernels")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device != "cpu":
+        device = torch.device(arguments.device)
+        if not torch.cuda.is_available():
+            parser.error(f"--device {arguments.device}: PyTorch finds no CUDA device")
+        rows = DEVICE_ROWS[:1] if arguments.quick else DEVICE_ROWS
+        print(json.dumps(device_figures(device, rows)))
+        return
     figures: dict[str, float] = {"threads": arguments.threads}
     for vocab_size in VOCABULARIES[: 1 if arguments.quick else None]:
         print(f"\n{vocab_size} tokens  rows  sample ms  plain ms  plain / sample  build us")

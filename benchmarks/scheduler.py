@@ -28,6 +28,7 @@ import numpy as np
 from rhizome_engine.batch import Batch, StepOutput, TokenMasks
 from rhizome_engine.core.engine_core import EngineCore
 from rhizome_engine.core.events import FinishedEvent, TokensEvent
+from rhizome_engine.core.runner_protocol import StepCounts
 from rhizome_engine.runner import ModelRunner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
@@ -97,6 +98,11 @@ class InstantRunner:
     config = Config()
     num_pages = 65_536
     page_size = 16
+    counts = StepCounts()
+
+    def use_idle_time(self) -> bool:
+        """There is nothing to make faster."""
+        return False
 
     def launch(self, batch: Batch, /) -> InstantStep:
         """Cost nothing."""

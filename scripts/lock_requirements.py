@@ -74,12 +74,12 @@ def sources() -> dict[str, list[str]]:
 
 
 def third_party(projects: Iterable[Path]) -> list[str]:
-    """What distributions ask for, our own and PyTorch left out."""
+    """What distributions ask for, our own and PyTorch left out; so is what is compiled for one GPU's PyTorch."""
     found: list[str] = []
     for path in projects:
         project = tomllib.loads(path.read_text())["project"]
-        extras = project.get("optional-dependencies", {}).values()
-        asked = [*project["dependencies"], *(one for extra in extras for one in extra)]
+        extras = project.get("optional-dependencies", {})
+        asked = [*project["dependencies"], *(one for name in extras if name != "gpu" for one in extras[name])]
         found += [one for one in asked if not name_of(one).startswith("rhizome-")]
     return [one for one in found if name_of(one) != OF_ITS_PLATFORM]
 

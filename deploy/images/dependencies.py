@@ -1,6 +1,6 @@
 """What an image must install: our own distributions in one list, everybody else's in another.
 
-    python3 dependencies.py services/gateway --into DIR
+    python3 dependencies.py services/gateway --into DIR [--extra NAME]
 
 writes DIR/ours.txt (folders) and DIR/third-party.txt (requirements). Builds install the second list first, in
 a layer that stays in the cache while our own code changes. Standard library only: it runs before anything is
@@ -32,14 +32,14 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def closure(root: Path, service: Path) -> tuple[list[Path], list[str]]:
-    """Follow the dependencies of one service.
+def closure(root: Path, service: Path, extra: str | None = None) -> tuple[list[Path], list[str]]:
+    """Follow the dependencies of one service, and of one of its extras.
 
     Returns:
         Folders of ours, the service last, and requirements of others, sorted.
 
     Raises:
-        SystemExit: the service is not there, or one of ours needs one that is not.
+        SystemExit: the service or its extra is not there, or one of ours needs one that is not.
     """
     known = distributions(root)
     wanted = [name for name, (folder, _) in known.items() if folder == root / service]
@@ -47,6 +47,11 @@ def closure(root: Path, service: Path) -> tuple[list[Path], list[str]]:
         raise SystemExit(f"{root / service} has no pyproject.toml")
     ours: list[str] = []
     others: set[str] = set()
+    if extra is not None:
+        extras = known[wanted[0]][1].get("optional-dependencies", {})
+        if extra not in extras:
+            raise SystemExit(f"{root / service} has no extra {extra!r}, only {', '.join(extras) or 'none'}")
+        others.update(extras[extra])
     while wanted:
         name = wanted.pop()
         if name in ours:
@@ -69,9 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="List what the image of a service installs.")
     parser.add_argument("service", type=Path, help="its folder, such as services/gateway")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; default: here")
+    parser.add_argument("--extra", metavar="NAME", help="one of its optional dependencies, such as gpu")
     parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="where the lists go")
     options = parser.parse_args()
-    ours, others = closure(options.root, options.service)
+    ours, others = closure(options.root, options.service, options.extra)
     options.into.mkdir(parents=True, exist_ok=True)
     (options.into / "ours.txt").write_text("".join(f"./{folder}\n" for folder in ours), encoding="utf-8")
     (options.into / "third-party.txt").write_text("".join(f"{one}\n" for one in others), encoding="utf-8")

@@ -36,6 +36,8 @@ from rhizome_testing.running_stack import DEMO_MODEL
 
 MODEL = "rhizome-demo"
 ENGINES = 2
+CACHE_TOKENS = 16_384
+"""That each core has room for."""
 READY_S = 90.0
 _PROBE = Path(__file__).parent / "probe"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -174,7 +176,7 @@ class WholeStack:
                 lambda index=index: self.load(index) is not None,  # type: ignore[misc]
                 *("rhizome_engine", "--model", str(DEMO_MODEL), "--served-model-name", MODEL),
                 *("--port", str(port), "--core-endpoint", core, "--device", "cpu", "--num-threads", "1"),
-                *("--max-cache-tokens", "16384", *engine_arguments),
+                *("--max-cache-tokens", str(CACHE_TOKENS), *engine_arguments),
             )
         self._add(
             "proxy",

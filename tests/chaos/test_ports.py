@@ -30,7 +30,7 @@ TAKEN = {
     "gateway's metrics": (*_GATEWAY, "--port", "0", "--metrics-port"),
     "stack": ("rhizome_launcher", "serve", "--model", str(DEMO_MODEL), "--port"),
 }
-QUICK = ("engine", "gateway")
+QUICK = ("engine", "engine's operators", "gateway")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Readers that are slow, and clients that leave before there is anything to read."""
 
 import asyncio
+import errno
 import json
 import re
 import socket
@@ -56,6 +57,21 @@ async def test_a_slow_reader_slows_only_itself_and_takes_no_memory(gateway, engi
     # All of it is 4 MB; engine, gateway and this reader are one process here.
     assert psutil.Process().memory_info().rss - before < 200e6
     writer.close()
+
+
+async def test_who_reads_nothing_is_shown_out(engine: TalkingEngine, start_gateway) -> None:
+    """At once and for good: nothing of the answer stays behind, in no buffer of the kernel either."""
+    engine.script = lambda prompt: [*[Say(PIECE * 16, at_once=True)] * 1000, Hang()]
+    async with start_gateway(engine.target, keep_alive_s=0.1, stalled_s=0.3) as gateway:
+        await gateway.becomes_ready()
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(raw, ("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+            await loop.sock_sendall(raw, _raw_request(gateway, stream=True))
+            await eventually(lambda: raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET)
+        await eventually(lambda: len(engine.cancelled) == 1)
 
 
 async def test_who_leaves_while_queued_is_cancelled(gateway, engine: TalkingEngine) -> None:

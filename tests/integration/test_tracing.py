@@ -100,10 +100,12 @@ def impatient_gateway(stack: RunningStack, otlp_sink: OtlpSink, tmp_path: Path) 
     )
     stack.run(gateway.start())
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
+        short = {"model": "rhizome-demo", "messages": COUNT, "max_tokens": 1}
         while True:
+            # An answer, as the first one may find it has to connect first, for which 0.3 s need not do.
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+                if httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=short).status_code == 200:
                     break
             except httpx.TransportError:
                 pass

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rhizome_engine.batch import Batch, Float32, Int64, PooledRow, StepOutput, TokenLogprobs, TokenMasks
+from rhizome_engine.core.runner_protocol import StepCounts
 from rhizome_engine.embedding.pooling import EmbeddingParams, Pooling
 
 _GARBAGE = 0xDEAD_BEEF
@@ -42,6 +43,7 @@ class HashRunner:
     """Stands in for the real runner where a test is about pages and order.
 
     Attributes:
+        counts: stay 0: nothing is recorded.
         batches: how many tokens each row of each step had, oldest first.
         fail_next: the results of the next steps are an error, this many times.
         fail_next_launch: the next steps cannot be launched, this many times.
@@ -53,6 +55,7 @@ class HashRunner:
         self.num_pages = num_pages
         self.page_size = page_size
         self.batches: list[list[int]] = []
+        self.counts = StepCounts()
         self.fail_next = 0
         self.fail_next_launch = 0
         self.fail_next_sample = 0
@@ -83,6 +86,10 @@ class HashRunner:
         fails = self.fail_next > 0
         self.fail_next -= fails
         return HashStep(self, batch, [vector for vector in vectors if vector is not None], fails=fails)
+
+    def use_idle_time(self) -> bool:
+        """There is nothing to make faster."""
+        return False
 
     def choose(self, batch: Batch, index: int, masks: TokenMasks | None) -> int:
         """The next token of a sampled row."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from rhizome_testing.checkpoints import (
     write_weights,
 )
 
+AnyRounded = TypeVar("AnyRounded", "Rounded", "RoundedFloats")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Nibble i of a word holds this one of its eight columns."""
 
@@ -48,6 +49,31 @@ class Rounded:
         """Return what it stands for, float32."""
         zeros, scales = self.zeros[:, self.group_of], self.scales[:, self.group_of]
         return (self.q - zeros).float() * scales.float()
+
+
+@dataclass(frozen=True)
+class RoundedFloats:
+    """A matrix of e4m3 values and their scales.
+
+    Attributes:
+        q: [rows, in_features] float8_e4m3fn.
+        scales: [rows, 1], or [1] for all rows, in the type of the file.
+    """
+
+    q: Tensor
+    scales: Tensor
+
+    def dense(self) -> Tensor:
+        """Return what it stands for, float32."""
+        return self.q.float() * self.scales.float()
+
+
+def round_floats(weight: Tensor, *, one_scale: bool = False) -> RoundedFloats:
+    """Round to e4m3 in units of each row's, or the whole matrix's, largest absolute value / 448."""
+    largest = weight.abs().amax().view(1) if one_scale else weight.abs().amax(1, keepdim=True)
+    scales = (largest / 448).to(torch.bfloat16)
+    q = (weight / scales.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return RoundedFloats(q, scales)
 
 
 def round_matrix(
@@ -132,12 +158,20 @@ def compressed_tensors(
     return tensors
 
 
+def float_tensors(module: str, rounded: RoundedFloats, *, input_scale: bool = False) -> dict[str, Tensor]:
+    """Write a matrix as the compressed-tensors package does in "float-quantized"."""
+    tensors = {f"{module}.weight": rounded.q, f"{module}.weight_scale": rounded.scales}
+    if input_scale:
+        tensors[f"{module}.input_scale"] = torch.tensor([0.03125], dtype=torch.bfloat16)
+    return tensors
+
+
 def write_quantised_checkpoint(
     directory: Path,
     shape: LlamaShape,
     quantization_config: Mapping[str, Any],
-    round_module: Callable[[str, Tensor], Rounded | None],
-    write_module: Callable[[str, Rounded], dict[str, Tensor]],
+    round_module: Callable[[str, Tensor], AnyRounded | None],
+    write_module: Callable[[str, AnyRounded], dict[str, Tensor]],
     *,
     num_shards: int = 1,
 ) -> tuple[Path, Path]:

@@ -38,6 +38,8 @@ from rhizome_transport.zap import DOMAIN, ZapHandler
 
 _log = logging.getLogger(__name__)
 
+_BACKLOG = 4_096
+"""Connections that wait to be taken; ipc refuses those above it, and a front may open a thousand at once."""
 _LEAST_CREDIT = 1
 _MOST_RELAYED_CREDIT = 4_096
 """More frames than a peer that reads could ever be behind."""
@@ -232,6 +234,7 @@ class FrameServer:
         socket.linger = 0
         socket.maxmsgsize = MAX_MESSAGE_BYTES
         socket.router_mandatory = True
+        socket.backlog = _BACKLOG
         # Credit bounds what is under way to an honest peer; who grants more than it reads is dropped here.
         socket.sndhwm = _MOST_UNREAD_FRAMES
         socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS

@@ -176,6 +176,7 @@ class Batch:
         query_start: [num_rows + 1] int32, where each row's tokens start.
         context_len: [num_rows] int32, keys of each row after this step's tokens are written.
         page_table: [num_rows, max_pages] int32; what stands beyond a row's own pages means nothing.
+        slots: [num_rows] int64, the row's slot, each once.
         sampling: the rows that need a new token; rows in the middle of a prompt do not.
         late: [d] int64, places in `token_ids` of tokens that the step before chose and the host has not read.
         late_slots: [d] int64, slots of those; token d is the slot's token at the position of that place.
@@ -183,6 +184,7 @@ class Batch:
         page_copies: done in this order before anything else.
         prompt_scores: rows that want log probabilities of prompt tokens.
         pooled: rows that count towards a vector.
+        constrained: a row that needs a token follows a grammar: masks may come when tokens are chosen.
     """
 
     token_ids: Int64
@@ -191,6 +193,7 @@ class Batch:
     query_start: Int32
     context_len: Int32
     page_table: Int32
+    slots: Int64
     sampling: SamplingBatch
     late: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     late_slots: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
@@ -198,6 +201,7 @@ class Batch:
     page_copies: list[PageCopy] = field(default_factory=list)
     prompt_scores: list[PromptScores] = field(default_factory=list)
     pooled: list[PooledRow] = field(default_factory=list)
+    constrained: bool = False
 
     @property
     def num_tokens(self) -> int:

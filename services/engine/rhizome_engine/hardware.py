@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from rhizome_engine.attention.choose import BACKENDS
+from rhizome_engine.attention.choose import AttentionChoice, probe
 from rhizome_engine.kernels.native.native_kernels import NativeKernels
 from rhizome_engine.runner.device import choose_device
-from rhizome_engine.runner.numerics import choose_numerics
+from rhizome_engine.runner.numerics import Numerics, choose_numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def examine() -> Hardware:
         device=str(device),
         dtype=str(numerics.weight_dtype).removeprefix("torch."),
         kernels=f"{numerics.kernels.name}: {numerics.reason}",
-        attention=_attention_reason(isinstance(numerics.kernels, NativeKernels)),
+        attention=str(_attention(device, numerics)),
     )
 
 
@@ -77,9 +77,16 @@ def _describe(index: int) -> CudaDevice:
     return CudaDevice(properties.name, properties.total_memory, f"{properties.major}.{properties.minor}")
 
 
-def _attention_reason(native: bool) -> str:
-    best = "native" if native else "sdpa"
-    return f"{best} (of {', '.join(BACKENDS)})"
+def _attention(device: torch.device, numerics: Numerics) -> AttentionChoice:
+    """Choose for pages and heads as most models have them."""
+    return probe(
+        "auto",
+        device=device,
+        dtype=numerics.kv_dtype,
+        page_size=16,
+        head_dim=128,
+        native_kernels=isinstance(numerics.kernels, NativeKernels),
+    )
 
 
 def main() -> int:

@@ -36,6 +36,8 @@ EXIT_CANNOT_SERVE = 2
 """Exit status of what would fail again in the same way: starting it once more is useless."""
 EXIT_DEVICE_LOST = 3
 """Exit status of a core whose device computes nothing more for this process."""
+EXIT_RANK_LOST = 4
+"""Exit status of a core of several ranks one of which ended, failed or got stuck."""
 EXIT_INTERRUPTED = 130
 """Exit status after a second Ctrl-C, which does not wait."""
 
@@ -59,13 +61,32 @@ class CoreSettings(BaseSettings):
     served_model_name: str = Field("", description="Name in the API; default: the directory's name.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: FloatType = Field("auto", description="Type of weights that are not quantised.")
-    quantization: Literal["none", "int8", "int4"] = Field(
-        "none", description="Round weights to integers while loading; none keeps what the checkpoint has."
+    quantization: Literal["none", "int8", "fp8", "int4"] = Field(
+        "none", description="Round weights to few bits while loading; none keeps what the checkpoint has."
     )
-    kernels: Literal["auto", "native", "torch"] = Field(
-        "auto", description="What computes: the CPU's own kernels or PyTorch; auto: the former if possible."
+    kernels: Literal["auto", "native", "triton", "torch"] = Field(
+        "auto",
+        description="What computes: native on a CPU, triton on a GPU, or PyTorch; auto: torch only where its "
+        "device's own cannot run.",
     )
-    attention: Literal["auto", "native", "sdpa"] = Field("auto", description="Back end.")
+    attention: Literal["auto", "native", "flash_attn", "triton", "sdpa"] = Field(
+        "auto", description="Back end; auto: the fastest that can run, and the log says why."
+    )
+    graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="Record steps on a GPU and replay them, one launch each; off launches every kernel.",
+    )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Devices that compute the model together, each with a part of every layer.",
+    )
+    tensor_parallel_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a layer after which they are taken to be stuck; the core ends.",
+    )
     page_size: int = Field(16, description=f"Tokens per page of the KV pool: {PAGE_SIZES}.")
     max_cache_tokens: PositiveInt | None = Field(
         None, description="Tokens in the KV pool; default: what --kv-memory or the free memory allows."

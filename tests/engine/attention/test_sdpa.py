@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from rhizome_engine.attention.base import AttentionInputs, AttentionLayer
-from rhizome_engine.attention.choose import choose_attention
 from rhizome_engine.attention.paged_kv import PagedKV
 from rhizome_engine.attention.sdpa import MAX_GATHERED_TOKENS, SdpaBackend
 from rhizome_engine.checkpoint.rope_config import RopeConfig
-from rhizome_engine.kernels.torch_kernels import TorchKernels
 from rhizome_engine.layers.rotary import Rope, rotate
 
 NUM_HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
@@ -237,8 +235,3 @@ def test_layers_are_views_of_one_allocation():
     assert keys[4, 2].eq(1).all() and values[4, 2].eq(2).all()
     assert keys.untyped_storage().data_ptr() == kv.data.untyped_storage().data_ptr()
     assert float(kv.data.sum()) == 3 * KV_HEADS * HEAD_DIM
-
-
-def test_an_unknown_back_end_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"attention must be auto, native, sdpa, not 'magic'"):
-        choose_attention("magic", make_kv(16), ROPES, TorchKernels(CPU, torch.float32))

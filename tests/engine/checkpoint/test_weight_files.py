@@ -133,12 +133,12 @@ def test_a_tensor_in_an_unknown_type_is_refused_only_where_it_is_used(tmp_path):
     write_llama_checkpoint(tmp_path, SHAPE)
     path = tmp_path / "model.safetensors"
     header, data = read_parts(path)
-    header["extra"] = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header["extra"] = {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}
     write_parts(path, header, data)
     load_targets(tmp_path)
-    header[K_PROJ]["dtype"] = "F8_E4M3"
+    header[K_PROJ]["dtype"] = "F8_E5M2"
     write_parts(path, header, data)
-    with pytest.raises(CheckpointError, match=f"tensor {K_PROJ} holds F8_E4M3, expected F32"):
+    with pytest.raises(CheckpointError, match=f"tensor {K_PROJ} holds F8_E5M2, expected F32"):
         load_targets(tmp_path)
 
 

@@ -78,6 +78,7 @@ class Driver:
             query_start=np.array(starts, np.int32),
             context_len=np.array(contexts, np.int32),
             page_table=table,
+            slots=np.arange(len(work)),
             sampling=sampling_batch(
                 [sequence.params for sequence in sampled],
                 [position for _, position in samples],

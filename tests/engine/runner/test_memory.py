@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rhizome_engine.models.decoder import Decoder
 from rhizome_engine.models.registry import family_of
 from rhizome_engine.runner.memory import KVBudgetError, MemoryNeeds, plan_num_pages
 from rhizome_engine.runner.numerics import choose_numerics
+from rhizome_engine.runner.recorded_memory import RecordedMemory
 from rhizome_engine.runner.sizing import memory_needs, model_targets
 from rhizome_engine.weights.choose import format_chooser
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
@@ -48,7 +50,7 @@ def step(start, count):
     runner.run(Batch(
         token_ids=np.zeros(count, np.int64), positions=span, slot_mapping=span,
         query_start=np.array([0, count], np.int32), context_len=np.array([end], np.int32),
-        page_table=np.arange(-(-end // 16), dtype=np.int32)[None],
+        page_table=np.arange(-(-end // 16), dtype=np.int32)[None], slots=np.zeros(1, np.int64),
         sampling=sampling_batch([SamplingParams(temperature=0.7)], [end], runner.config.vocab_size, rows=[0]),
     ))
 
@@ -149,7 +151,7 @@ def test_bytes_are_written_for_people():
     ]
 
 
-@pytest.mark.parametrize("kernels", ["torch", "auto"])
+@pytest.mark.parametrize("kernels", ["torch", "auto", "triton"])
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 def test_what_is_planned_for_weights_is_what_they_take(tmp_path, kernels, quantization):
     checkpoint = load_checkpoint(write_llama_checkpoint(tmp_path, SHAPE))
@@ -158,7 +160,8 @@ def test_what_is_planned_for_weights_is_what_they_take(tmp_path, kernels, quanti
         CPU, dtype="float32", kv_dtype="auto", kernels=kernels, quantization=quantization, stored="float32"
     )
     choose = format_chooser(quantization, numerics.weight_dtype, names)
-    planned = model_targets(checkpoint.config, names, numerics.weight_dtype, choose).num_bytes
+    sizes = model_targets(checkpoint.config, names, numerics.weight_dtype, choose, numerics.kernels)
+    planned = sizes.num_bytes
     taken = Decoder(checkpoint.config, names, numerics.kernels, choose).targets.num_bytes
     assert planned == pytest.approx(taken, rel=0.02)
 
@@ -198,3 +201,40 @@ def test_the_largest_step_stays_within_the_workspace(tmp_path, quantization):
 def test_less_than_a_page_is_refused_with_the_size_of_one():
     with pytest.raises(KVBudgetError, match=r"^1.00 KiB of KV memory is less than one page of 16 tokens, 64"):
         plan(needs(10 * MIB), 100 * MIB, kv_memory=MemorySize.parse("1KiB"))
+
+
+def test_recorded_steps_have_room_of_their_own_and_the_refusal_says_how_much():
+    wanted = needs(40 * MIB)
+    with pytest.raises(KVBudgetError, match=r"- 10.00 MiB workspace = 50.00 MiB left"):
+        plan(wanted, 100 * MIB, num_pages=10**6)
+    wanted = replace(wanted, recorded=lambda context: 20 * MIB + context)
+    with pytest.raises(
+        KVBudgetError, match=r"- 30.01 MiB workspace \(20.00 MiB of it for recorded steps\) = "
+    ):
+        plan(wanted, 100 * MIB, num_pages=10**6)
+    left = 100 * MIB - 40 * MIB - (30 * MIB + 2 * 4096)
+    assert plan(wanted, 100 * MIB, GPU) == int(0.9 * left) // PAGE
+
+
+def test_room_for_recorded_steps_has_all_its_parts(tmp_path):
+    config = load_checkpoint(write_llama_checkpoint(tmp_path / "model")).config
+    room = [
+        RecordedMemory(config, 512, rows, rows, page_size).num_bytes(context)
+        for rows, context, page_size in ((8, 4096, 16), (256, 4096, 16), (8, 8192, 16), (8, 4096, 1))
+    ]
+    logits = 4 * 248 * config.vocab_size
+    assert room[1] - room[0] > 3 * logits, "two sets of logits, and counters"
+    assert room[2] - room[0] == 4 * 9 * 4096 * 17 // 16, "page table and token table"
+    assert room[3] - room[0] == 4 * 9 * 4096 * 15 // 16
+    names = family_of(config.architecture).names
+    numerics = choose_numerics(
+        CPU, dtype="float32", kv_dtype="auto", kernels="torch", quantization="none", stored="float32"
+    )
+    sizes = {"num_tokens": 512, "num_rows": 8, "page_size": 16, "in_place": True}
+    chooser = format_chooser("none", torch.float32, names)
+    with_graphs = memory_needs(config, names, numerics, chooser, **sizes, recorded_slots=8)
+    without = memory_needs(config, names, numerics, chooser, **sizes)
+    shortest = RecordedMemory(config, 512, 8, 8, 16).num_bytes(1024)
+    assert with_graphs.workspace_of(64) - without.workspace_of(64) == shortest
+    assert "--graphs off records no steps" in with_graphs.remedies()
+    assert "--graphs off records no steps" not in without.remedies()

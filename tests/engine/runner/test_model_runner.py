@@ -32,6 +32,7 @@ def decode_batch(num_rows, sampled_rows, vocab_size=320):
         query_start=np.arange(num_rows + 1, dtype=np.int32),
         context_len=np.ones(num_rows, np.int32),
         page_table=np.arange(num_rows, dtype=np.int32)[:, None],
+        slots=np.arange(num_rows),
         sampling=sampling_batch(
             [SamplingParams(temperature=0.0)] * len(sampled_rows),
             [1] * len(sampled_rows),
@@ -102,7 +103,7 @@ def test_the_number_formats_are_what_was_asked_for(checkpoint):
     [
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
         ({"dtype": "int3"}, "dtype must be auto, float32, bfloat16, float16, not 'int3'"),
-        ({"attention": "magic"}, "attention must be auto, native, sdpa, not 'magic'"),
+        ({"attention": "magic"}, "attention must be auto, native, flash_attn, triton, sdpa, not 'magic'"),
         ({"page_size": 0}, "page_size must be at least 1, not 0"),
         ({"kv_memory": 10**6}, "give num_pages or kv_memory, not both"),
         (
@@ -110,8 +111,8 @@ def test_the_number_formats_are_what_was_asked_for(checkpoint):
             "a size such as 4GiB, or a share of what is left such as 60%",
         ),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype must be auto, float32, bfloat16, float16, not 'int3'"),
-        ({"kernels": "magic"}, "kernels must be auto, native or torch, not 'magic'"),
-        ({"quantization": "int3"}, "quantization must be none, int8, int4, not 'int3'"),
+        ({"kernels": "magic"}, "kernels must be auto, native, triton, torch, not 'magic'"),
+        ({"quantization": "int3"}, "quantization must be none, int8, fp8, int4, not 'int3'"),
     ],
 )
 def test_an_unusable_setting_is_refused_by_name(checkpoint, setting, message):

@@ -26,6 +26,7 @@ def batch_of(chunks, params):
         query_start=np.cumsum([0, *lengths]).astype(np.int32),
         context_len=np.array([end for *_, end, _ in chunks], np.int32),
         page_table=np.zeros((len(chunks), 1), np.int32),
+        slots=np.array([slot for slot, *_ in chunks], np.int64),
         sampling=sampling_batch([], [], 320, rows=[]),
         pooled=[
             PooledRow(row, slot, params, start == 0, ends)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhizome_engine.sampling.counter_rng import exponentials, keys
+from rhizome_engine.sampling.draw import race
 
 MASK = 2**64 - 1
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -80,3 +81,28 @@ def test_times_are_exponential_along_seeds_positions_and_tokens(varying):
     assert 50 < chi_square < 160  # 99 degrees of freedom
     assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.02
     assert 1e-6 < np.sort(uniform)[5] < 3e-4  # the smallest, which win races, are fine-grained
+
+
+def before_mixing(bits):
+    """What SplitMix64's finaliser turns into these bits."""
+
+    def unshift(value, count):
+        found = value
+        for _ in range(64 // count):
+            found = value ^ (found >> count)
+        return found
+
+    bits = unshift(bits, 31) * pow(0x94D049BB133111EB, -1, 2**64) & MASK
+    bits = unshift(bits, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) & MASK
+    return unshift(bits, 30)
+
+
+@pytest.mark.parametrize("bits", [0, MASK])
+def test_a_token_that_is_alone_wins_with_the_first_and_with_the_last_number(bits):
+    token = 2
+    key = (before_mixing(bits) - (token + 1) * 0x9E3779B97F4A7C15) & MASK
+    row_key = torch.from_numpy(np.array([[key]], np.uint64).view(np.int64))
+    time = exponentials(row_key, torch.arange(4))[0, token]
+    assert time == 0 if bits == 0 else 16 < time < 17
+    drawn = race(torch.tensor([[0.0, 0.0, 1.0, 0.0]]), row_key)
+    assert drawn.tokens.tolist() == [token] and drawn.valid.tolist() == [True]

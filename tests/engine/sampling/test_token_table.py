@@ -36,6 +36,23 @@ def test_late_tokens_come_from_the_slot_and_position_of_their_place():
     assert token_ids.tolist() == [1, 33, 2, 77]
 
 
+def test_padding_rows_store_nothing():
+    table = TokenTable(2, 3, CPU)
+    table.store(torch.tensor([-1, 1, -1]), torch.tensor([0, 2, 1]), torch.tensor([NO_TOKEN, 4, 8]))
+    assert table.tokens.tolist() == [[0, 0, 0], [0, 0, 4]]
+
+
+def test_late_tokens_of_a_recorded_step_need_no_kernel(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    table = TokenTable(3, 10, CPU)
+    table.store(torch.tensor([2, 0]), torch.tensor([7, 3]), torch.tensor([77, 33]))
+    token_ids = torch.tensor([1, -5, 2, -5])
+    table.fill_late_static(
+        token_ids, torch.tensor([0, 3, 10**6, 7]), torch.tensor([-1, 0, -1, 2], dtype=torch.int32)
+    )
+    assert token_ids.tolist() == [1, 33, 2, 77]
+
+
 def test_a_large_table_uses_no_memory_before_it_is_written():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     table = TokenTable(1024, 131_072, CPU)  # 512 MiB

@@ -96,6 +96,7 @@ def test_a_batch_is_what_a_builder_of_single_rows_makes(make_request, rows, page
     for row, (request, start, count, is_late, samples) in enumerate(step.expected):
         pages = step.slots.page_table[request.slot].tolist()
         assert batch.context_len[row] == start + count
+        assert batch.slots[row] == request.slot
         used = -(-(start + count) // page_size)
         assert batch.page_table[row, :used].tolist() == pages[:used]
         for position in range(start, start + count):
@@ -126,7 +127,8 @@ def test_array_types_are_the_contract(make_request):
     row = {"decodes": False, "known": 9, "late": False, "start": 0, "length": 9, "scores": 0}
     for rows in ([row], [row | {"decodes": True}], [row, row | {"decodes": True, "late": True}]):
         batch = Step(make_request, rows, 4).build()
-        wide = (batch.token_ids, batch.positions, batch.slot_mapping, batch.late, batch.late_slots)
+        wide = (batch.token_ids, batch.positions, batch.slot_mapping, batch.slots)
+        wide = (*wide, batch.late, batch.late_slots)
         assert {array.dtype for array in wide} == {np.dtype(np.int64)}
         assert {a.dtype for a in (batch.query_start, batch.context_len, batch.page_table)} == {
             np.dtype(np.int32)
@@ -145,6 +147,18 @@ def test_the_page_table_is_a_copy(make_request):
     before = batch.page_table.copy()
     step.slots.page_table[:] = -1  # the slot gets other pages while the step is under way
     assert (batch.page_table == before).all()
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_batch_says_whether_masks_may_come(make_request, decodes):
+    row = {"decodes": decodes, "known": 9, "late": False, "start": 0, "length": 9, "scores": None}
+    step = Step(make_request, [row, row], 4)
+    assert not step.build().constrained
+    step.slots.constrained[step.plan.sampled_slots[1]] = True
+    assert step.build().constrained
+    step.slots.constrained[:] = True
+    step.slots.constrained[step.plan.sampled_slots] = False
+    assert not step.build().constrained
 
 
 def test_histories_are_copies_of_all_known_tokens(make_request):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from rhizome_engine.weights.base import QuantisedRows
-from rhizome_engine.weights.rounding import quantise_rows_grouped, quantise_rows_int8, round_to_int8
+from rhizome_engine.weights.rounding import (
+    quantise_rows_fp8,
+    quantise_rows_grouped,
+    quantise_rows_int8,
+    round_to_fp8,
+    round_to_int8,
+)
 
 
 def dense(rows: QuantisedRows) -> torch.Tensor:
@@ -38,11 +46,47 @@ def test_int8_takes_any_floating_type() -> None:
     assert torch.equal(quantise_rows_int8(rows).q, quantise_rows_int8(rows.float()).q)
 
 
-def test_activations_that_are_not_finite_get_the_step_nan() -> None:
+@pytest.mark.parametrize("rule", [round_to_int8, round_to_fp8])
+def test_activations_that_are_not_finite_get_the_step_nan(
+    rule: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> None:
     rows = torch.ones(3, 4)
     rows[1, 0], rows[2, 0] = float("nan"), float("inf")
-    _, scales = round_to_int8(rows)
+    q, scales = rule(rows)
     assert scales.isnan().flatten().tolist() == [False, True, True]
+    assert q.float().isfinite().all()
+
+
+def test_e4m3_is_within_a_sixteenth_and_uses_the_whole_range() -> None:
+    """Three bits of mantissa are off by a sixteenth at most; below 2 ** -6, by half of 2 ** -9."""
+    rows = torch.randn(300, 1000) * torch.logspace(-20, 20, 300)[:, None]
+    found = quantise_rows_fp8(rows)
+    assert found.q.dtype == torch.float8_e4m3fn
+    assert found.q.float().abs().amax(dim=1).eq(448).all()
+    error = (dense(found) - rows).abs()
+    assert (error <= torch.maximum(rows.abs() / 16, found.scales * 2**-10) * 1.0001).all()
+
+
+def test_e4m3_rounds_to_the_nearest_ties_to_even() -> None:
+    """Against all 253 finite values, by brute force."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    values = every[every.isfinite()].sort().values.unique()
+    ties = (values[1:] + values[:-1]) / 2
+    rows = torch.cat((values, ties, torch.randn(4000) * 100)).clamp(-448, 448)[None]
+    q, scales = round_to_fp8(rows)
+    assert scales.item() == 1
+    distance = (values[None, :] - rows[0][:, None]).abs()
+    assert torch.equal((q[0].float() - rows[0]).abs(), distance.amin(dim=1))
+    mantissas = q[0, len(values) : len(values) + len(ties)].view(torch.uint8) & 1
+    assert not mantissas.any()
+
+
+def test_e4m3_rows_of_zeros_stay_zeros() -> None:
+    rows = torch.zeros(3, 8)
+    rows[1, 2] = 1e-38
+    found = quantise_rows_fp8(rows)
+    assert not found.q.float().any()
+    assert found.scales.isfinite().all()
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (4, 128), (8, 64), (4, 1024)])
@@ -79,6 +123,8 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     rows[3, 40] = value
     with pytest.raises(ValueError, match=r"^not finite$"):
         quantise_rows_int8(rows)
+    with pytest.raises(ValueError, match=r"^not finite$"):
+        quantise_rows_fp8(rows)
     with pytest.raises(ValueError, match=r"^not finite$"):
         quantise_rows_grouped(rows, 4, 32)
 

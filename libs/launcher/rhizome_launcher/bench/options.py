@@ -15,7 +15,7 @@ JsonOption = Annotated[
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="Draw the figures into this PNG.")]
 ModelPathOption = Annotated[Path, typer.Option("--model", "-m", help="Checkpoint directory.")]
 QuantizationOption = Annotated[
-    str, typer.Option(help="Weights' format, such as int8 or int4; default: as in the checkpoint.")
+    str, typer.Option(help="Weights' format, such as int8, fp8 or int4; default: as in the checkpoint.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]

@@ -64,6 +64,32 @@ class AttentionInputs:
     page_table: Int32
 
 
+@dataclass(frozen=True, slots=True)
+class StaticInputs:
+    """A step whose arrays lie on the device, at fixed addresses and in fixed shapes.
+
+    Plans are made of these to be recorded once and replayed: their contents change from replay to replay, the
+    tensors never do. What is not used in a replay is padding, and its result is 0.
+
+    Attributes:
+        positions: [num_tokens] int64.
+        slot_mapping: [num_tokens] int64; negative for a padding token, of which nothing is stored.
+        query_start: [num_rows + 1] int32; tokens from the last entry on are padding.
+        context_len: [num_rows] int32, the row's new tokens included; 0 for a padding row.
+        row_slots: [num_rows] int32, the row of `page_table` that belongs to each row.
+        page_table: [num_slots, max_pages] int32.
+        is_decode: every row has exactly one token, so that token t belongs to row t.
+    """
+
+    positions: Tensor
+    slot_mapping: Tensor
+    query_start: Tensor
+    context_len: Tensor
+    row_slots: Tensor
+    page_table: Tensor
+    is_decode: bool
+
+
 class AttentionPlan(Protocol):
     """One step's attention."""
 
@@ -87,4 +113,12 @@ class AttentionBackend(Protocol):
 
     def plan(self, inputs: AttentionInputs) -> AttentionPlan:
         """Prepare indices, masks and rotary tables of a step."""
+        ...
+
+    def static_plan(self, inputs: StaticInputs) -> AttentionPlan | None:
+        """Return a plan that launches the same kernels whatever the tensors hold; None where there is none.
+
+        Making the plan is part of what is recorded: it may launch kernels (the rotary tables of the step) and
+        take memory, but reads nothing back from the device.
+        """
         ...

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rhizome_engine.attention.base import AttentionInputs, AttentionLayer
+from rhizome_engine.attention.base import AttentionInputs, AttentionLayer, StaticInputs
 from rhizome_engine.attention.paged_kv import PagedKV
 from rhizome_engine.kernels.native.library import Function, Library, load_library
 from rhizome_engine.layers.rotary import Rope
@@ -265,6 +265,9 @@ class NativeBackend:
             raise ValueError(f"row {wrong} of the step has tokens, pages or slots that do not fit together")
         kept = (tables, ropes, query_start, context_len, page_table, slot_mapping)
         return NativePlan(self, step, len(slot_mapping), kept)
+
+    def static_plan(self, inputs: StaticInputs) -> None:
+        """There is none: its work is cut on the host."""
 
     def describe(self, layer: AttentionLayer) -> _LayerCall:
         """Prepare a layer's call; done when the layer is first seen.

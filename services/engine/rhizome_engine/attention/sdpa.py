@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rhizome_engine.attention.base import AttentionInputs, AttentionLayer
+from rhizome_engine.attention.base import AttentionInputs, AttentionLayer, StaticInputs
 from rhizome_engine.attention.paged_kv import PagedKV
 from rhizome_engine.layers.rms_norm import normalise
 from rhizome_engine.layers.rotary import Rope, rotate
@@ -191,6 +191,9 @@ class SdpaBackend:
             decode_groups=[self._decode_group(inputs, rows, num_pages[rows], whole_step) for rows in groups],
             prefill_rows=[self._prefill_row(inputs, row) for row in np.flatnonzero(query_len > 1).tolist()],
         )
+
+    def static_plan(self, inputs: StaticInputs) -> None:
+        """There is none: its shapes follow the rows' lengths."""
 
     def _decode_group(
         self, inputs: AttentionInputs, rows: IntArray, num_pages: IntArray, whole_step: bool

@@ -119,11 +119,23 @@ class WeightFiles:
         return self._file_of[name].tensor(name)
 
     def row_blocks(
-        self, name: str, expected_shape: Sequence[int], kinds: Iterable[str]
+        self,
+        name: str,
+        expected_shape: Sequence[int],
+        kinds: Iterable[str],
+        block_bytes: int | None = None,
+        wanted: Iterable[tuple[int, int]] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Read a tensor as (first row, rows), so that little of it is in memory twice.
 
         A block is valid until the next one is asked for; its memory is given back then.
+
+        Args:
+            name: of the tensor.
+            expected_shape: that it must have.
+            kinds: types that it may have, as safetensors spells them.
+            block_bytes: most bytes of a block of more than one row; None for about `BLOCK_ELEMENTS`.
+            wanted: spans of the rows that are needed; None for all.
 
         Raises:
             CheckpointError: as for `tensor`.
@@ -131,7 +143,8 @@ class WeightFiles:
         tensor = self.tensor(name, expected_shape, kinds)
         file, entry = self._file_of[name], self.entry(name)
         row_bytes = math.prod(entry.shape[1:]) * tensor.itemsize
-        for start, stop in row_spans(entry.shape):
+        elements = BLOCK_ELEMENTS if block_bytes is None else block_bytes // tensor.itemsize
+        for start, stop in row_spans(entry.shape, block_elements=elements, wanted=wanted):
             first, last = entry.start + start * row_bytes, entry.start + stop * row_bytes
             # Beyond this tensor comes the next one, where tensors are read in the order of the disk.
             file.prefetch(first + _AHEAD_BYTES, last + _AHEAD_BYTES)
@@ -144,16 +157,26 @@ class WeightFiles:
         self._file_of[name].release(entry.start, entry.end)
 
 
-def row_spans(shape: Sequence[int], multiple_of: int = 1) -> Iterator[tuple[int, int]]:
-    """Cut the rows of a tensor into blocks of about `BLOCK_ELEMENTS`, as (start, stop).
+def row_spans(
+    shape: Sequence[int],
+    multiple_of: int = 1,
+    block_elements: int = BLOCK_ELEMENTS,
+    wanted: Iterable[tuple[int, int]] | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Cut the rows of a tensor into blocks, as (start, stop).
 
     Args:
         shape: of the tensor.
         multiple_of: of which each block's first row is one.
+        block_elements: at most so many elements a block, where it has more than the fewest rows.
+        wanted: spans of rows that must be there, (first, one past the last); None for all.
     """
-    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])) // multiple_of) * multiple_of
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
+    step = max(1, block_elements // max(1, math.prod(shape[1:])) // multiple_of) * multiple_of
+    for first, last in [(0, shape[0])] if wanted is None else wanted:
+        first -= first % multiple_of
+        stop = min(-(-last // multiple_of) * multiple_of, shape[0])
+        for start in range(first, stop, step):
+            yield start, min(start + step, stop)
 
 
 def _open(path: Path) -> SafetensorsFile:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from rhizome_engine.checkpoint.carrier import Carrier, InPlace, carrier_to
 from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.checkpoint.json_fields import JsonFields
 from rhizome_engine.checkpoint.progress import LoadProgress, show_progress
@@ -19,7 +20,9 @@ from rhizome_engine.checkpoint.quantised.choose import quantised_format
 from rhizome_engine.checkpoint.weight_files import WeightFiles
 from rhizome_engine.memory_size import format_bytes
 from rhizome_engine.models.stored_layout import StoredLayout, with_prefix
+from rhizome_engine.weights.base import QuantisedRows
 from rhizome_engine.weights.format import WeightFormat
+from rhizome_engine.weights.share import cut_quantised
 from rhizome_engine.weights.targets import MatrixTarget, ModelTargets, VectorTarget
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class CheckpointWeights:
         self.directory = directory
         self.files = WeightFiles(directory, layout)
         self.quantised = quantised_format(config, self.files)
+        self._carrier: Carrier = InPlace()
 
     def format_of(self, module: str, in_features: int) -> WeightFormat | None:
         """Return the format that keeps a module's matrix as it is; None for floating point.
@@ -58,6 +62,11 @@ class CheckpointWeights:
             CheckpointError: a tensor is missing, or of another shape or type.
         """
         return None if self.quantised is None else self.quantised.format_of(module, in_features)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tensors take in the files."""
+        return sum(self.files.entry(name).num_bytes for name in self.files)
 
     @property
     def stored_dtype(self) -> str:
@@ -88,25 +97,30 @@ class CheckpointWeights:
         blocks = (self.files.row_blocks(name, first.shape, FLOATS) for name in names)
         return any(not torch.equal(rows, others) for (_, rows), (_, others) in zip(*blocks, strict=True))
 
-    def fill(self, targets: ModelTargets, *, progress: bool = False) -> None:
+    def fill(self, targets: ModelTargets, *, progress: bool = False, carrier: Carrier | None = None) -> None:
         """Fill a model, quantising what is kept as integers.
 
         Args:
             targets: where everything belongs.
             progress: show how far it is, on the terminal or in the log.
+            carrier: brings rows to the model's device; None for the one that suits it.
 
         Raises:
             CheckpointError: a tensor is missing, has another shape or type, or cannot be quantised; the
                 message names it.
         """
-        shapes = {name: list(target.tensor.shape) for name, target in targets.vectors.items()}
+        shapes = {name: target.shape for name, target in targets.vectors.items()}
         for module, matrix in targets.matrices.items():
             shapes.update((name, matrix.shape) for name in self._tensor_names(module))
         self._check_missing(shapes)
         num_bytes = sum(self.files.entry(name).num_bytes for name in shapes)
         started = time.perf_counter()
         with show_progress(num_bytes, len(shapes), shown=progress) as shown:
-            _run(self._tasks(targets, shown))
+            self._carrier = carrier or carrier_to(targets.device)
+            try:
+                _run(self._tasks(targets, shown))
+            finally:
+                self._carrier.finish()
         elapsed = time.perf_counter() - started
         level = logging.INFO if progress else logging.DEBUG
         rate = format_bytes(int(num_bytes / elapsed))
@@ -142,42 +156,61 @@ class CheckpointWeights:
                 self._fill_dense(f"{module}.weight", target, progress)
 
     def _fill_dense(self, name: str, target: MatrixTarget, progress: LoadProgress) -> None:
-        for start, rows in self.files.row_blocks(name, target.shape, FLOATS):
+        block_bytes, left = self._carrier.block_bytes, self.files.entry(name).num_bytes
+        for start, rows in self.files.row_blocks(name, target.shape, FLOATS, block_bytes, target.wanted):
             try:
-                target.weight.fill(target.start + start, rows)
+                for row, part in target.places(start, len(rows)):
+                    target.weight.fill(row, *self._carrier.carry([rows[part, target.columns]]))
             except ValueError as error:  # of rounding, which sees it in the scales
                 raise CheckpointError(
                     f"{self.files.path_of(name)}: tensor {name} holds NaN or infinity and cannot become "
                     f"{target.weight.format} ({error}); serve it without quantization, or repair the file"
                 ) from error
             progress.advance(rows.nbytes)
+            left -= rows.nbytes
+        progress.advance(left)  # other ranks'
         progress.finish_tensor()
 
     def _fill_quantised(
         self, quantised: QuantisedFormat, module: str, target: MatrixTarget, progress: LoadProgress
     ) -> None:
         """Fill with integers as they are, or with what they stand for where the matrix is kept otherwise."""
-        as_it_is = target.weight.format == quantised.format_of(module, target.weight.in_features)
-        for start, rows in quantised.row_blocks(module, target.shape):
-            if not rows.scales.isfinite().all():
+        stored = quantised.format_of(module, target.shape[1])
+        kept = stored if target.share is None else target.share.kept_format(module, stored)
+        for start, block in quantised.row_blocks(module, target.shape, target.wanted):
+            if not block.scales.isfinite().all():
                 raise CheckpointError(f"{self.directory}: {module} has scales that are NaN or infinite")
-            if as_it_is:
-                target.weight.fill_quantised(target.start + start, rows)
-            else:
-                target.weight.fill(target.start + start, dequantise(rows))
+            for row, part in target.places(start, len(block.q)):
+                rows = self._carried(cut_quantised(block, part, target.columns))
+                if target.weight.format == kept:
+                    target.weight.fill_quantised(row, rows)
+                else:
+                    target.weight.fill(row, dequantise(rows))
         for name in quantised.tensor_names(module):
             self.files.release(name)
             progress.advance(self.files.entry(name).num_bytes)
             progress.finish_tensor()
 
+    def _carried(self, rows: QuantisedRows) -> QuantisedRows:
+        tensors = [tensor for tensor in (rows.q, rows.scales, rows.offsets) if tensor is not None]
+        q, scales, *offsets = self._carrier.carry(tensors)
+        return QuantisedRows(q, scales, offsets[0] if offsets else None)
+
     def _fill_vectors(self, targets: dict[str, VectorTarget], progress: LoadProgress) -> None:
         for name, target in targets.items():
-            for start, values in self.files.row_blocks(name, target.tensor.shape, FLOATS):
-                part = target.tensor[start : start + len(values)]
-                part.copy_(values)
-                if target.plus:
-                    part.add_(target.plus)
+            block_bytes, left = self._carrier.block_bytes, self.files.entry(name).num_bytes
+            for start, values in self.files.row_blocks(
+                name, target.shape, FLOATS, block_bytes, target.wanted
+            ):
+                for place, which in target.places(start, len(values)):
+                    chosen = values[which]
+                    part = target.tensor[place : place + len(chosen)]
+                    part.copy_(self._carrier.carry([chosen])[0])
+                    if target.plus:
+                        part.add_(target.plus)
                 progress.advance(values.nbytes)
+                left -= values.nbytes
+            progress.advance(left)
             progress.finish_tensor()
 
     def _check_missing(self, shapes: dict[str, list[int]]) -> None:

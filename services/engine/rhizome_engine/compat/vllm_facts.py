@@ -47,10 +47,14 @@ class ModelFacts:
             OSError: it is not there.
             ValueError: it is no JSON object.
         """
-        written = (folder / "config.json").read_bytes()
-        config = json.loads(written)
+        path = folder / "config.json"
+        written = path.read_bytes()
+        try:
+            config = json.loads(written)
+        except ValueError as error:  # no UTF-8, too
+            raise ValueError(f"{path} is no JSON: {error}") from None
         if not isinstance(config, dict):
-            raise ValueError(f"{folder / 'config.json'} is no JSON object")
+            raise ValueError(f"{path} is no JSON object")
         return cls(folder, name, config, written, tokenizer)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 import grpc
@@ -26,6 +25,7 @@ import grpc
 from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
+from rhizome_engine.core.current_load import current_load
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
 from rhizome_engine.core.failed_steps import FailedSteps
 from rhizome_engine.core.kv_event_log import KvEventLog
@@ -222,6 +222,10 @@ class EngineCore:
         """Do what is due by the clock; `step` does it too, an idle engine needs it now and then."""
         self._pins.expire(self._clock())
 
+    def use_idle_time(self) -> bool:
+        """Do a piece of what makes later steps faster, unless there is work; whether more is left."""
+        return not self.has_work and self._runner.use_idle_time()
+
     def step(self) -> list[Event]:
         """Launch the next step and tell what happened since the last one.
 
@@ -246,20 +250,15 @@ class EngineCore:
 
     def load(self) -> Load:
         """How busy the engine is now."""
-        running, waiting = self._scheduler.running, self._scheduler.waiting
-        missing = [each.num_tokens - each.num_computed for each in (*running, *waiting, *self._backlog)]
-        self._meter.totals.preemptions = self._scheduler.num_preemptions
-        return Load(
-            running_requests=len(running),
-            waiting_requests=self._num_queued + len(self._backlog),
-            waiting_tokens=sum(tokens for tokens in missing if tokens > 1),
-            kv_pages_total=self._pool.num_pages,
-            kv_pages_in_use=self._pool.num_pages - self._pool.num_free - self._cache.evictable_pages,
-            kv_pages_cached=self._cache.evictable_pages,
-            page_size=self._pool.page_size,
-            totals=replace(self._meter.totals),
-            generated_tokens_per_second=self._meter.tokens_per_second(self._clock()),
-            mean_times=self._meter.mean_times(),
+        return current_load(
+            self._scheduler,
+            self._backlog,
+            self._num_queued,
+            self._pool,
+            self._cache,
+            self._meter,
+            self._runner.counts,
+            self._clock(),
         )
 
     def flush_cache(self, namespace: str | None = None) -> int:

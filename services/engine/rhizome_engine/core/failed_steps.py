@@ -6,6 +6,7 @@
 | anything else | INTERNAL | goes on |
 | one of these, several times in a row | lost with the process | ends; the next one begins anew |
 | the device computes nothing more | lost with the process | ends at once, with a status of its own |
+| on one of several ranks, whatever it is | the same | the same: the ranks no longer agree |
 
 Errors are told apart by type names and texts: PyTorch has no type for most of them, and whoever imports this
 need not load it.
@@ -20,6 +21,7 @@ import grpc
 
 from rhizome_engine.core.events import FailedEvent
 from rhizome_engine.core.open_requests import OpenRequests
+from rhizome_engine.parallel.errors import RankLostError
 from rhizome_engine.scheduler.request import RequestState
 from rhizome_engine.scheduler.step_plan import StepPlan
 
@@ -65,8 +67,11 @@ class FailedSteps:
 
         Raises:
             DeviceLostError: the device is gone; whatever is open is lost.
+            RankLostError: the same, of one of several ranks.
             Exception: the error, when it was one too many in a row.
         """
+        if isinstance(error, RankLostError):
+            raise error
         if is_device_lost(error):
             raise DeviceLostError(f"the device is lost: {error}") from error
         requests = [request for request in plan.requests if request.state is not RequestState.FINISHED]

@@ -7,9 +7,13 @@ import faulthandler
 import gc
 import logging
 import math
+import os
 import signal
+import sys
 import uuid
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 from rhizome_engine.checkpoint.errors import CheckpointError
@@ -20,21 +24,35 @@ from rhizome_engine.core.served_model import describe_model
 from rhizome_engine.core.server import CoreServer
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.step_spans import record_step
+from rhizome_engine.core.warm_up import warm_up
 from rhizome_engine.core_pulse import PulseWriter
 from rhizome_engine.core_record import CoreRecord, read_core_record, remove_core_record
 from rhizome_engine.kvcache.eviction import eviction_policy
+from rhizome_engine.parallel.errors import RankLostError, RankRefusedError
+from rhizome_engine.parallel.rank_process import RankLogging
+from rhizome_engine.parallel.runner import load_runner
 from rhizome_engine.runner import KVBudgetError, ModelRunner
 from rhizome_engine.runner.device import choose_device
 from rhizome_engine.scheduler.config import SchedulerConfig
-from rhizome_engine.settings import EXIT_CANNOT_SERVE, EXIT_DEVICE_LOST, EXIT_FAILED, CoreSettings
+from rhizome_engine.settings import (
+    EXIT_CANNOT_SERVE,
+    EXIT_DEVICE_LOST,
+    EXIT_FAILED,
+    EXIT_RANK_LOST,
+    CoreSettings,
+)
+from rhizome_engine.start_times import StartTimes
 from rhizome_grammar.compiler import GrammarCompiler, GrammarError
 from rhizome_telemetry.tracing import configure_tracing, shutdown_tracing, tracing_enabled
 from rhizome_transport.frame_server import FrameServer
+from rhizome_transport.process_start import process_start, seconds_since
 
 _log = logging.getLogger(__name__)
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
 """A disk that is full now may have space when the front starts the next core."""
+_WARM_UP_TOKENS = 60
+"""On a GPU, where the first steps compile kernels for prompts; a CPU has nothing to compile."""
 
 
 def run_core(settings: CoreSettings) -> int:
@@ -62,6 +80,9 @@ def run_core(settings: CoreSettings) -> int:
     except DeviceLostError as error:
         _log.exception("%s; a new process may find it well", error)
         return EXIT_DEVICE_LOST
+    except RankLostError as error:
+        _log.exception("%s; new processes may do better", error)
+        return EXIT_RANK_LOST
     except Exception:
         _log.exception("the core failed")
         return EXIT_FAILED
@@ -72,14 +93,20 @@ def run_core(settings: CoreSettings) -> int:
 
 
 def _serve(settings: CoreSettings) -> None:
+    times = StartTimes(seconds_since(process_start(os.getpid())))
     config = scheduler_config(settings)
-    runner = _load(settings, config)
-    core = EngineCore(
-        runner,
-        config,
-        runner.checkpoint.eos_token_ids,
-        grammars=grammar_compiler(settings, runner),
-    )
+    with closing(_load(settings, config, times)) as runner:
+        _serve_runner(settings, config, runner, times)
+
+
+def _serve_runner(
+    settings: CoreSettings, config: SchedulerConfig, runner: ModelRunner, times: StartTimes
+) -> None:
+    warm_up(runner, config, 1 if runner.device.type == "cpu" else _WARM_UP_TOKENS)
+    times.done("first steps")
+    grammars = grammar_compiler(settings, runner)
+    times.done("grammars")
+    core = EngineCore(runner, config, runner.checkpoint.eos_token_ids, grammars=grammars)
     if settings.trace_steps and tracing_enabled():
         core.steps.listener = record_step
     instance_id = uuid.uuid4().hex
@@ -103,6 +130,8 @@ def _serve(settings: CoreSettings) -> None:
         signal.signal(signal.SIGTERM, lambda _signal, _frame: server.stop())
         signal.signal(signal.SIGINT, lambda _signal, _frame: server.stop())
         _log.info("serving %s on %s", model.name, settings.core_endpoint)
+        times.done("listening")
+        times.log(_log)
         server.run()
     finally:
         frames.close()
@@ -155,18 +184,23 @@ def scheduler_config(settings: CoreSettings) -> SchedulerConfig:
     )
 
 
-def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
+def _load(settings: CoreSettings, config: SchedulerConfig, times: StartTimes) -> ModelRunner:
     num_pages = None
     if settings.max_cache_tokens is not None:
         num_pages = math.ceil(settings.max_cache_tokens / settings.page_size)
-    return ModelRunner(
+    return load_runner(
         settings.model,
+        tensor_parallel=settings.tensor_parallel,
+        timeout_s=settings.tensor_parallel_timeout_s,
+        logging=RankLogging(settings.log_level, settings.log_format),
+        on_lost=partial(_end_at_once, settings.core_endpoint),
         device=settings.device,
         dtype=settings.dtype,
         kv_cache_dtype=settings.kv_cache_dtype,
         quantization=settings.quantization,
         kernels=settings.kernels,
         attention=settings.attention,
+        graphs=settings.graphs,
         page_size=settings.page_size,
         num_pages=num_pages,
         kv_memory=settings.kv_memory,
@@ -178,7 +212,20 @@ def _load(settings: CoreSettings, config: SchedulerConfig) -> ModelRunner:
         num_threads=settings.num_threads or None,
         overlap=config.overlap,
         progress=True,
+        times=times,
     )
+
+
+def _end_at_once(endpoint: str, error: Exception) -> None:
+    """End this process although its main thread waits for a rank that is lost, in native code perhaps.
+
+    Requests end as with a core that was killed: their callers see the connection close.
+    """
+    status = EXIT_CANNOT_SERVE if isinstance(error, RankRefusedError) else EXIT_RANK_LOST
+    _log.error("the core ends with status %d: %s", status, error)
+    remove_core_record(endpoint)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

@@ -45,6 +45,9 @@ def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
             decode_time=to_duration(totals.decode_s),
             steps=totals.steps,
             invalid=totals.invalid,
+            replayed_steps=totals.replayed_steps,
+            recordings=totals.recordings,
+            recording_time=to_duration(totals.recording_s),
         ),
     )
     if load.mean_times is not None:

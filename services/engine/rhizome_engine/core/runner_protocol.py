@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from rhizome_engine.batch import Batch, StepOutput, TokenMasks
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """How steps were computed since the runner was made.
+
+    Attributes:
+        replayed: steps that replayed a recording.
+        eager: steps whose kernels were launched one by one.
+        recordings: recordings that were made.
+        recording_s: seconds that took.
+    """
+
+    replayed: int = 0
+    eager: int = 0
+    recordings: int = 0
+    recording_s: float = 0.0
 
 
 class RunnerConfig(Protocol):
@@ -44,5 +62,12 @@ class Runner(Protocol):
     def page_size(self) -> int:
         """Tokens per page."""
 
+    @property
+    def counts(self) -> StepCounts:
+        """How steps were computed so far."""
+
     def launch(self, batch: Batch, /) -> LaunchedStep:
         """Begin a step; steps are computed in the order of their launch."""
+
+    def use_idle_time(self) -> bool:
+        """Do a piece of what makes later steps faster, while nothing is under way; whether more is left."""

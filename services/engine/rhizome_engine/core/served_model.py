@@ -70,7 +70,7 @@ def describe_model(
         vocab_size=runner.config.vocab_size,
         eos_token_ids=runner.checkpoint.eos_token_ids,
         dtype=_dtype_name(runner.numerics.weight_dtype),
-        device=str(runner.device),
+        device=runner.placement,
         attention_backend=runner.attention.name,
         num_parameters=runner.model.targets.num_parameters,
         tokenizer_sha256=tokenizer_sha256(files),

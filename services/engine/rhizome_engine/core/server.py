@@ -88,6 +88,7 @@ class CoreServer:
         self._kv_watches = KvWatches(core.kv_events, core.cache_survey, model.info.instance_id, frames.reply)
         self._draining = False
         self._stopping = False
+        self._has_idle_work = False
         self._step = 0
         self._next_load = 0.0
         self._last_load: scheduler_load.Load | None = None
@@ -109,6 +110,7 @@ class CoreServer:
                 self._handle(peer, frame)
             for peer in self._frames.take_gone():
                 self._forget(peer)
+            is_idle = not self._core.has_work
             if self._core.has_work and not self._start_delay.left_ms(True):
                 self._step += 1
                 for event in self._core.step():
@@ -123,6 +125,7 @@ class CoreServer:
                 self._continue_drain()
             self._kv_watches.tell()
             self._frames.flush(self._step, self._load_when_due())
+            self._has_idle_work = is_idle and self._core.use_idle_time()
             if self._orphans.is_orphaned(self._frames.peers):
                 _log.warning("no front for %.0f s; the core stops", self._orphans.grace_s)
                 return
@@ -133,7 +136,7 @@ class CoreServer:
             return 0
         delay_ms = self._start_delay.left_ms(self._core.has_work)
         if not self._core.has_work:
-            return _IDLE_POLL_MS
+            return 0 if self._has_idle_work else _IDLE_POLL_MS
         return delay_ms if self._core.is_runnable else max(delay_ms, _GRAMMAR_POLL_MS)
 
     def _handle(self, peer: Peer, frame: ClientFrame) -> None:

@@ -88,14 +88,11 @@ class Front:
         LevelSwitch(self._settings.log_level, self._supervisor.tell_level).install()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, on_signal)
-        port = await self._server.start()
-        _log.info("listening on %s:%d (gRPC)", self._settings.host, port)
-        if self._admin is not None:
-            admin_port = await self._admin.start()
-            self._admin.set_serving(ENGINE_ADMIN_SERVICE, True)
-            _log.info("listening on %s:%d (gRPC, admin)", self._settings.admin_host, admin_port)
-        self._routers.start()
-        metrics = self._serve_metrics()
+        try:
+            metrics = await self._listen()
+        except OSError:
+            await self._stop_listening()
+            raise
         manager = ServiceManager()
         manager.follow(lambda: self._server.is_serving(ENGINE_SERVICE), self._status)
         supervising = asyncio.ensure_future(self._supervisor.run())
@@ -119,11 +116,30 @@ class Front:
             await _cancelled(supervising, stopping)
             await self._routers.stop()
             await self._supervisor.stop(0.0 if stop_now.is_set() else _CORE_STOP_S)
-            for server in (self._server, self._admin):
-                if server is not None:
-                    await server.drain_and_stop(0.0)
+            await self._stop_listening()
             if metrics is not None:
                 await asyncio.to_thread(metrics.close)
+
+    async def _listen(self) -> MetricsListener | None:
+        """Open all ports.
+
+        Raises:
+            OSError: one of them is taken; others may be open by then.
+        """
+        port = await self._server.start()
+        _log.info("listening on %s:%d (gRPC)", self._settings.host, port)
+        if self._admin is not None:
+            admin_port = await self._admin.start()
+            self._admin.set_serving(ENGINE_ADMIN_SERVICE, True)
+            _log.info("listening on %s:%d (gRPC, admin)", self._settings.admin_host, admin_port)
+        metrics = self._serve_metrics()
+        self._routers.start()
+        return metrics
+
+    async def _stop_listening(self) -> None:
+        for server in (self._server, self._admin):
+            if server is not None:
+                await server.drain_and_stop(0.0)
 
     def _serve_metrics(self) -> MetricsListener | None:
         settings = self._settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections import Counter
@@ -20,8 +21,9 @@ from rhizome_engine.core_record import clear_endpoint, read_core_record
 from rhizome_engine.front.core_link import CoreLink, loading_error
 from rhizome_engine.front.core_process import CoreProcess, adopt_core, spawn_core
 from rhizome_engine.front.wedge_watch import WedgeWatch
-from rhizome_engine.settings import EXIT_CANNOT_SERVE, EXIT_DEVICE_LOST, EngineSettings
+from rhizome_engine.settings import EXIT_CANNOT_SERVE, EXIT_DEVICE_LOST, EXIT_RANK_LOST, EngineSettings
 from rhizome_transport.errors import EngineError
+from rhizome_transport.process_start import process_start, seconds_since
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +34,16 @@ _READY_POLL_S = 0.05
 _LAST_WORDS_S = 0.5
 """What a stuck core gets to write down where it is stuck."""
 
-RESTART_REASONS = ("crashed", "killed", "wedged", "device_lost", "load_timeout", "ended", "unknown")
+RESTART_REASONS = (
+    "crashed",
+    "killed",
+    "wedged",
+    "device_lost",
+    "rank_lost",
+    "load_timeout",
+    "ended",
+    "unknown",
+)
 """Why a core is started again; unknown where an adopted one ended, whose status went to its parent."""
 
 
@@ -60,6 +71,7 @@ class CoreSupervisor:
         self._process: CoreProcess | None = None
         self._level_signal: signal.Signals | None = None
         self._killed_for = ""
+        self._was_ready = False
         self.restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
         self.silent_s = 0.0
 
@@ -180,6 +192,10 @@ class CoreSupervisor:
                 with contextlib.suppress(EngineError):
                     info = await link.client.model_info()
                     _log.info("core serves %s (%s on %s)", info.model, info.weight_format, info.device)
+                    if not self._was_ready:  # of a core that was started again it would say nothing
+                        self._was_ready = True
+                        age_s = seconds_since(process_start(os.getpid()))
+                        _log.info("ready %.2f s after this process began", age_s)
                     return
             await asyncio.sleep(_READY_POLL_S)
 
@@ -190,4 +206,4 @@ def _reason(status: int | None) -> str:
         return "unknown"
     if status < 0:
         return "killed"
-    return {0: "ended", EXIT_DEVICE_LOST: "device_lost"}.get(status, "crashed")
+    return {0: "ended", EXIT_DEVICE_LOST: "device_lost", EXIT_RANK_LOST: "rank_lost"}.get(status, "crashed")

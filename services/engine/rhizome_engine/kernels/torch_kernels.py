@@ -10,8 +10,8 @@ from rhizome_engine.checkpoint.model_config import Activation
 from rhizome_engine.layers.linear import Linear
 from rhizome_engine.layers.rms_norm import RMSNorm, normalise
 from rhizome_engine.weights.base import Weight
-from rhizome_engine.weights.format import Dense, Grouped, WeightFormat
-from rhizome_engine.weights.torch_weights import TorchDense, TorchGrouped, TorchInt8, TorchWeight
+from rhizome_engine.weights.format import Dense, Fp8, Grouped, WeightFormat
+from rhizome_engine.weights.torch_weights import TorchDense, TorchFp8, TorchGrouped, TorchInt8, TorchWeight
 
 
 class TorchKernels:
@@ -40,6 +40,8 @@ class TorchKernels:
             return TorchDense(weight_format, out_features, in_features, self.device)
         if isinstance(weight_format, Grouped):
             return TorchGrouped(weight_format, out_features, in_features, self.device)
+        if isinstance(weight_format, Fp8):
+            return TorchFp8(weight_format, out_features, in_features, self.device)
         return TorchInt8(weight_format, out_features, in_features, self.device)
 
     def embed(self, weight: Weight, token_ids: Tensor, multiplier: float) -> Tensor:

@@ -33,6 +33,11 @@ class Rope:
         self.rotary_dim = config.rotary_dim(head_dim)
         self._frequencies = inverse_frequencies(config, self.rotary_dim, max_context).to(device)
 
+    @property
+    def frequencies(self) -> Tensor | None:
+        """Radians per position, [rotary_dim / 2] float32; None where they change with the position."""
+        return None if self.config.kind == "dynamic" else self._frequencies
+
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, each [num_tokens, rotary_dim / 2] float32.
 

@@ -137,6 +137,7 @@ class AsyncLLM:
     async def close(self) -> None:
         """End what is open, whose callers get an `EngineError`, and the thread; twice is no error."""
         await asyncio.to_thread(self._thread.close)
+        await asyncio.to_thread(self._llm.close)
 
     async def __aenter__(self) -> Self:
         return self

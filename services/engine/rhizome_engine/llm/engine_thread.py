@@ -61,6 +61,7 @@ class EngineThread:
         self._wake = threading.Event()
         self._waiters: dict[Job[Any], Waiter] = {}
         self._closing = False
+        self._has_idle_work = False
         self._failure: EngineError | None = None
         self._lock = threading.RLock()  # a job may be given up by the garbage collector, anywhere
         self._thread = threading.Thread(target=self._run, name="rhizome-engine", daemon=True)
@@ -132,6 +133,7 @@ class EngineThread:
                     self._step()
                 else:
                     self._core.tick()
+                    self._has_idle_work = self._core.use_idle_time()
         except Exception as error:
             _log.exception("the engine failed")
             failure = EngineError(grpc.StatusCode.INTERNAL, f"the engine failed: {error}")
@@ -148,7 +150,7 @@ class EngineThread:
         if self._core.has_work:
             if not self._core.is_runnable:
                 self._wake.wait(_GRAMMAR_POLL_S)
-        elif not self._inbox:
+        elif not self._inbox and not self._has_idle_work:
             self._wake.wait(_IDLE_S)
         self._wake.clear()
 

@@ -25,7 +25,7 @@ from rhizome_engine.llm.prompts import (
     several,
     several_conversations,
 )
-from rhizome_engine.runner import ModelRunner
+from rhizome_engine.parallel.runner import load_runner
 from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.weights.choose import Quantization
@@ -43,11 +43,14 @@ class LLM:
         model: a Hugging Face checkpoint directory.
         scheduler: limits of batches and steps.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        tensor_parallel: processes that compute the model together, this one included, on as many GPUs; one
+            such model at a time in a process.
         dtype: "auto", "float32", "bfloat16" or "float16", of weights.
         kv_cache_dtype: the same, of the KV pool.
-        quantization: "none", "int8" or "int4": how weights are kept, whatever the checkpoint holds.
-        kernels: "auto", "native" or "torch".
+        quantization: "none", "int8", "fp8" or "int4": how weights are kept, whatever the checkpoint holds.
+        kernels: "auto", "native", "triton" or "torch".
         attention: "auto" or a back end's name.
+        graphs: "auto" records steps on a GPU and replays them, "off" never does.
         page_size: tokens per KV page.
         num_pages: pages of the KV pool; None sizes it from what is free.
         kv_memory: the pool's size instead, in bytes, as "4GiB", or as "60%" of what is free.
@@ -67,11 +70,13 @@ class LLM:
         *,
         scheduler: SchedulerConfig | None = None,
         device: str = "auto",
+        tensor_parallel: int = 1,
         dtype: str = "auto",
         kv_cache_dtype: str = "auto",
         quantization: Quantization = "none",
         kernels: str = "auto",
         attention: str = "auto",
+        graphs: str = "auto",
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
@@ -81,14 +86,16 @@ class LLM:
         # Whoever calls a library holds all prompts anyway: the queue needs no bound.
         config = replace(scheduler or SchedulerConfig(), max_queue_size=sys.maxsize)
         self.tokenizer = Tokenizer.from_directory(model)
-        runner = ModelRunner(
+        runner = load_runner(
             model,
+            tensor_parallel=tensor_parallel,
             device=device,
             dtype=dtype,
             kv_cache_dtype=kv_cache_dtype,
             quantization=quantization,
             kernels=kernels,
             attention=attention,
+            graphs=graphs,
             page_size=page_size,
             num_pages=num_pages,
             kv_memory=kv_memory,
@@ -107,6 +114,7 @@ class LLM:
             grammars = GrammarCompiler(tokenizer_json, runner.config.vocab_size, eos_token_ids)
         self.default_sampling = default_sampling(runner.checkpoint.generation)
         self.core = EngineCore(runner, config, eos_token_ids, grammars=grammars)
+        self._runner = runner
         self._is_stepping = False
         self._given_up: list[Job[Any]] = []
         self.jobs = JobMaker(self.tokenizer, self.default_sampling, read_recommendation(Path(model)))
@@ -236,6 +244,13 @@ class LLM:
         job = self.jobs.vectors(several(inputs), pooling, normalize=normalize)
         self._finish(job)
         return embeddings(job)
+
+    def close(self) -> None:
+        """End the other processes of a model of several ranks; the garbage collector does so too.
+
+        Nothing may be asked afterwards.
+        """
+        self._runner.close()
 
     def _finish(self, job: Job[Any]) -> None:
         job.start(self.core)

@@ -15,16 +15,51 @@ from torch import Tensor
 from rhizome_engine.attention.base import AttentionLayer, AttentionPlan
 from rhizome_engine.checkpoint.model_config import LayerConfig, ModelConfig
 from rhizome_engine.kernels.base import Kernels
+from rhizome_engine.layers.linear import Linear
 from rhizome_engine.layers.rms_norm import RMSNorm, normalise
 from rhizome_engine.layers.rotary import Rope
 from rhizome_engine.models.experts import Experts
 from rhizome_engine.models.family import TensorNames
 from rhizome_engine.models.parameters import Parameters
+from rhizome_engine.parallel.group import RankGroup
+from rhizome_engine.parallel.shares import config_of_rank, cut_targets, shares_of_rank
+from rhizome_engine.parallel.vocabulary import VocabularyShare
 from rhizome_engine.weights.format import WeightFormat
 from rhizome_engine.weights.targets import ModelTargets
 
 FormatOf = Callable[[str, int], WeightFormat]
 """Module name and in_features → how its matrix is kept."""
+
+
+class BlockEnd:
+    """The last product of a block, whose result is added to the residual stream; over all ranks, of several.
+
+    Args:
+        new: knows the kernels and the ranks.
+        linear: the product.
+        post_norm: normalises its result; None where a family does not.
+        multiplier: of what is added.
+    """
+
+    def __init__(self, new: Parameters, linear: Linear, post_norm: RMSNorm | None, multiplier: float) -> None:
+        self.kernels = new.kernels
+        self.group = new.group
+        self.linear = linear
+        self.post_norm = post_norm
+        self.multiplier = multiplier
+
+    def add_to(self, x: Tensor, inner: Tensor) -> None:
+        """Add the product with `inner` to x [num_tokens, hidden_size]."""
+        if self.group is None and self.post_norm is None:
+            self.kernels.add_linear(x, inner, self.linear, self.multiplier)
+            return
+        output = self.kernels.linear(inner, self.linear)
+        if self.group is not None:
+            self.group.add_up(output)
+        if self.post_norm is None:
+            x.add_(output, alpha=self.multiplier)
+        else:
+            self.kernels.add_norm(x, output, self.post_norm, self.multiplier)
 
 
 class Attention:
@@ -43,10 +78,10 @@ class Attention:
         self.output = new.linear(q_size, {prefix + names.output: config.hidden_size}, bias=config.output_bias)
         q_norm = new.norm(prefix + names.q_norm, config.head_dim) if config.qk_norm else None
         k_norm = new.norm(prefix + names.k_norm, config.head_dim) if config.qk_norm else None
-        self.multiplier = config.residual_multiplier
         self.post_norm = None
         if config.post_norms:
             self.post_norm = new.norm(prefix + names.post_attention_norm, config.hidden_size)
+        self.output_end = BlockEnd(new, self.output, self.post_norm, config.residual_multiplier)
         self.layer = AttentionLayer(
             index=index,
             num_heads=config.num_heads,
@@ -64,11 +99,7 @@ class Attention:
     def add_to(self, x: Tensor, plan: AttentionPlan) -> None:
         """Add what this layer's attention says to the residual stream [num_tokens, hidden_size]."""
         attended = plan.attend(self.layer, self.kernels.linear(x, self.qkv, self.norm))
-        if self.post_norm is None:
-            self.kernels.add_linear(x, attended, self.output, self.multiplier)
-        else:
-            output = self.kernels.linear(attended, self.output)
-            self.kernels.add_norm(x, output, self.post_norm, self.multiplier)
+        self.output_end.add_to(x, attended)
 
 
 class FeedForward:
@@ -85,19 +116,14 @@ class FeedForward:
         self.activation = config.activation
         self.gate_up = new.linear(hidden, parts, bias=config.mlp_bias)
         self.down = new.linear(size, {prefix + names.down: hidden}, bias=config.mlp_bias)
-        self.multiplier = config.residual_multiplier
         self.post_norm = None
         if config.post_norms:
             self.post_norm = new.norm(prefix + names.post_mlp_norm, hidden)
+        self.down_end = BlockEnd(new, self.down, self.post_norm, config.residual_multiplier)
 
     def add_to(self, x: Tensor) -> None:
         """Add what the feed-forward says to the residual stream [num_tokens, hidden_size]."""
-        inner = self.kernels.gated_linear(x, self.gate_up, self.activation, self.norm)
-        if self.post_norm is None:
-            self.kernels.add_linear(x, inner, self.down, self.multiplier)
-        else:
-            output = self.kernels.linear(inner, self.down)
-            self.kernels.add_norm(x, output, self.post_norm, self.multiplier)
+        self.down_end.add_to(x, self.kernels.gated_linear(x, self.gate_up, self.activation, self.norm))
 
 
 class Decoder:
@@ -108,6 +134,7 @@ class Decoder:
         names: of the checkpoint's tensors.
         kernels: compute.
         format_of: decides how each matrix is kept.
+        group: the ranks that share the model, each with a part of every layer; None for a whole model.
 
     Attributes:
         layer_done: called after each layer, so that a long step shows that it goes on.
@@ -116,23 +143,37 @@ class Decoder:
     """
 
     def __init__(
-        self, config: ModelConfig, names: TensorNames, kernels: Kernels, format_of: FormatOf
+        self,
+        config: ModelConfig,
+        names: TensorNames,
+        kernels: Kernels,
+        format_of: FormatOf,
+        group: RankGroup | None = None,
     ) -> None:
+        whole = config
+        if group is not None:
+            config = config_of_rank(config, group.size)
         self.config = config
         self.kernels = kernels
+        self.group = group
+        self.vocabulary = None if group is None else VocabularyShare(config.vocab_size, group)
         self.layer_done: Callable[[], None] = _nothing
-        new = Parameters(kernels, format_of, config)
-        self.embedding = new.linear(config.hidden_size, {names.embedding: config.vocab_size})
+        new = Parameters(kernels, format_of, config, group)
+        vocab_rows = config.vocab_size if self.vocabulary is None else self.vocabulary.rows
+        self.embedding = new.linear(config.hidden_size, {names.embedding: vocab_rows})
         self.layers: list[tuple[Attention, FeedForward | Experts]] = []
         for index, layer in enumerate(config.layers):
             self.layers.append(self._layer(names, index, layer, new))
         self.norm = new.norm(names.final_norm, config.hidden_size)
         self.head = self.embedding
         if not config.tie_word_embeddings:
-            self.head = new.linear(config.hidden_size, {names.head: config.vocab_size})
+            self.head = new.linear(config.hidden_size, {names.head: vocab_rows})
         longest = config.max_position_embeddings
         self.ropes = [Rope(rope, config.head_dim, kernels.device, longest) for rope in config.ropes]
         self.targets: ModelTargets = new.targets
+        if group is not None:
+            shares = shares_of_rank(whole, names, group.rank, group.size)
+            self.targets = cut_targets(new.targets, shares, group.rank)
 
     def _layer(
         self, names: TensorNames, index: int, layer: LayerConfig, new: Parameters
@@ -155,7 +196,11 @@ class Decoder:
         Returns:
             [num_tokens, hidden_size], newly allocated
         """
-        x = self.kernels.embed(self.embedding.weight, token_ids, self.config.embedding_multiplier)
+        weight, multiplier = self.embedding.weight, self.config.embedding_multiplier
+        if self.vocabulary is None:
+            x = self.kernels.embed(weight, token_ids, multiplier)
+        else:
+            x = self.vocabulary.embed(self.kernels, weight, token_ids, multiplier)
         for attention, feed_forward in self.layers:
             attention.add_to(x, plan)
             feed_forward.add_to(x)
@@ -168,12 +213,17 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project [n, hidden_size] to float32 [n, vocab_size], valid until the next call."""
+        logits = self.own_logits(hidden)
+        return logits if self.vocabulary is None else self.vocabulary.whole(logits)
+
+    def own_logits(self, hidden: Tensor) -> Tensor:
+        """As `logits`, of the tokens of this rank only: [n, rows], -inf where a row is no token."""
         logits = self.kernels.linear(hidden, self.head, self.norm).to(torch.float32)
         if self.config.logits_multiplier != 1:
             logits *= self.config.logits_multiplier
         if self.config.logits_softcap:
             logits = self.config.logits_softcap * torch.tanh(logits / self.config.logits_softcap)
-        return logits
+        return logits if self.vocabulary is None else self.vocabulary.forbid_padding(logits)
 
 
 def _nothing() -> None:

@@ -22,6 +22,7 @@ class Experts:
         prefix, hidden, size = names.layer.format(layer=index), config.hidden_size, config.experts
         self.config = config.experts
         self.kernels = new.kernels
+        self.group = new.group
         self.norm = norm
         self.activation = config.activation
         self.multiplier = config.residual_multiplier
@@ -47,4 +48,6 @@ class Experts:
             inner = self.kernels.gated_linear(x[tokens], gate_up, self.activation, self.norm)
             output = self.kernels.linear(inner, down)
             said.index_add_(0, tokens, (output * shares[tokens, place, None]).to(x.dtype))
+        if self.group is not None:  # each rank has a slice of every expert
+            self.group.add_up(said)
         x.add_(said, alpha=self.multiplier)

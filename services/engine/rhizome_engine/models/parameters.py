@@ -8,6 +8,7 @@ from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.kernels.base import Kernels
 from rhizome_engine.layers.linear import Linear
 from rhizome_engine.layers.rms_norm import RMSNorm
+from rhizome_engine.parallel.group import RankGroup
 from rhizome_engine.weights.format import WeightFormat
 from rhizome_engine.weights.targets import MatrixTarget, ModelTargets, VectorTarget
 
@@ -18,16 +19,22 @@ class Parameters:
     Args:
         kernels: allocate the weights.
         format_of: module name and in_features → how its matrix is kept.
-        config: of the model.
+        config: of the model, or of one rank's share of it.
+        group: the ranks; None for a whole model.
 
     Attributes:
         targets: of all that was made.
     """
 
     def __init__(
-        self, kernels: Kernels, format_of: Callable[[str, int], WeightFormat], config: ModelConfig
+        self,
+        kernels: Kernels,
+        format_of: Callable[[str, int], WeightFormat],
+        config: ModelConfig,
+        group: RankGroup | None = None,
     ) -> None:
         self.kernels = kernels
+        self.group = group
         self._format_of = format_of
         self._eps = config.rms_norm_eps
         self._plus_one = float(config.norm_plus_one)

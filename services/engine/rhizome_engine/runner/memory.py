@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from rhizome_engine.memory_size import MemorySize, format_bytes
+
+if TYPE_CHECKING:
+    from rhizome_engine.parallel.group import RankGroup
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CUDA_SHARE = 0.9
@@ -28,6 +32,7 @@ class MemoryNeeds:
         weights: all parameters.
         weights_name: how they are kept, for messages.
         workspace: context length → most bytes of the largest step beside weights and pool.
+        recorded: context length → most bytes of recorded steps beside all that; 0 where none are.
         max_context: longest context of the model, in tokens.
         page: one page's keys and values in all layers.
         page_size: tokens per page.
@@ -41,10 +46,19 @@ class MemoryNeeds:
     page: int
     page_size: int
     remedies: Callable[[], Sequence[str]] = tuple
+    recorded: Callable[[int], int] = lambda _: 0
 
     def workspace_of(self, num_pages: int) -> int:
-        """Return the workspace beside a pool of so many pages, which no context can be longer than."""
-        return self.workspace(min(self.max_context, max(num_pages, 0) * self.page_size))
+        """Return what steps take beside a pool of so many pages, which no context can be longer than."""
+        context = self._longest(num_pages)
+        return self.workspace(context) + self.recorded(context)
+
+    def recorded_of(self, num_pages: int) -> int:
+        """Return how much of that is for recorded steps."""
+        return self.recorded(self._longest(num_pages))
+
+    def _longest(self, num_pages: int) -> int:
+        return min(self.max_context, max(num_pages, 0) * self.page_size)
 
 
 def plan_num_pages(
@@ -98,10 +112,36 @@ def plan_num_pages(
     return pages
 
 
+def agree_on_pages(group: RankGroup | None, plan: Callable[[], int]) -> int:
+    """Return the KV pages that every rank has memory for.
+
+    Args:
+        group: the ranks; None for one.
+        plan: measures, and says how many this rank has memory for.
+
+    Raises:
+        KVBudgetError: this rank, or another one, has not enough memory.
+        Exception: what `plan` raises.
+    """
+    if group is None:
+        return plan()
+    try:
+        pages = plan()
+    except Exception:
+        group.least(0)  # the others wait for an answer
+        raise
+    least = group.least(pages)
+    if least < 1:
+        raise KVBudgetError("another rank has too little memory; its own message says how much it needs")
+    return least
+
+
 def _refusal(needs: MemoryNeeds, available: int, device: torch.device, pages: int, left: int) -> str:
+    of_graphs = needs.recorded_of(pages)
+    recorded = f" ({format_bytes(of_graphs)} of it for recorded steps)" if of_graphs else ""
     sum_ = (
         f"{format_bytes(available)} available - {format_bytes(needs.weights)} weights ({needs.weights_name}) "
-        f"- {format_bytes(needs.workspace_of(pages))} workspace = {format_bytes(left)} left"
+        f"- {format_bytes(needs.workspace_of(pages))} workspace{recorded} = {format_bytes(left)} left"
     )
     remedies = "; ".join(needs.remedies())
     if left < needs.page:

@@ -1,4 +1,8 @@
-"""The model runner: owns the model, the KV tensors and the device; runs one step at a time."""
+"""The model runner: loads a checkpoint within the memory there is, and computes one step after the other.
+
+A `Batch` comes in as numpy arrays and goes to a `StepComputer`, which replays a recorded step or runs the
+model over it; what comes out is a `LaunchedStep`, whose tokens are read when the next one was launched.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rhizome_engine.attention.base import AttentionBackend, AttentionInputs
-from rhizome_engine.attention.choose import choose_attention
+from rhizome_engine.attention.base import AttentionBackend
+from rhizome_engine.attention.choose import make_attention, probe
 from rhizome_engine.attention.paged_kv import PagedKV
-from rhizome_engine.batch import Batch, StepOutput, TokenLogprobs, TokenMasks
+from rhizome_engine.batch import Batch, StepOutput
 from rhizome_engine.checkpoint.loader import load_checkpoint
 from rhizome_engine.checkpoint.model_config import ModelConfig
-from rhizome_engine.core.runner_protocol import LaunchedStep
+from rhizome_engine.core.runner_protocol import LaunchedStep, StepCounts
 from rhizome_engine.kernels.native.native_kernels import NativeKernels
 from rhizome_engine.memory_size import MemorySize
 from rhizome_engine.models.decoder import Decoder
 from rhizome_engine.models.registry import family_of
-from rhizome_engine.runner.device import choose_device
-from rhizome_engine.runner.memory import available_bytes, plan_num_pages
+from rhizome_engine.parallel.group import RankGroup
+from rhizome_engine.parallel.shares import formats_of_rank, shares_of_rank
+from rhizome_engine.runner.device import ready_device
+from rhizome_engine.runner.memory import agree_on_pages, available_bytes, plan_num_pages
 from rhizome_engine.runner.numerics import choose_numerics
-from rhizome_engine.runner.pooling import PooledSums
 from rhizome_engine.runner.sizing import memory_needs
-from rhizome_engine.runner.staging import StagedTokens, TokenStaging
-from rhizome_engine.runner.steps import DeviceStep, ThreadedStep
-from rhizome_engine.sampling.prompt_logprobs import score_prompt
-from rhizome_engine.sampling.sampler import Sampled, sample
-from rhizome_engine.sampling.token_table import TokenTable
-from rhizome_engine.weights.choose import Quantization, format_chooser
+from rhizome_engine.runner.step_computer import StepComputer, why_not_recorded
+from rhizome_engine.runner.steps import ThreadedStep
+from rhizome_engine.start_times import StartTimes
+from rhizome_engine.weights.choose import Quantization, StoredFormat, format_chooser
 from rhizome_engine.weights.targets import format_summary
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,10 @@ class ModelRunner:
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16", of weights.
         kv_cache_dtype: the same, of the KV pool.
-        quantization: "int8" or "int4": how weights are kept; "none" for as they are in the checkpoint.
-        kernels: "auto", "native" or "torch".
+        quantization: "int8", "fp8" or "int4": how weights are kept; "none" for as they are in the checkpoint.
+        kernels: "auto", "native", "triton" or "torch".
         attention: "auto" or a back end's name.
+        graphs: "auto" records steps on a GPU and replays them; "off" never; see `StepComputer`.
         page_size: tokens per KV page.
         num_pages: size of the KV pool; or
         kv_memory: the same in bytes, as "4GiB", or as "60%" of what is left beside weights and workspace;
@@ -63,6 +66,8 @@ class ModelRunner:
         num_threads: CPU threads of the matrix products; None leaves PyTorch's choice.
         overlap: on a CPU, compute in a thread, so that `launch` returns at once; a GPU does so anyway.
         progress: show how far loading is, on the terminal or in the log.
+        times: told what the start spends its time on.
+        group: the ranks that share the model with this one; None for a whole model.
 
     Attributes:
         checkpoint: what was loaded, with the recommended sampling settings and the ids that end a sequence.
@@ -87,6 +92,7 @@ class ModelRunner:
         quantization: Quantization = "none",
         kernels: str = "auto",
         attention: str = "auto",
+        graphs: str = "auto",
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
@@ -98,7 +104,10 @@ class ModelRunner:
         num_threads: int | None = None,
         overlap: bool = False,
         progress: bool = False,
+        times: StartTimes | None = None,
+        group: RankGroup | None = None,
     ) -> None:
+        times = times or StartTimes()
         for name, value in (
             ("page_size", page_size),
             ("max_num_tokens", max_num_tokens),
@@ -108,6 +117,8 @@ class ModelRunner:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         started = time.perf_counter()
+        self.device = ready_device(device)
+        times.done("device")
         self.checkpoint = load_checkpoint(model_path)
         self.config: ModelConfig = self.checkpoint.config
         if max_context_tokens is not None:  # it decides, too, which rotary factors "longrope" takes
@@ -122,7 +133,6 @@ class ModelRunner:
         self.quantization = "" if weights.quantised is None else weights.quantised.name
         if quantization != "none":
             self.quantization = quantization
-        self.device = choose_device(device)
         self.numerics = choose_numerics(
             self.device,
             dtype=dtype,
@@ -135,7 +145,21 @@ class ModelRunner:
         self.page_size = page_size
         self.max_num_tokens = max_num_tokens
         self.max_num_rows = max_num_rows
-        format_of = format_chooser(quantization, self.numerics.weight_dtype, names, weights.format_of)
+        num_slots = num_slots or max_num_rows
+        records = why_not_recorded(graphs, self.device, self.config) is None
+        stored_format: StoredFormat = weights.format_of
+        if group is not None:
+            shares = shares_of_rank(self.config, names, group.rank, group.size)
+            stored_format = formats_of_rank(stored_format, shares)
+        format_of = format_chooser(quantization, self.numerics.weight_dtype, names, stored_format)
+        attention_choice = probe(
+            attention,
+            device=self.device,
+            dtype=self.numerics.kv_dtype,
+            page_size=page_size,
+            head_dim=self.config.head_dim,
+            native_kernels=isinstance(self.numerics.kernels, NativeKernels),
+        )
         needs = memory_needs(
             self.config,
             names,
@@ -144,40 +168,53 @@ class ModelRunner:
             num_tokens=max_num_tokens,
             num_rows=max_num_rows,
             page_size=page_size,
-            in_place=attention != "sdpa" and isinstance(self.numerics.kernels, NativeKernels),
+            in_place=attention_choice.in_place,
+            group=group,
+            recorded_slots=num_slots if records and attention_choice.in_place else 0,
         )
         pages_per_context = math.ceil(self.config.max_position_embeddings / page_size)
-        self.num_pages = plan_num_pages(
-            needs,
-            int(available_bytes(self.device) * memory_share),
-            self.device,
-            num_pages=num_pages,
-            kv_memory=None if kv_memory is None else MemorySize.parse(kv_memory),
-            # As many again as can be in use at once: the rest of the pool only caches prefixes.
-            useful_pages=2 * max_num_rows * pages_per_context,
+        self.num_pages = agree_on_pages(
+            group,
+            lambda: plan_num_pages(
+                needs,
+                int(available_bytes(self.device) * memory_share),
+                self.device,
+                num_pages=num_pages,
+                kv_memory=None if kv_memory is None else MemorySize.parse(kv_memory),
+                # As many again as can be in use at once: the rest of the pool only caches prefixes.
+                useful_pages=2 * max_num_rows * pages_per_context,
+            ),
         )
-        self.model = Decoder(self.config, names, self.numerics.kernels, format_of)
+        self.model = Decoder(self.config, names, self.numerics.kernels, format_of, group)
+        times.done("config")
         weights.fill(self.model.targets, progress=progress)
+        times.done("weights", weights.num_bytes)
         self.kv = PagedKV(
             num_layers=self.config.num_layers,
             num_pages=self.num_pages,
             page_size=page_size,
-            num_kv_heads=self.config.num_kv_heads,
+            num_kv_heads=self.model.config.num_kv_heads,
             head_dim=self.config.head_dim,
             dtype=self.numerics.kv_dtype,
             device=self.device,
         )
-        self.attention: AttentionBackend = choose_attention(
-            attention, self.kv, self.model.ropes, self.numerics.kernels
+        times.done("KV pool")
+        self.attention: AttentionBackend = make_attention(attention_choice, self.kv, self.model.ropes)
+        self._computer = StepComputer(
+            self.model,
+            self.attention,
+            self.kv,
+            max_num_tokens=max_num_tokens,
+            max_num_rows=max_num_rows,
+            num_slots=num_slots,
+            max_context=min(self.config.max_position_embeddings, self.num_pages * page_size),
+            graphs=graphs,
         )
-        self._staging = TokenStaging(max_num_tokens, self.device)
-        max_context = min(self.config.max_position_embeddings, self.num_pages * page_size)
-        self._tokens = TokenTable(num_slots or max_num_rows, max_context, self.device)
-        self._pooled = PooledSums()
         in_thread = overlap and self.device.type == "cpu"
         self._thread = ThreadPoolExecutor(1, "model-runner") if in_thread else None
         logger.info(
-            "loaded %s in %.1f s: %s, %s kernels (%s), weights %s, KV %s, attention %s, %d pages of %d",
+            "loaded %s in %.1f s: %s, %s kernels (%s), weights %s, KV %s, attention %s, "
+            "graphs %s, %d pages of %d",
             self.checkpoint.path,
             time.perf_counter() - started,
             self.device,
@@ -185,15 +222,26 @@ class ModelRunner:
             self.numerics.reason,
             self.weights_name,
             self.numerics.kv_dtype,
-            self.attention.name,
+            attention_choice,
+            self._computer.graphs,
             self.num_pages,
             page_size,
         )
 
     @property
+    def placement(self) -> str:
+        """The devices that hold the model, for people."""
+        return str(self.device)
+
+    @property
     def weights_name(self) -> str:
         """How matrices are kept, the most frequent format first: "int8", "int4-g128, int8-g128"."""
         return format_summary(self.model.targets)
+
+    @property
+    def counts(self) -> StepCounts:
+        """How steps were computed so far."""
+        return self._computer.counts
 
     def launch(self, batch: Batch) -> LaunchedStep:
         """Begin a step; steps are computed in the order of their launch.
@@ -207,8 +255,8 @@ class ModelRunner:
                 f"for at most {self.max_num_tokens} tokens in {self.max_num_rows} rows"
             )
         if self._thread is not None:
-            return ThreadedStep(self._thread, lambda: DeviceStep(self, batch))
-        return DeviceStep(self, batch)
+            return ThreadedStep(self._thread, lambda: self._computer.begin(batch))
+        return self._computer.begin(batch)
 
     def run(self, batch: Batch) -> StepOutput:
         """Compute one step and wait for its tokens.
@@ -220,51 +268,18 @@ class ModelRunner:
         step.sample(None)
         return step.result()
 
-    @torch.inference_mode()
+    def use_idle_time(self) -> bool:
+        """Record one kind of step that is wanted, while no step is under way; whether more are."""
+        if self._thread is not None:
+            return self._thread.submit(self._computer.use_idle_time).result()
+        return self._computer.use_idle_time()
+
+    def close(self) -> None:
+        """End what computes beside this process; there is nothing where one process holds the model."""
+
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Write a step's keys and values and return [num_tokens, hidden_size]."""
-        for source, target, num_slots in batch.page_copies:
-            self.kv.copy_page(source, target, num_slots)
-        for slot, token_ids in batch.histories:
-            self._tokens.load(slot, token_ids)
-        staged: StagedTokens = self._staging.stage(batch)
-        if len(batch.late):
-            self._tokens.fill_late(staged.token_ids, staged.positions, batch.late, batch.late_slots)
-        plan = self.attention.plan(
-            AttentionInputs(
-                staged.positions, staged.slot_mapping, batch.query_start, batch.context_len, batch.page_table
-            )
-        )
-        return self.model.hidden_states(staged.token_ids, plan)
-
-    @torch.inference_mode()
-    def sample(self, hidden: Tensor, batch: Batch, masks: TokenMasks | None) -> Sampled:
-        """Choose a token for every row that needs one; without waiting for it, on a GPU."""
-        rows = batch.sampling.rows
-        if len(rows) != batch.num_tokens:  # in a step of decodes only, every token is its row's last
-            last = batch.query_start[rows + 1].astype(np.int64) - 1
-            hidden = hidden.index_select(0, torch.from_numpy(last).to(self.device, non_blocking=True))
-        return sample(self.model.logits(hidden), batch.sampling, self._tokens, masks)
-
-    @torch.inference_mode()
-    def score_prompts(self, hidden: Tensor, batch: Batch) -> list[list[TokenLogprobs]]:
-        """Log probabilities of prompt tokens, one list per `Batch.prompt_scores`."""
-        starts = batch.query_start
-        return [
-            score_prompt(hidden[starts[row] : starts[row] + len(targets)], self.model.logits, targets, top)
-            for row, targets, top in batch.prompt_scores
-        ]
-
-    @torch.inference_mode()
-    def pool(self, hidden: Tensor, batch: Batch) -> Tensor | None:
-        """Take a step's hidden states into the vectors that are wanted; those that are complete.
-
-        Must be called for every step that has `Batch.pooled`, in their order.
-
-        Returns:
-            [n, hidden_size] float32 on the device, one per row of `Batch.pooled` that ends; None without any.
-        """
-        return self._pooled.pool(hidden, batch, self.model.final_norm)
+        """Write a step's keys and values and return [num_tokens, hidden_size]; never replayed."""
+        return self._computer.hidden_states(batch)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:

@@ -10,9 +10,11 @@ from rhizome_engine.kernels.base import Kernels
 from rhizome_engine.kernels.native.library import load_library
 from rhizome_engine.kernels.native.native_kernels import NativeKernels
 from rhizome_engine.kernels.torch_kernels import TorchKernels
+from rhizome_engine.kernels.triton.runtime import interpreted, why_not
 from rhizome_engine.weights.choose import Quantization
 
 _USUAL_THREADS = torch.get_num_threads()
+KERNELS = ("auto", "native", "triton", "torch")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,30 +53,31 @@ def choose_numerics(
     is rounded, and a bfloat16 checkpoint is read in half the time that float32 would take. The KV pool is
     float32 there, unless matrices are quantised, beside which bfloat16 keys and values cost nothing.
     Where bfloat16 is asked for by name and the processor multiplies it, activations are rounded to bfloat16
-    for products, which takes half the time for long prompts. On a GPU everything has the checkpoint's format.
+    for products, which takes half the time for long prompts. On a GPU everything has the checkpoint's format,
+    and Triton kernels compute, or PyTorch where Triton cannot.
 
     Args:
         device: where the model runs.
         dtype: "auto", "float32", "bfloat16" or "float16", of matrices.
         kv_dtype: the same, of the KV pool.
-        kernels: "auto", "native" or "torch".
+        kernels: "auto", "native", "triton" or "torch".
         quantization: of matrices.
         stored: in which format the files can be kept without rounding.
         num_threads: CPU threads that compute; None for as many as torch chose when it was loaded.
 
     Raises:
-        ValueError: unknown name, or native kernels asked for where there are none.
+        ValueError: unknown name, or kernels asked for that cannot compute here.
     """
     for name, value in (("dtype", dtype), ("kv_cache_dtype", kv_dtype)):
         if value != "auto" and value not in DTYPES:
             raise ValueError(f"{name} must be auto, {', '.join(DTYPES)}, not {value!r}")
-    if kernels not in ("auto", "native", "torch"):
-        raise ValueError(f"kernels must be auto, native or torch, not {kernels!r}")
-    native, reason = (
-        _native(device, num_threads or _USUAL_THREADS, dtype) if kernels != "torch" else (None, "asked for")
-    )
-    if kernels == "native" and native is None:
-        raise ValueError(f"native kernels were asked for, but {reason}")
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels must be {', '.join(KERNELS)}, not {kernels!r}")
+    native, reason = None, "asked for"
+    if kernels == "native" or (kernels == "auto" and device.type == "cpu"):
+        native, reason = _native(device, num_threads or _USUAL_THREADS, dtype)
+        if kernels == "native" and native is None:
+            raise ValueError(f"native kernels were asked for, but {reason}")
     if native is not None:
         weight_dtype = DTYPES.get(stored if dtype == "auto" else dtype, torch.float32)
         exact = torch.float32 if quantization == "none" else torch.bfloat16
@@ -84,8 +87,26 @@ def choose_numerics(
     else:
         weight_dtype = DTYPES[dtype]
     torch.set_num_threads(num_threads or _USUAL_THREADS)
-    torch_kernels = TorchKernels(device, weight_dtype)
-    return Numerics(torch_kernels, weight_dtype, DTYPES.get(kv_dtype, weight_dtype), quantization, reason)
+    chosen: Kernels = TorchKernels(device, weight_dtype)
+    if kernels == "triton" or (kernels == "auto" and device.type != "cpu"):
+        missing = why_not(device)
+        if missing is None:
+            chosen, reason = _triton(device, weight_dtype)
+        elif kernels == "triton":
+            raise ValueError(f"triton kernels were asked for, but {missing}")
+        else:
+            reason = missing
+    return Numerics(chosen, weight_dtype, DTYPES.get(kv_dtype, weight_dtype), quantization, reason)
+
+
+def _triton(device: torch.device, dtype: torch.dtype) -> tuple[Kernels, str]:
+    """Return Triton kernels and which; importing them decides whether they are compiled or interpreted."""
+    import triton
+
+    from rhizome_engine.kernels.triton.triton_kernels import TritonKernels
+
+    reason = f"version {triton.__version__}" + (", interpreted" if interpreted() else "")
+    return TritonKernels(device, dtype), reason
 
 
 def _native(device: torch.device, num_threads: int, dtype: str) -> tuple[Kernels | None, str]:

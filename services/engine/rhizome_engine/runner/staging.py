@@ -1,18 +1,26 @@
-"""Moving a step's index arrays to the device in one copy."""
+"""A step's token arrays where they are computed, for steps that are not recorded.
+
+A GPU gets them through the same buffers as recorded steps, in one copy; a CPU uses them where they are.
+Tokens that the host has not read are filled in either way.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rhizome_engine.batch import Batch
+from rhizome_engine.runner.step_buffers import StepBuffers, StepShape
+from rhizome_engine.sampling.token_table import TokenTable
+
+_GRAIN = 64
+"""Views are made for multiples of so many tokens, so that there are few of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class StagedTokens:
-    """A step's per-token indices on the device, each [num_tokens] int64; valid until the next staging."""
+class StagedTokens(NamedTuple):
+    """A step's per-token arrays on the device, each [num_tokens] int64; valid until the next staging."""
 
     token_ids: Tensor
     positions: Tensor
@@ -20,34 +28,32 @@ class StagedTokens:
 
 
 class TokenStaging:
-    """Buffers for the largest step, allocated once.
-
-    On a GPU the three arrays travel through one pinned buffer in one asynchronous copy. On a CPU they are
-    used where they are.
+    """See the head of this module.
 
     Args:
+        tokens: what the host has not read.
         max_num_tokens: tokens of the largest step.
-        device: where the model runs.
+        buffers: bring arrays to the device; None uses them where they are.
     """
 
-    def __init__(self, max_num_tokens: int, device: torch.device) -> None:
-        self._on_device: Tensor | None = None
-        if device.type == "cuda":
-            self._pinned = torch.empty(3 * max_num_tokens, dtype=torch.int64, pin_memory=True)
-            self._on_device = torch.empty(3 * max_num_tokens, dtype=torch.int64, device=device)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    def __init__(self, tokens: TokenTable, max_num_tokens: int, buffers: StepBuffers | None) -> None:
+        self._tokens = tokens
+        self._most = max_num_tokens
+        self._buffers = buffers
 
     def stage(self, batch: Batch) -> StagedTokens:
-        """Copy the batch's per-token arrays."""
-        arrays = (batch.token_ids, batch.positions, batch.slot_mapping)
-        if self._on_device is None:
-            return StagedTokens(*(torch.from_numpy(array) for array in arrays))
+        """Bring a step's arrays to the device, all of its token ids known there."""
+        if self._buffers is None:
+            token_ids, positions, slot_mapping = (
+                torch.from_numpy(array) for array in (batch.token_ids, batch.positions, batch.slot_mapping)
+            )
+            if len(batch.late):
+                self._tokens.fill_late(token_ids, positions, batch.late, batch.late_slots)
+            return StagedTokens(token_ids, positions, slot_mapping)
         count = batch.num_tokens
-        # A step without samples does not wait for the device: its copy may still be reading the buffer.
-        self._copied.synchronize()
-        for index, array in enumerate(arrays):
-            self._pinned[index * count : (index + 1) * count] = torch.from_numpy(array)
-        staged = self._on_device[: 3 * count]
-        staged.copy_(self._pinned[: 3 * count], non_blocking=True)
-        self._copied.record()
-        return StagedTokens(*staged.view(3, count).unbind(0))
+        shape = StepShape(min(-(-count // _GRAIN) * _GRAIN, self._most))
+        arrays = self._buffers.send(shape, batch)
+        token_ids, positions = arrays.token_ids[:count], arrays.positions[:count]
+        if len(batch.late):
+            self._tokens.fill_late_static(token_ids, positions, arrays.late_slots[:count])
+        return StagedTokens(token_ids, positions, arrays.slot_mapping[:count])

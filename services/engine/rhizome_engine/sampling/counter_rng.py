@@ -18,6 +18,9 @@ def _signed(bits: int) -> int:
 _GOLDEN_GAMMA = _signed(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+TO_UNIFORM = 2.0**-53 * (1.0 - 2.0**-24)
+"""From 53 bits to a number below 1. Rounded to float32 they may be 2**53; a hair less than 2**-53 keeps out
+1, whose time would be infinite: a token that is alone in its race would not win it."""
 _IN_CACHE = 2**18
 """Numbers that are made at once on a CPU: temporaries of two megabytes stay near the core."""
 
@@ -59,7 +62,7 @@ def exponentials(row_keys: Tensor, token_ids: Tensor) -> Tensor:
 def _to_exponential(bits: Tensor) -> Tensor:
     """Mix and convert, in place: a pass over fresh memory costs more than the arithmetic."""
     _shift_right(_mix_in_place(bits), 11, out=bits)
-    return bits.to(torch.float32).mul_(2.0**-53).neg_().log1p_().neg_()
+    return bits.to(torch.float32).mul_(TO_UNIFORM).neg_().log1p_().neg_()
 
 
 def _mix_in_place(bits: Tensor) -> Tensor:

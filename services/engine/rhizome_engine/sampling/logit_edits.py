@@ -33,17 +33,19 @@ class LogitEdits:
     Args:
         batch: the rows' settings.
         masks: of a grammar, for some rows; together with the rows' own lists of allowed tokens.
+        penalties: whether they are among the changes, or made elsewhere before.
 
     Attributes:
         arrays: what the device needs.
     """
 
-    def __init__(self, batch: SamplingBatch, masks: TokenMasks | None) -> None:
+    def __init__(self, batch: SamplingBatch, masks: TokenMasks | None, *, penalties: bool = True) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}
         self._history_length = 0
         self._counts = False
         self._masks: list[str] = []
-        self._add_penalties(batch)
+        if penalties:
+            self._add_penalties(batch)
         if batch.biases is not None:
             biases = batch.biases
             self._add("bias", rows=biases.rows, tokens=biases.token_ids, amounts=biases.amounts)
@@ -72,7 +74,7 @@ class LogitEdits:
         if "bad.rows" in staged:
             _ban_words(logits, staged, table)
         for name in self._masks:
-            _mask(logits, staged[f"{name}.rows"], staged[f"{name}.bytes"])
+            mask_logits(logits, staged[f"{name}.rows"], staged[f"{name}.bytes"])
 
     def _add(self, edit: str, **arrays: NDArray[Any]) -> None:
         self.arrays.update({f"{edit}.{name}": array for name, array in arrays.items()})
@@ -104,10 +106,10 @@ class LogitEdits:
         for chunk in row_chunks(len(settings["rows"]), logits.device):
             part = {name: values[chunk] for name, values in settings.items()}
             history = table.tokens[part["slots"], : self._history_length].long()
-            _penalise(logits, history, part, counting=self._counts)
+            penalise(logits, history, part, counting=self._counts)
 
 
-def _penalise(logits: Tensor, history: Tensor, settings: dict[str, Tensor], *, counting: bool) -> None:
+def penalise(logits: Tensor, history: Tensor, settings: dict[str, Tensor], *, counting: bool) -> None:
     """Change the logits of tokens that occurred; definitions as in vLLM and OpenAI's reference.
 
     Each occurrence computes its token's new logit from the old one, so it does not matter which of them
@@ -144,7 +146,7 @@ def _ban_words(logits: Tensor, staged: dict[str, Tensor], table: TokenTable) -> 
     logits.index_put_((staged["bad.rows"], staged["bad.last"]), amounts, accumulate=True)
 
 
-def _mask(logits: Tensor, rows: Tensor, mask_bytes: Tensor) -> None:
+def mask_logits(logits: Tensor, rows: Tensor, mask_bytes: Tensor) -> None:
     """Ban all tokens but those whose bits are set.
 
     Args:

@@ -39,7 +39,9 @@ class RankedLogprobs(NamedTuple):
         ]
 
 
-def rank_rows(logits: Tensor, rows: Tensor, tokens: Tensor, most: int) -> RankedLogprobs:
+def rank_rows(
+    logits: Tensor, rows: Tensor, tokens: Tensor, most: int, *, fused: bool = False
+) -> RankedLogprobs:
     """Compute log probabilities of some rows, and keep those of their tokens and of the tokens' rivals.
 
     Args:
@@ -47,7 +49,10 @@ def rank_rows(logits: Tensor, rows: Tensor, tokens: Tensor, most: int) -> Ranked
         rows: [k], k at least 1.
         tokens: [k] int64; `NO_TOKEN` gives some number.
         most: rivals.
+        fused: find each row's normaliser with our own kernel, and write no logarithm of a whole vocabulary.
     """
+    if fused:
+        return _rank_fused(logits, rows, tokens, most)
     parts = [
         rank(logits.index_select(0, rows[chunk]).log_softmax(dim=-1), tokens[chunk], most)
         for chunk in row_chunks(len(rows), logits.device)
@@ -69,3 +74,18 @@ def rank(logprobs: Tensor, tokens: Tensor, most: int) -> RankedLogprobs:
         return RankedLogprobs(chosen, nothing.long(), nothing)
     best = likeliest(logprobs, most)
     return RankedLogprobs(chosen, best.tokens.gather(1, best.order), best.logits.gather(1, best.order))
+
+
+def _rank_fused(logits: Tensor, rows: Tensor, tokens: Tensor, most: int) -> RankedLogprobs:
+    """As `rank`, of some rows; tokens are ordered by their logits, whatever the logarithms round to."""
+    from rhizome_engine.sampling.triton.normalisers import log_normalisers
+
+    normalisers = log_normalisers(logits, rows)[:, None]
+    chosen = logits[rows, tokens.clamp(min=0)] - normalisers[:, 0]
+    if not most:
+        nothing = logits.new_empty(len(rows), 0)
+        return RankedLogprobs(chosen, nothing.long(), nothing)
+    best = likeliest(logits if len(rows) == len(logits) else logits.index_select(0, rows), most)
+    return RankedLogprobs(
+        chosen, best.tokens.gather(1, best.order), best.logits.gather(1, best.order) - normalisers
+    )

@@ -52,6 +52,7 @@ def build_batch(plan: StepPlan, slots: SlotTable, sampling: SamplingRows, page_s
         query_start=query_start,
         context_len=context_len.astype(np.int32),
         page_table=page_table,
+        slots=row_slots,
         sampling=sampling.build(sampled_rows, plan.sampled_slots, plan.sampled_positions),
         late=late,
         late_slots=plan.decode_slots[late],
@@ -67,6 +68,7 @@ def build_batch(plan: StepPlan, slots: SlotTable, sampling: SamplingRows, page_s
             for row, chunk in enumerate(chunks, num_decode)
             if chunk.is_pooled and (embedding := chunk.request.embedding) is not None
         ],
+        constrained=bool(slots.constrained[plan.sampled_slots].any()),
     )
 
 

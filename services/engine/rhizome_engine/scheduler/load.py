@@ -42,6 +42,9 @@ class RequestTotals:
         prefill_s: time until their first token.
         decode_s: time from their first token to their last.
         steps: steps computed.
+        replayed_steps: those of them that replayed a recording, as a CUDA graph.
+        recordings: recordings that were made.
+        recording_s: seconds that took.
     """
 
     received: int = 0
@@ -61,6 +64,9 @@ class RequestTotals:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     steps: int = 0
+    replayed_steps: int = 0
+    recordings: int = 0
+    recording_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

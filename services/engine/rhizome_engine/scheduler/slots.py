@@ -35,6 +35,7 @@ class SlotTable:
         limit: [num_slots] int64, at so many known tokens there is nothing left to choose.
         prompt_end: [num_slots] int64, tokens that were known when the request came.
         samples: [num_slots] bool, False for requests that only want their prompt computed.
+        constrained: [num_slots] bool, whether the request's output follows a grammar.
         last_turn: [num_slots] int64, when the slot was in a step last, or when it was taken.
         occupant: [num_slots] int64, changes with each request that takes the slot over.
         page_table: [num_slots, max_pages] int32.
@@ -49,6 +50,7 @@ class SlotTable:
         self.limit = np.zeros(num_slots, np.int64)
         self.prompt_end = np.zeros(num_slots, np.int64)
         self.samples = np.zeros(num_slots, np.bool_)
+        self.constrained = np.zeros(num_slots, np.bool_)
         self.last_turn = np.zeros(num_slots, np.int64)
         self._turns = 0
         self._page_size = page_size
@@ -83,6 +85,7 @@ class SlotTable:
         self.last_token[slot] = request.token_ids[-1]
         self.capacity[slot] = num_pages * self._page_size
         self.samples[slot] = request.max_output > 0
+        self.constrained[slot] = request.grammar is not None
         # The last token of an output is never computed, but a prompt is to its end.
         self.limit[slot] = request.max_total_tokens if request.max_output > 0 else request.num_tokens + 1
         self.prompt_end[slot] = len(request.prompt_ids)

@@ -1,1 +1,1 @@
-"""How matrices lie in memory: dense, int8, or grouped integers; and how they are filled from a checkpoint."""
+"""How matrices lie in memory: dense, int8, fp8 or grouped integers; how they are filled from a checkpoint."""

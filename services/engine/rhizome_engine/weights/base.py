@@ -12,12 +12,12 @@ from rhizome_engine.weights.format import WeightFormat
 
 @dataclass(frozen=True, slots=True)
 class QuantisedRows:
-    """Rows that are integers already: an element is `scale * q + offset` of its group.
+    """Rows that are rounded already: an element is `scale * q + offset` of its group.
 
     Attributes:
-        q: [rows, in_features] uint8 for `Grouped`; int8 for `Int8`.
-        scales: [rows, groups] float32; one group for `Int8`.
-        offsets: [rows, groups] float32, None where all are 0 (`Int8`).
+        q: [rows, in_features] uint8 for `Grouped`; int8 for `Int8`; float8_e4m3fn for `Fp8`.
+        scales: [rows, groups] float32; one group for `Int8` and `Fp8`.
+        offsets: [rows, groups] float32, None where all are 0 (`Int8`, `Fp8`).
     """
 
     q: Tensor
@@ -45,7 +45,7 @@ class Weight(Protocol):
         ...
 
     def fill_quantised(self, start: int, rows: QuantisedRows) -> None:
-        """Store rows that are integers already, as they are, at row `start`.
+        """Store rows that are rounded already, as they are, at row `start`.
 
         Raises:
             TypeError: the format is dense.

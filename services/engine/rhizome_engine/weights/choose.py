@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 
 from rhizome_engine.models.family import TensorNames
-from rhizome_engine.weights.format import Dense, Grouped, Int8, WeightFormat
+from rhizome_engine.weights.format import Dense, Fp8, Grouped, Int8, WeightFormat
 
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "fp8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 GROUP_SIZES = (128, 64, 32)
 
@@ -51,6 +51,8 @@ def format_chooser(
             return kept or Dense(dense)
         if quantization == "int8":
             return Int8()
+        if quantization == "fp8":
+            return Fp8()
         bits = 8 if name in (names.embedding, names.head) else 4
         return Grouped(bits, next((size for size in GROUP_SIZES if in_features % size == 0), in_features))
 

@@ -49,4 +49,18 @@ class Grouped:
         return f"int{self.bits}-g{self.group_size}"
 
 
-WeightFormat = Dense | Int8 | Grouped
+@dataclass(frozen=True, slots=True)
+class Fp8:
+    """e4m3: a sign, four bits of exponent, three of mantissa, the largest 448; one float32 scale per row.
+
+    A row is divided by its scale, its largest absolute value / 448, and rounded to the nearest e4m3, ties to
+    even. Activations are rounded the same way, token by token, while computing. An element of a product is
+    the sum, in float32, of products of e4m3 values, times the scales of the token and of the row. Kernels
+    may leave the activations of small batches as they are: nothing but less rounding comes of it.
+    """
+
+    def __str__(self) -> str:
+        return "fp8"
+
+
+WeightFormat = Dense | Int8 | Grouped | Fp8

@@ -1,4 +1,4 @@
-"""Rounding of floating-point rows to integers: the one rule that all kernels share."""
+"""Rounding of floating-point rows to few bits: the one rule that all kernels share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor
 from rhizome_engine.weights.base import QuantisedRows
 
 INT8_MAX = 127
+FP8_MAX = 448
+"""The largest e4m3."""
 SMALLEST = 1e-30
-"""Rows without a larger element are taken for zeros: 127 divided by it must be finite."""
+"""Rows without a larger element are taken for zeros: 448 divided by it must be finite."""
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Fractions of a group's range that are tried for few bits: giving up its ends makes the steps finer."""
 BLOCK_ELEMENTS = 1 << 18  # of one pass: its temporaries stay in the cache
@@ -43,6 +45,36 @@ def round_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     q = (rows * factor).round_().clamp_(-INT8_MAX, INT8_MAX)
     scales = torch.where(absmax.isfinite(), absmax / INT8_MAX, torch.nan)
     return q.nan_to_num_(0).to(torch.int8), scales
+
+
+def quantise_rows_fp8(rows: Tensor) -> QuantisedRows:
+    """Round each row of a matrix to e4m3; see `round_to_fp8`.
+
+    Args:
+        rows: [m, in_features], floating point.
+
+    Raises:
+        ValueError: an element is NaN or infinite.
+    """
+    q = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=rows.device)
+    scales = torch.empty(rows.shape[0], 1, device=rows.device)
+    for start, block in _blocks(rows):
+        end = start + block.shape[0]
+        q[start:end], scales[start:end] = round_to_fp8(block)
+    _check_finite(scales)
+    return QuantisedRows(q, scales, None)
+
+
+def round_to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Round float32 rows [m, n] to e4m3 [m, n] in units of their largest absolute value / 448, [m, 1].
+
+    Ties go to even. A row with NaN or infinity gets the unit NaN, so that NaN is what it stands for.
+    """
+    absmax = rows.abs().amax(dim=1, keepdim=True)
+    factor = torch.where(absmax >= SMALLEST, FP8_MAX / absmax.clamp_min(SMALLEST), 0)
+    q = (rows * factor).nan_to_num_(0).clamp_(-FP8_MAX, FP8_MAX)
+    scales = torch.where(absmax.isfinite(), absmax / FP8_MAX, torch.nan)
+    return q.to(torch.float8_e4m3fn), scales
 
 
 def quantise_rows_grouped(rows: Tensor, bits: int, group_size: int) -> QuantisedRows:
@@ -109,6 +141,8 @@ def _round(groups: Tensor, scale: Tensor, offset: Tensor, largest: int) -> Tenso
 
 def _blocks(rows: Tensor) -> list[tuple[int, Tensor]]:
     size = max(1, BLOCK_ELEMENTS // rows.shape[1])
+    if rows.device.type != "cpu":  # which would rather have few large passes than many small ones
+        size = max(1, len(rows))
     return [(start, rows[start : start + size].float()) for start in range(0, rows.shape[0], size)]
 
 

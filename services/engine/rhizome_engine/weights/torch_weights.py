@@ -7,8 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rhizome_engine.weights.base import QuantisedRows
-from rhizome_engine.weights.format import Dense, Grouped, Int8, WeightFormat
-from rhizome_engine.weights.rounding import quantise_rows_grouped, quantise_rows_int8, round_to_int8
+from rhizome_engine.weights.format import Dense, Fp8, Grouped, Int8, WeightFormat
+from rhizome_engine.weights.rounding import (
+    quantise_rows_fp8,
+    quantise_rows_grouped,
+    quantise_rows_int8,
+    round_to_fp8,
+    round_to_int8,
+)
 
 
 class TorchWeight:
@@ -90,6 +96,40 @@ class TorchInt8(TorchWeight):
     def fill(self, start: int, rows: Tensor) -> None:
         """See `Weight.fill`."""
         self.fill_quantised(start, quantise_rows_int8(rows.float()))
+
+    def fill_quantised(self, start: int, rows: QuantisedRows) -> None:
+        """See `Weight.fill_quantised`."""
+        span = slice(start, start + len(rows.q))
+        self.q[span] = rows.q.to(self.q.device)
+        self.scales[span] = rows.scales[:, 0].to(self.q.device)
+
+
+class TorchFp8(TorchWeight):
+    """e4m3 with one scale per row; activations are rounded per token, products are summed in float32.
+
+    Products of two e4m3 values are exact in float32, so that only the sums are rounded.
+    """
+
+    def __init__(self, weight_format: Fp8, out_features: int, in_features: int, device: torch.device) -> None:
+        super().__init__(weight_format, out_features, in_features)
+        self.q = torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn, device=device)
+        self.scales = torch.empty(out_features, dtype=torch.float32, device=device)
+        self.num_bytes = self.q.nbytes + self.scales.nbytes
+
+    def product(self, x: Tensor) -> Tensor:
+        """See `TorchWeight.product`."""
+        q, scales = round_to_fp8(x.float())
+        return (F.linear(q.float(), self.q.float()) * scales * self.scales).to(x.dtype)
+
+    def rows(self, row_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `TorchWeight.rows`."""
+        ids = row_ids.to(self.q.device)
+        q = self.q.view(torch.uint8)[ids].view(self.q.dtype)  # bytes: not all devices index e4m3
+        return (q.float() * self.scales[ids, None]).to(dtype)
+
+    def fill(self, start: int, rows: Tensor) -> None:
+        """See `Weight.fill`."""
+        self.fill_quantised(start, quantise_rows_fp8(rows.float()))
 
     def fill_quantised(self, start: int, rows: QuantisedRows) -> None:
         """See `Weight.fill_quantised`."""

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rhizome_gateway.errors import ApiError
-from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection
+from rhizome_gateway.http.connection import SCOPE_KEY, ClientConnection, reset
 
 _MOST_PIPELINED = 16
 """Requests on one connection that are not answered; no client of this API sends a second."""
@@ -141,6 +141,7 @@ class _CappedProtocol(_ConnectedProtocol):
     stalled_s: float
     header_bytes = 0
     in_headers = False
+    gone = False
     header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -148,6 +149,7 @@ class _CappedProtocol(_ConnectedProtocol):
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -230,7 +232,11 @@ class _CappedProtocol(_ConnectedProtocol):
     def _close(self) -> None:
         """Hang up once all is sent; a client that does not read it must not keep the connection for ever."""
         self.transport.close()
-        self.loop.call_later(self.stalled_s, self.transport.abort)
+        self.loop.call_later(self.stalled_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.gone:  # else its descriptor may be somebody else's by now
+            reset(self.transport)
 
     def _is_idle(self) -> bool:
         """Whether all requests so far were answered."""

@@ -149,6 +149,9 @@ class RequestTotals(message.Message):
     DECODE_TIME_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     INVALID_FIELD_NUMBER: builtins.int
+    REPLAYED_STEPS_FIELD_NUMBER: builtins.int
+    RECORDINGS_FIELD_NUMBER: builtins.int
+    RECORDING_TIME_FIELD_NUMBER: builtins.int
     received: builtins.int
     """Accepted into the queue."""
     completed: builtins.int
@@ -177,6 +180,10 @@ class RequestTotals(message.Message):
     """Steps computed."""
     invalid: builtins.int
     """Ended because what they asked for turned out to be wrong, as a grammar that cannot be compiled."""
+    replayed_steps: builtins.int
+    """Steps of all that replayed a recording, as a CUDA graph, instead of launching every kernel."""
+    recordings: builtins.int
+    """Recordings that were made, one per kind and size of step."""
     @builtins.property
     def queue_time(self) -> duration_pb2.Duration:
         """Time that all ended requests spent in the queue; with the number of ended requests a mean over any two
@@ -190,6 +197,10 @@ class RequestTotals(message.Message):
     @builtins.property
     def decode_time(self) -> duration_pb2.Duration:
         """Time of all ended requests from the first token to the last."""
+
+    @builtins.property
+    def recording_time(self) -> duration_pb2.Duration:
+        """Time spent making them."""
 
     def __init__(
         self,
@@ -211,10 +222,13 @@ class RequestTotals(message.Message):
         decode_time: duration_pb2.Duration | None = ...,
         steps: builtins.int = ...,
         invalid: builtins.int = ...,
+        replayed_steps: builtins.int = ...,
+        recordings: builtins.int = ...,
+        recording_time: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["decode_time", b"decode_time", "prefill_time", b"prefill_time", "queue_time", b"queue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["decode_time", b"decode_time", "prefill_time", b"prefill_time", "queue_time", b"queue_time", "recording_time", b"recording_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "invalid", b"invalid", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "refused", b"refused", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "invalid", b"invalid", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "recording_time", b"recording_time", "recordings", b"recordings", "refused", b"refused", "replayed_steps", b"replayed_steps", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

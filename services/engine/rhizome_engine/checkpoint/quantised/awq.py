@@ -59,14 +59,16 @@ class Awq:
         """See `QuantisedFormat.tensor_names`."""
         return [f"{module}.{part}" for part in ("qweight", "qzeros", "scales")]
 
-    def row_blocks(self, module: str, shape: Sequence[int]) -> Iterator[tuple[int, QuantisedRows]]:
+    def row_blocks(
+        self, module: str, shape: Sequence[int], wanted: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, QuantisedRows]]:
         """See `QuantisedFormat.row_blocks`."""
         rows, in_features = shape
         groups = in_features // whole_groups(module, in_features, self._group_size)
         packed = self._files.tensor(f"{module}.qweight", [in_features, rows // 8], ["I32"])
         zeros = self._files.tensor(f"{module}.qzeros", [groups, rows // 8], ["I32"])
         scales = self._files.tensor(f"{module}.scales", [groups, rows], SCALE_TYPES)
-        for start, stop in row_spans(shape, COLUMNS_TOGETHER):
+        for start, stop in row_spans(shape, COLUMNS_TOGETHER, wanted=wanted):
             words = slice(start // 8, stop // 8)
             q = _unpack_rows(packed[:, words]).t().contiguous()
             yield start, grouped_rows(q, scales[:, start:stop].t(), _unpack_rows(zeros[:, words]).t())

@@ -55,12 +55,15 @@ class QuantisedFormat(Protocol):
         """Return the tensors that make up a module's matrix."""
         ...
 
-    def row_blocks(self, module: str, shape: Sequence[int]) -> Iterator[tuple[int, QuantisedRows]]:
+    def row_blocks(
+        self, module: str, shape: Sequence[int], wanted: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, QuantisedRows]]:
         """Read a module's matrix as (first row, rows); `format_of` says what fits them.
 
         Args:
             module: one that is held.
             shape: of the matrix, [rows, in_features].
+            wanted: spans of the rows that are needed; None for all. Others may come as well.
 
         Raises:
             CheckpointError: a tensor is missing, or of another shape or type; it is named.

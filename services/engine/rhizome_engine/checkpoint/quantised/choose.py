@@ -18,7 +18,7 @@ FORMATS: dict[str, Callable[[JsonFields, WeightFiles], QuantisedFormat]] = {
     "gptq": Gptq,
 }
 _KNOWN = (
-    "compressed-tensors (int4 or int8 weights; int8 weights with int8 activations rounded per token), "
+    "compressed-tensors (int4 or int8 weights; int8 or e4m3 weights with activations rounded per token), "
     "awq (4 bits, gemm), gptq (4 or 8 bits)"
 )
 
@@ -40,6 +40,6 @@ def quantised_format(config: JsonFields, files: WeightFiles) -> QuantisedFormat 
     if method not in FORMATS:
         raise CheckpointError(
             f"{fields.where}: quant_method {method!r} is not supported; known: {_KNOWN}. "
-            "What it was made from can be quantised while it is loaded: --quantization int8 or int4"
+            "What it was made from can be quantised while it is loaded: --quantization int8, fp8 or int4"
         )
     return FORMATS[method](fields, files)

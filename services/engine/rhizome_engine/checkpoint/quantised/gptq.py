@@ -71,7 +71,9 @@ class Gptq:
         names = [f"{module}.{part}" for part in ("qweight", "qzeros", "scales")]
         return names + self._order.tensor_names(module)
 
-    def row_blocks(self, module: str, shape: Sequence[int]) -> Iterator[tuple[int, QuantisedRows]]:
+    def row_blocks(
+        self, module: str, shape: Sequence[int], wanted: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, QuantisedRows]]:
         """See `QuantisedFormat.row_blocks`."""
         rows, in_features = shape
         group_size = whole_groups(module, in_features, self._group_size)
@@ -80,7 +82,7 @@ class Gptq:
         zeros = self._files.tensor(f"{module}.qzeros", [groups, rows // per_word], ["I32"])
         scales = self._files.tensor(f"{module}.scales", [groups, rows], SCALE_TYPES)
         group_of = self._order.group_of(module, in_features, group_size)
-        for start, stop in row_spans(shape, COLUMNS_TOGETHER):
+        for start, stop in row_spans(shape, COLUMNS_TOGETHER, wanted=wanted):
             q = unpack(packed[:, start:stop].t().contiguous(), self._bits)
             words = zeros[:, start // per_word : stop // per_word] + self._subtracted
             zero = unpack(words.contiguous(), self._bits)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rhizome_engine.kernels.native.library import Library
 from rhizome_engine.kernels.native.weight_memory import WeightMemory
 from rhizome_engine.weights.base import QuantisedRows
-from rhizome_engine.weights.format import Dense, Grouped, Int8, WeightFormat
+from rhizome_engine.weights.format import Dense, Fp8, Grouped, Int8, WeightFormat
 from rhizome_engine.weights.rounding import quantise_rows_grouped, quantise_rows_int8
 
 PANEL = 32
@@ -84,6 +84,11 @@ class NativeWeight:
                 raise ValueError(f"int8 with {in_features} inputs; at most {INT8_MAX_IN_FEATURES} are summed")
             code, input_bytes, groups = _INT8_FORMAT, PANEL, 1
             inputs = -(-in_features // 4) * 4
+        elif isinstance(weight_format, Fp8):
+            raise ValueError(
+                "the native CPU kernels do not multiply fp8: take --quantization int8, which is as small, or "
+                "--kernels torch, which is slow on a CPU"
+            )
         else:
             group_size = weight_format.group_size
             if weight_format.bits not in _GROUPED_FORMATS or group_size < 1 or in_features % group_size:
@@ -117,7 +122,7 @@ class NativeWeight:
             self._pack(start, rows.to(self.format.dtype), None, None)
         elif isinstance(self.format, Int8):
             self.fill_quantised(start, quantise_rows_int8(rows))
-        else:
+        elif isinstance(self.format, Grouped):
             self.fill_quantised(start, quantise_rows_grouped(rows, self.format.bits, self.format.group_size))
 
     def fill_quantised(self, start: int, rows: QuantisedRows) -> None:
