@@ -74,7 +74,7 @@ def sources() -> dict[str, list[str]]:
 
 
 def third_party(projects: Iterable[Path]) -> list[str]:
-    """What distributions ask for, our own and PyTorch left out; so is what is compiled for one GPU's PyTorch."""
+    """What distributions ask for; not our own, PyTorch, nor what is compiled for the PyTorch of GPUs."""
     found: list[str] = []
     for path in projects:
         project = tomllib.loads(path.read_text())["project"]

@@ -25,7 +25,7 @@ PortOption = Annotated[int, typer.Option(help="Port of the gateway.", min=1, max
 EnginesOption = Annotated[int, typer.Option(help="Engines; from two on a proxy balances them.", min=1)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-QuantizationOption = Annotated[str, typer.Option(help="none, int8, fp8 or int4: round weights while loading.")]
+QuantizationOption = Annotated[str, typer.Option(help="none, int8, fp8 or int4: round weights on loading.")]
 KVMemoryOption = Annotated[
     str, typer.Option(help="Memory for keys and values of each engine: 4GiB, or 60% of what is free.")
 ]
