@@ -9,6 +9,7 @@ costs that section only, and results are written after every one:
 
     make bench-gpu                                all sections, at most 8 minutes
     python3 benchmarks/gpu.py --sections checks,decode
+    python3 benchmarks/gpu.py --keep --sections start     and what an earlier run of this commit measured
     python3 benchmarks/gpu.py --tune              best launch configurations per shape, to put into the tables
     python3 benchmarks/gpu.py --smoke             tiny shapes on the CPU: whether the script itself works
 
@@ -36,6 +37,7 @@ plain_checkout.use_checkout()
 plain_checkout.replace_missing()
 
 from gpu_bench.bench import Bench  # noqa: E402
+from gpu_bench.earlier import keep_earlier  # noqa: E402
 from gpu_bench.figures import Recorder, Results  # noqa: E402
 from gpu_bench.goals import goal_rows  # noqa: E402
 from gpu_bench.sections import BY_NAME, SECTIONS, run_sections  # noqa: E402
@@ -77,6 +79,8 @@ def _run(arguments: argparse.Namespace, names: list[str], device: str, folder: P
     records = folder / "records.jsonl"
     machine = describe_machine(device)
     print(f"{machine['device']}; {machine['packages']}", flush=True)
+    if arguments.keep:
+        print(keep_earlier(arguments.out, machine, records, names), flush=True)
     replaced = plain_checkout.missing(plain_checkout.OF_THE_GATEWAY)
     if replaced:
         Recorder(records).note(f"not installed here: {', '.join(replaced)}; what needs them is skipped")
@@ -202,6 +206,9 @@ def _arguments() -> argparse.Namespace:
         "--minutes", type=float, default=8.0, help="after which nothing new begins (default 8)"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the two files")
+    parser.add_argument(
+        "--keep", action="store_true", help="take over what an earlier run of the same commit measured"
+    )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--tune", action="store_true", help="try launch configurations instead of measuring")
     parser.add_argument(

@@ -92,9 +92,12 @@ class Results:
         elif kind == "check":
             self.checks.append((record["name"], record["passed"], record["detail"]))
         elif kind == "table":
-            self.tables.append((record["title"], record["header"], record["rows"]))
+            title = record["title"]
+            self.tables = [table for table in self.tables if table[0] != title]
+            self.tables.append((title, record["header"], record["rows"]))
         elif kind == "note":
-            self.notes.append(record["text"])
+            if record["text"] not in self.notes:
+                self.notes.append(record["text"])
         elif kind == "section":
             name, at = record["name"], record["at"]
             began.setdefault(name, at)

@@ -79,6 +79,21 @@ def test_a_section_that_fails_costs_only_itself(tmp_path: Path):
     assert json.loads(done.stdout.splitlines()[-1])["sections_failed"] == ["streams"]
 
 
+def test_a_second_run_keeps_what_the_first_measured_and_it_does_not(tmp_path: Path):
+    results = tmp_path / "results" / "cpu.json"
+    assert run(tmp_path, "--sections", "ceilings").returncode == 0
+    first = json.loads(results.read_text())
+    assert run(tmp_path, "--keep", "--sections", "model").returncode == 0
+    both = json.loads(results.read_text())
+    assert both["figures"].items() > first["figures"].items()
+    assert list(both["sections"]) == ["ceilings", "model"]
+    assert both["sections"]["ceilings"] == first["sections"]["ceilings"]
+    results.write_text(json.dumps(both | {"machine": both["machine"] | {"commit": "another"}}))
+    last = run(tmp_path, "--keep", "--sections", "model")
+    assert "another commit" in last.stdout
+    assert list(json.loads(results.read_text())["sections"]) == ["model"]
+
+
 def test_an_unknown_section_is_refused(tmp_path: Path):
     done = run(tmp_path, "--sections", "decode,nothing")
     assert done.returncode == 1

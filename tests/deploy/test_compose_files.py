@@ -204,3 +204,17 @@ def test_the_gpu_goes_to_one_engine() -> None:
     assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
     assert engine["scale"] == 1
     assert engine["image"].endswith("-cuda")
+
+
+def test_what_is_compiled_for_a_gpu_is_kept_where_it_may_be_loaded() -> None:
+    """A tmpfs of Docker is `noexec`, and Triton loads what it made; a new volume is owned like its folder."""
+    dockerfile = (COMPOSE.parents[1] / "services/engine/Dockerfile.cuda").read_text()
+    cache = re.search(r"TRITON_CACHE_DIR=(\S+)", dockerfile)
+    owned = re.search(r"install -d -o 65532 -g 65532 -m 0700 (.*) \\", dockerfile)
+    assert cache is not None and owned is not None
+    engine = whole(STACK, "compose.gpu.yaml")["engine"]
+    mounts = dict(mount.split(":", 1)[::-1] for mount in engine["volumes"])
+    folder = cache[1].rpartition("/")[0]
+    assert folder in owned[1].split()
+    assert mounts[folder] in read("compose.gpu.yaml")["volumes"]
+    assert not [one for one in engine["tmpfs"] if cache[1].startswith(one.partition(":")[0])]

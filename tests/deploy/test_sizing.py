@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rhizome_engine.checkpoint.loader import load_checkpoint
 from rhizome_engine.runner.model_runner import ModelRunner
+from rhizome_engine.runner.recorded_memory import RecordedMemory
+from rhizome_engine.runner.workspace import Workspace
 from rhizome_testing.checkpoints import LlamaShape, write_llama_checkpoint
 
 DEMO = Path(__file__).parents[2] / "models/demo"
+PAGE = Path(__file__).parents[2] / "docs/operations.md"
 MADE_UP = LlamaShape(
     vocab_size=512,
     hidden_size=128,
@@ -71,5 +77,36 @@ def test_the_sums_are_what_is_allocated(name: str, kv_dtype: str, tmp_path: Path
 )
 def test_the_page_names_the_sizes_of_well_known_models(config: dict[str, int], told: int) -> None:
     assert kv_bytes_per_token(config, 2) == told * 1024
-    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
-    assert f"| {told} KiB |" in page
+    assert f"| {told} KiB |" in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "intermediate", "heads", "head_dim", "layers"),
+    [
+        ("Llama-3.2-1B", 2048, 8192, 32, 64, 16),
+        ("Llama-3.1-8B", 4096, 14336, 32, 128, 32),
+        ("Llama-3.3-70B", 8192, 28672, 64, 128, 80),
+    ],
+)
+def test_the_page_tells_the_workspace_of_well_known_models(
+    name: str, hidden: int, intermediate: int, heads: int, head_dim: int, layers: int
+) -> None:
+    demo = load_checkpoint(DEMO).config
+    config = replace(
+        demo,
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=head_dim,
+        layers=demo.layers[:1] * layers,
+    )
+    tokens, rows, contexts = 2048, 128, (16384, 131072)
+    recorded = RecordedMemory(config, tokens, rows, num_slots=rows, page_size=16).num_bytes(contexts[1])
+    in_place = Workspace(config, tokens, rows, kv_element=2, gathers=False).num_bytes(contexts[1])
+    copied = [Workspace(config, tokens, rows, kv_element=2, gathers=True).num_bytes(one) for one in contexts]
+    (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |")]
+    told = [float(number) for number in re.findall(r"\d+\.\d", row.split("KiB |")[1])]
+    sums = [in_place + recorded, recorded, *copied]
+    assert told == pytest.approx([one / 2**30 for one in sums], rel=0.08)

@@ -264,6 +264,15 @@ def test_folders_are_those_that_systemd_makes(folder: Path) -> None:
     assert f"ipc://{folder}/run/rhizome/engine-a.ipc" in engine.get("ExecStart")
 
 
+def test_what_is_compiled_for_a_gpu_goes_where_the_unit_may_write() -> None:
+    """Triton's own choice is the home directory, and the user of the units has none."""
+    drop_in = (UNITS / "rhizome-engine@.service.d/gpu.conf").read_text()
+    (cache,) = re.findall(r"^Environment=TRITON_CACHE_DIR=%C/(.*)$", drop_in, re.MULTILINE)
+    unit = (UNITS / ENGINE).read_text()
+    assert f"CacheDirectory={Path(cache).parts[0]}\n" in unit
+    assert "NoExecPaths" not in unit + drop_in, "it is loaded from there"
+
+
 @pytest.mark.parametrize(
     "path", [*UNITS.glob("*.service"), *UNITS.glob("*.env.example")], ids=lambda p: p.name
 )

@@ -20,8 +20,10 @@ from gpu_bench.checks.compare import exact_float32
 GROUPS = {
     "loading": loading.run,
     "products_bfloat16": partial(products.run, chosen=("bfloat16",)),
-    "products_bytes": partial(products.run, chosen=("int8", "fp8")),
-    "products_grouped": partial(products.run, chosen=("int4-g", "int8-g")),
+    "products_int8": partial(products.run, chosen=("int8",)),
+    "products_fp8": partial(products.run, chosen=("fp8",)),
+    "products_int4_g": partial(products.run, chosen=("int4-g",)),
+    "products_int8_g": partial(products.run, chosen=("int8-g",)),
     "attention_1b": partial(attention.run, chosen=("1B", "tiny")),
     "attention_8b": partial(attention.run, chosen=("8B",)),
     "attention_other": partial(attention.run, chosen=("window", "head 256")),

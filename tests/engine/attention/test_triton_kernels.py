@@ -181,6 +181,7 @@ COMPILE = """
 import json, sys, torch
 from rhizome_engine.attention.base import AttentionLayer, StaticInputs
 from rhizome_engine.attention.triton import backend as module
+from rhizome_engine.attention.triton.decode import attention_decode
 from rhizome_engine.checkpoint.rope_config import RopeConfig
 from rhizome_engine.layers.rotary import Rope
 from rhizome_testing.compiled_kernels import compiling
@@ -196,7 +197,7 @@ class Pool:
 
 rope = Rope(RopeConfig(theta=5e5), 64, meta)
 back_end = module.TritonBackend(Pool(), [rope])
-back_end._multiprocessors, back_end._large_shared_memory = 132, True
+back_end._multiprocessors, back_end._large_shared_memory, back_end._hopper = 132, True, True
 layer = AttentionLayer(index=3, num_heads=32, num_kv_heads=8, head_dim=64, scale=0.125)
 found = []
 for tokens, rows, decode in ((1, 1, True), (256, 256, True), (2048, 8, False)):
@@ -207,6 +208,15 @@ for tokens, rows, decode in ((1, 1, True), (256, 256, True), (2048, 8, False)):
     with compiling() as launches:
         back_end.static_plan(inputs).attend(layer, of(tokens, 48 * 64, dtype=torch.bfloat16))
     found.append([[l.name, l.grid, l.spilled_bytes, "wgmma" in l.ptx] for l in launches])
+    # Two programs of 8 warps fit into a multiprocessor, however long prompts are.
+    assert all(l.registers <= 128 for l in launches if l.name == "attention_extend")
+versions = set()
+for width in (512, 7):
+    inputs = StaticInputs(of(4), of(4), of(5), of(4), of(4), of(256, width), True)
+    with compiling():
+        back_end.static_plan(inputs).attend(layer, of(4, 48 * 64, dtype=torch.bfloat16))
+    versions.add(len(attention_decode.device_caches[0][0]))
+assert len(versions) == 1, "compiled anew for another width of the page table"
 print(json.dumps(found))
 """
 

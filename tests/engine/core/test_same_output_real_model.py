@@ -62,7 +62,7 @@ class SmallPool:
     def __init__(self, runner, tokens):
         self.page_size, self.config = runner.page_size, runner.config
         self.num_pages = tokens // runner.page_size
-        self.launch = runner.launch
+        self.launch, self.counts = runner.launch, runner.counts
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,7 @@ ERRORS = {
     "memory": MemoryError(),
     "device": RuntimeError("CUDA error: an illegal memory access was encountered"),
     "bug": RuntimeError("shapes do not fit"),
+    "wrong value": ValueError("shapes do not fit"),
 }
 launch = ModelRunner.launch
 
@@ -39,6 +41,10 @@ def launch_or_fail(self, batch):
 
 ModelRunner.launch = launch_or_fail
 '''
+
+
+def said(engine: EngineProcess, words: str, times: int) -> bool:
+    return engine.output.count(words) == times
 
 
 def scraped(port: int) -> str:
@@ -84,13 +90,14 @@ async def test_each_failure_costs_what_it_must_and_is_counted_by_its_reason(
         await asyncio.to_thread(engine.wait_serving)
         assert engine.core().pid != first.pid
 
-        wish.write_text("bug")
-        ends = [await end_of(client) for _ in range(3)]
-        assert [end[0] for end in ends[:2] if isinstance(end, tuple)] == [grpc.StatusCode.INTERNAL] * 2
-        assert isinstance(ends[2], tuple) and ends[2][1] == "ENGINE_LOST"
-        wish.unlink()
-        await until(engine, lambda: "core crashed (status 1)" in engine.output)
-        await asyncio.to_thread(engine.wait_serving)
+        for crashes, bug in enumerate(("bug", "wrong value"), start=1):
+            wish.write_text(bug)
+            ends = [await end_of(client) for _ in range(3)]
+            assert [end[0] for end in ends[:2] if isinstance(end, tuple)] == [grpc.StatusCode.INTERNAL] * 2
+            assert isinstance(ends[2], tuple) and ends[2][1] == "ENGINE_LOST"
+            wish.unlink()
+            await until(engine, partial(said, engine, "core crashed (status 1)", crashes))
+            await asyncio.to_thread(engine.wait_serving)
 
         engine.core().kill()
         await until(engine, lambda: "core killed (status -9)" in engine.output)
@@ -99,7 +106,7 @@ async def test_each_failure_costs_what_it_must_and_is_counted_by_its_reason(
         assert await end_of(client) == FINISH_REASON_LENGTH
         await client.close()
         text = await asyncio.to_thread(scraped, metrics_port)
-    for reason, count in {"device_lost": 1.0, "crashed": 1.0, "killed": 1.0, "wedged": 0.0}.items():
+    for reason, count in {"device_lost": 1.0, "crashed": 2.0, "killed": 1.0, "wedged": 0.0}.items():
         assert f'rhizome_engine_core_restarts_total{{model="tiny",reason="{reason}"}} {count}\n' in text
 
 

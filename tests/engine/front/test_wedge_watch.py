@@ -8,6 +8,7 @@ import pytest
 
 from rhizome_engine.core_pulse import Pulse, PulseWriter, pulse_path, read_pulse
 from rhizome_engine.front.wedge_watch import WedgeWatch
+from rhizome_engine.settings import EngineSettings
 
 
 class Core:
@@ -62,6 +63,15 @@ def test_one_layer_that_never_ends_is_a_wedge() -> None:
     pass_time(core, watch, 100, layers=1)
     pass_time(core, watch, 62)
     assert watch.wedged
+
+
+def test_a_layer_that_compiles_for_a_minute_is_doubted_but_by_default_not_wedged() -> None:
+    core = Core()
+    watch = core.watch(EngineSettings.model_fields["wedge_timeout_s"].default)
+    pass_time(core, watch, 60)
+    assert watch.doubtful and not watch.wedged
+    pass_time(core, watch, 1, layers=1)
+    assert not watch.doubtful and not watch.wedged
 
 
 def test_a_loop_that_goes_round_without_a_step_is_a_wedge_only_where_there_is_one_to_compute() -> None:

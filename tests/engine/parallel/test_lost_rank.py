@@ -114,6 +114,33 @@ async def test_an_engine_begins_anew_when_a_rank_is_killed(checkpoint: Path, tmp
     assert names_in(Path("/dev/shm")) <= shared_memory
 
 
+async def test_an_engine_begins_anew_when_a_rank_stands_still(checkpoint: Path, tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    arguments = ("--tensor-parallel", "2", "--dtype", "float32", "--tensor-parallel-timeout-s", "3")
+    with EngineProcess(checkpoint, tmp_path, *arguments, environment=environment) as engine:
+        await asyncio.to_thread(engine.wait_serving)
+        first = engine.core()
+        (rank,) = ranks_below(first)
+        client = GrpcEngineClient(engine.target, peer_name="test")
+        # The first steps have more time.
+        assert await end_of(client, asyncio.Event(), 40) == FINISH_REASON_LENGTH
+        begun = [asyncio.Event() for _ in range(2)]
+        ends = [asyncio.ensure_future(end_of(client, one, 1900)) for one in begun]
+        await asyncio.gather(*(one.wait() for one in begun))
+        rank.suspend()
+        stopped = time.monotonic()
+        assert {await end for end in ends} == {(grpc.StatusCode.ABORTED, "ENGINE_LOST")}
+        assert time.monotonic() - stopped < 15  # with the time of the first steps it would be 30
+        await asyncio.to_thread(
+            engine.wait_until, lambda: "core rank_lost (status 4)" in engine.output, "the front saw why"
+        )
+        assert "one is stuck" in engine.output
+        assert not psutil.wait_procs([first, rank], timeout=5)[1]  # also one that is stopped
+        await asyncio.to_thread(engine.wait_serving)
+        assert await end_of(client, asyncio.Event(), 3) == FINISH_REASON_LENGTH
+        await client.close()
+
+
 def test_a_wrong_number_of_ranks_starts_nothing(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"--tensor-parallel 3: 4 query heads .* shared out among 2, 4$"):
         LLM(checkpoint, tensor_parallel=3)

@@ -126,6 +126,27 @@ def test_small_prefills_and_every_bucket_of_rows(make_played, page_size):
     assert {(True, End.TOKENS), (False, End.TOKENS), (False, End.HIDDEN)} <= ends(replayed)
 
 
+def test_a_prompt_beside_many_rows_that_decode(make_played):
+    def play(recording):
+        played = make_played(
+            recording, num_pages=600, max_batch_size=20, max_step_tokens=64, max_partial_prefills=20
+        )
+        for number in range(19):
+            played.add(f"{number}", prompt(number), WAYS[number % 4], max_tokens=60)
+        for _ in range(6):
+            played.step()
+        for number in range(4):
+            played.add(f"late {number}", [50 + number] * 90, WAYS[number], max_tokens=3)
+            for _ in range(5):
+                played.step()
+        return played.finish()
+
+    eager, replayed = play("off"), play("rerun")
+    same(replayed, eager)
+    shapes = {kind.shape for kind in kinds(replayed) if not kind.shape.is_decode}
+    assert (64, 20) in {(shape.num_tokens, shape.num_rows) for shape in shapes}
+
+
 def test_rows_that_are_sampled_apart_end_at_hidden_states(make_played):
     def play(recording):
         played = make_played(recording, max_batch_size=4, max_step_tokens=64, overlap=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rhizome_engine.batch import Batch
-from rhizome_engine.runner.buckets import decode_buckets, prefill_buckets, smallest_bucket
+from rhizome_engine.runner.buckets import decode_buckets, prefill_buckets, prefill_rows, smallest_bucket
 from rhizome_engine.runner.page_tables import PageChanges
 from rhizome_engine.runner.recording import Rerun
 from rhizome_engine.runner.step_buffers import StepBuffers, StepShape
@@ -203,3 +203,10 @@ def test_large_row_buckets():
 )
 def test_token_buckets(most, expected):
     assert prefill_buckets(most) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "expected"), [(512, 256, [8, 64]), (512, 32, [8, 32]), (64, 4, [4]), (5, 32, [5])]
+)
+def test_rows_of_prefills(tokens, most, expected):
+    assert prefill_rows(tokens, most) == expected

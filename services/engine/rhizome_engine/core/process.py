@@ -18,13 +18,13 @@ from types import FrameType
 
 from rhizome_engine.checkpoint.errors import CheckpointError
 from rhizome_engine.core.engine_core import EngineCore
-from rhizome_engine.core.failed_steps import DeviceLostError
+from rhizome_engine.core.failed_steps import DeviceLostError, is_device_lost
 from rhizome_engine.core.orphan_watch import OrphanWatch
 from rhizome_engine.core.served_model import describe_model
 from rhizome_engine.core.server import CoreServer
 from rhizome_engine.core.start_delay import StartDelay
 from rhizome_engine.core.step_spans import record_step
-from rhizome_engine.core.warm_up import warm_up
+from rhizome_engine.core.warm_up import PROMPT_TOKENS, warm_up
 from rhizome_engine.core_pulse import PulseWriter
 from rhizome_engine.core_record import CoreRecord, read_core_record, remove_core_record
 from rhizome_engine.kvcache.eviction import eviction_policy
@@ -51,8 +51,6 @@ _log = logging.getLogger(__name__)
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
 """A disk that is full now may have space when the front starts the next core."""
-_WARM_UP_TOKENS = 60
-"""On a GPU, where the first steps compile kernels for prompts; a CPU has nothing to compile."""
 
 
 def run_core(settings: CoreSettings) -> int:
@@ -83,9 +81,9 @@ def run_core(settings: CoreSettings) -> int:
     except RankLostError as error:
         _log.exception("%s; new processes may do better", error)
         return EXIT_RANK_LOST
-    except Exception:
+    except Exception as error:
         _log.exception("the core failed")
-        return EXIT_FAILED
+        return EXIT_DEVICE_LOST if is_device_lost(error) else EXIT_FAILED
     finally:
         shutdown_tracing()
         remove_core_record(endpoint)
@@ -102,7 +100,7 @@ def _serve(settings: CoreSettings) -> None:
 def _serve_runner(
     settings: CoreSettings, config: SchedulerConfig, runner: ModelRunner, times: StartTimes
 ) -> None:
-    warm_up(runner, config, 1 if runner.device.type == "cpu" else _WARM_UP_TOKENS)
+    warm_up(runner, config, 1 if runner.device.type == "cpu" else PROMPT_TOKENS)
     times.done("first steps")
     grammars = grammar_compiler(settings, runner)
     times.done("grammars")
@@ -132,7 +130,11 @@ def _serve_runner(
         _log.info("serving %s on %s", model.name, settings.core_endpoint)
         times.done("listening")
         times.log(_log)
-        server.run()
+        try:
+            server.run()
+        except (OSError, ValueError) as error:
+            # Of a loader they would say that no other process could serve either; here it is a crash.
+            raise RuntimeError(f"the core's loop failed: {error}") from error
     finally:
         frames.close()
 

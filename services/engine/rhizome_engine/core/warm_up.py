@@ -12,6 +12,8 @@ from rhizome_engine.sampling.params import SamplingParams
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.request import Request
 
+PROMPT_TOKENS = 60
+"""On a GPU, where the first steps compile kernels for prompts; a CPU has nothing to compile."""
 OUTPUT_TOKENS = 3
 """The first ends a prompt; two more, so that a step was launched while another one was under way."""
 

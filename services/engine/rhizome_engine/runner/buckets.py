@@ -6,7 +6,8 @@ from bisect import bisect_left
 
 PREFILL_TOKENS = (64, 128, 256, 512)
 """Above, a step has so much to compute that launching its kernels one by one costs nothing."""
-PREFILL_ROWS = 8
+PREFILL_ROWS = (8, 64)
+"""A few prompts, and a prompt beside many rows that decode."""
 
 
 def decode_buckets(max_rows: int) -> list[int]:
@@ -21,6 +22,11 @@ def decode_buckets(max_rows: int) -> list[int]:
 def prefill_buckets(max_tokens: int) -> list[int]:
     """Token counts of recorded prefills, ascending, as far as a step may have so many."""
     return sorted({min(tokens, max_tokens) for tokens in PREFILL_TOKENS})
+
+
+def prefill_rows(tokens: int, max_rows: int) -> list[int]:
+    """Row counts of recorded prefills of so many tokens, ascending; each row has one token at least."""
+    return sorted({min(rows, tokens, max_rows) for rows in PREFILL_ROWS})
 
 
 def smallest_bucket(buckets: list[int], count: int) -> int | None:

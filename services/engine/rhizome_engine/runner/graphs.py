@@ -8,7 +8,7 @@ the token table for the next step; only a copy of them comes back, a step later.
     |---|---|
     | every row decodes, ordinary sampling | all of it |
     | every row decodes; log probabilities, biases, allowed tokens, bad words, grammars | its hidden states |
-    | up to 8 rows with up to 512 tokens together, some or all of prompts | as above |
+    | up to 64 rows with up to 512 tokens together, some or all of prompts | as above |
     | more, prompt log probabilities, vectors | nothing |
 
 A kind that has no recording yet is computed without and noted as wanted. It is recorded when the engine has
@@ -28,7 +28,7 @@ from torch import Tensor
 from rhizome_engine.batch import Batch
 from rhizome_engine.core.runner_protocol import StepCounts
 from rhizome_engine.parallel.sampling import needs_whole_logits
-from rhizome_engine.runner.buckets import PREFILL_ROWS, decode_buckets, prefill_buckets, smallest_bucket
+from rhizome_engine.runner.buckets import decode_buckets, prefill_buckets, prefill_rows, smallest_bucket
 from rhizome_engine.runner.page_tables import PageTables
 from rhizome_engine.runner.recording import Recorder, Recording, RecordingError
 from rhizome_engine.runner.static_step import End, StaticStep
@@ -61,8 +61,10 @@ class StepKind(NamedTuple):
     @property
     def name(self) -> str:
         """For logs."""
-        size = f"{self.shape.num_rows} rows" if self.shape.is_decode else f"{self.shape.num_tokens} tokens"
-        return f"{'decode' if self.shape.is_decode else 'prefill'} of {size} {self.end.value}"
+        rows = f"{self.shape.num_rows} rows"
+        if self.shape.is_decode:
+            return f"decode of {rows} {self.end.value}"
+        return f"prefill of {self.shape.num_tokens} tokens in {rows} {self.end.value}"
 
 
 class Replayed(NamedTuple):
@@ -81,8 +83,12 @@ class Replayed(NamedTuple):
 def step_shapes(max_rows: int, max_tokens: int) -> list[StepShape]:
     """All shapes that are recorded, ascending: of decode steps, then of prefills."""
     decodes = [StepShape(rows, rows, rows + _MORE_CHANGES, True) for rows in decode_buckets(max_rows)]
-    rows = min(PREFILL_ROWS, max_rows)
-    return decodes + [StepShape(tokens, rows, rows + _MORE_CHANGES) for tokens in prefill_buckets(max_tokens)]
+    prefills = [
+        StepShape(tokens, rows, rows + _MORE_CHANGES)
+        for tokens in prefill_buckets(max_tokens)
+        for rows in prefill_rows(tokens, max_rows)
+    ]
+    return decodes + prefills
 
 
 class RecordedSteps:
@@ -112,8 +118,8 @@ class RecordedSteps:
         self._recorder = recorder
         self._counts = counts
         self._decodes = {shape.num_rows: shape for shape in shapes if shape.is_decode}
-        self._prefills = {shape.num_tokens: shape for shape in shapes if not shape.is_decode}
-        self._row_buckets, self._token_buckets = list(self._decodes), list(self._prefills)
+        self._prefills = [shape for shape in shapes if not shape.is_decode]
+        self._row_buckets = list(self._decodes)
         self._recordings: dict[StepKind, Recording] = {}
         self._wanted: dict[StepKind, int] = {}
         self._given_up: set[tuple[bool, End]] = set()
@@ -172,7 +178,8 @@ class RecordedSteps:
         took = time.perf_counter() - started
         self._counts.recordings += 1
         self._counts.recording_s += took
-        logger.info("recorded a %s, in %.0f ms (%s)", kind.name, took * 1e3, self._recorder.name)
+        level = logging.DEBUG if recording.output.is_meta else logging.INFO  # nothing, for its kernels
+        logger.log(level, "recorded a %s, in %.0f ms (%s)", kind.name, took * 1e3, self._recorder.name)
         self._recordings[kind] = recording
         return recording
 
@@ -186,10 +193,10 @@ class RecordedSteps:
                 return None
             all_choose = len(batch.sampling) == batch.num_rows
             return StepKind(self._decodes[rows], self._end_of(batch) if all_choose else End.HIDDEN)
-        tokens = smallest_bucket(self._token_buckets, batch.num_tokens)
-        if tokens is None or batch.num_rows > self._prefills[tokens].num_rows:
-            return None
-        return StepKind(self._prefills[tokens], self._end_of(batch) if len(batch.sampling) else End.HIDDEN)
+        for shape in self._prefills:
+            if batch.num_tokens <= shape.num_tokens and batch.num_rows <= shape.num_rows:
+                return StepKind(shape, self._end_of(batch) if len(batch.sampling) else End.HIDDEN)
+        return None
 
     def _end_of(self, batch: Batch) -> End:
         """As `_end_of`; ranks need not see each other's logits where no row has a filter."""

@@ -30,6 +30,7 @@ from rhizome_engine.models.registry import family_of
 from rhizome_engine.parallel.group import RankGroup
 from rhizome_engine.parallel.shares import formats_of_rank, shares_of_rank
 from rhizome_engine.runner.device import ready_device
+from rhizome_engine.runner.first_kernels import MetaRunner, compile_first_kernels
 from rhizome_engine.runner.memory import agree_on_pages, available_bytes, plan_num_pages
 from rhizome_engine.runner.numerics import choose_numerics
 from rhizome_engine.runner.sizing import memory_needs
@@ -185,14 +186,22 @@ class ModelRunner:
                 useful_pages=2 * max_num_rows * pages_per_context,
             ),
         )
+        sizes = {"max_num_tokens": max_num_tokens, "max_num_rows": max_num_rows, "num_slots": num_slots}
+        pages = {"num_pages": self.num_pages, "page_size": page_size}
+
+        def meta_runner() -> MetaRunner:
+            return MetaRunner(self.config, names, self.numerics, format_of, records=records, **pages, **sizes)
+
+        compiling = compile_first_kernels(
+            self.device, self.numerics, attention_choice.name, group, meta_runner
+        )
         self.model = Decoder(self.config, names, self.numerics.kernels, format_of, group)
         times.done("config")
         weights.fill(self.model.targets, progress=progress)
         times.done("weights", weights.num_bytes)
         self.kv = PagedKV(
             num_layers=self.config.num_layers,
-            num_pages=self.num_pages,
-            page_size=page_size,
+            **pages,
             num_kv_heads=self.model.config.num_kv_heads,
             head_dim=self.config.head_dim,
             dtype=self.numerics.kv_dtype,
@@ -204,12 +213,13 @@ class ModelRunner:
             self.model,
             self.attention,
             self.kv,
-            max_num_tokens=max_num_tokens,
-            max_num_rows=max_num_rows,
-            num_slots=num_slots,
+            **sizes,
             max_context=min(self.config.max_position_embeddings, self.num_pages * page_size),
             graphs=graphs,
         )
+        if compiling is not None:
+            compiling.wait()
+            times.done("kernels")
         in_thread = overlap and self.device.type == "cpu"
         self._thread = ThreadPoolExecutor(1, "model-runner") if in_thread else None
         logger.info(

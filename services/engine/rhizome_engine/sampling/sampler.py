@@ -75,7 +75,7 @@ def sample(
     """
     device = logits.device
     if fused is None:
-        fused = device.type == "cuda" and why_not(device) is None
+        fused = device.type != "cpu" and why_not(device) is None
     choice = FusedChoice(batch, masks) if fused else TorchChoice(batch, masks)
     asking = np.flatnonzero(batch.top_logprobs >= 0)
     counts = np.minimum(batch.top_logprobs[asking], logits.shape[1])

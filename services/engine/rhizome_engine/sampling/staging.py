@@ -44,7 +44,7 @@ def packed_copy(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dic
 
 def to_host(tensor: Tensor) -> Tensor:
     """Begin to copy a tensor to the host; on a GPU its values are there once the stream has come that far."""
-    if tensor.device.type == "cpu":
+    if tensor.device.type in ("cpu", "meta"):
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
     return pinned.copy_(tensor, non_blocking=True)

@@ -16,6 +16,9 @@ from rhizome_engine.weights.rounding import (
     round_to_int8,
 )
 
+_FEWEST_ROWS = 32
+"""CUDA multiplies no fewer than 17 rows of int8."""
+
 
 class TorchWeight:
     """What all of them share; see `Weight`."""
@@ -85,7 +88,9 @@ class TorchInt8(TorchWeight):
     def product(self, x: Tensor) -> Tensor:
         """See `TorchWeight.product`."""
         q, scales = round_to_int8(x.float())
-        sums = torch._int_mm(q, self.q.t())
+        if x.is_cuda and len(x) < _FEWEST_ROWS:
+            q = F.pad(q, (0, 0, 0, _FEWEST_ROWS - len(x)))
+        sums = torch._int_mm(q, self.q.t())[: len(x)]
         return (sums.float() * scales * self.scales).to(x.dtype)
 
     def rows(self, row_ids: Tensor, dtype: torch.dtype) -> Tensor:

@@ -39,7 +39,13 @@ with compiling() as launches:
     configurations.OVERRIDES[shape] = early
     kernels.add_linear(x(1, 2048), x(1, 2048), linear(2048, 2048))
     kernels.embed(linear(128256, 2048).weight, torch.empty(1, dtype=torch.int64, device=meta), 1.0)
-    kernels.linear(x(300, 2048), linear(3072, 2048), norm)
+    kernels.gated_linear(x(300, 2048), linear(16384, 2048), "silu", norm)
+    kernels.add_norm(x(300, 2048), x(300, 2048), norm)
+    # The matrices of 8B.
+    wide_norm = RMSNorm(4096, 1e-5, device=meta)
+    for rows in (1, 8):
+        kernels.gated_linear(x(rows, 4096), linear(28672, 4096), "silu", wide_norm)
+        kernels.add_linear(x(rows, 4096), x(rows, 14336), linear(4096, 14336))
 json.dump([dataclasses.asdict(launch) for launch in launches], sys.stdout)
 """
 
@@ -72,7 +78,9 @@ def test_an_operation_is_one_launch_but_for_split_rows(launches):
     assert [launch["name"] for launch in launches] == [
         *["_vector_product"] * 3,
         *["_tile_product", "_finish", "_tile_product", "_tile_product", "_finish"],
-        *["_vector_product", "_gather", "_norm"],
+        *["_vector_product", "_gather", "_norm", "_gate", "_norm"],
+        *["_vector_product"] * 2,
+        *["_tile_product", "_tile_product", "_finish"],
     ]
 
 

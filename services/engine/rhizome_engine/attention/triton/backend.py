@@ -216,11 +216,14 @@ class TritonBackend:
         self._pages: list[tuple[AttentionLayer, Tensor, Tensor] | None] = [None] * len(kv.data)
         self._scratch = Scratch(self.device)
         self._multiprocessors = _INTERPRETED_MULTIPROCESSORS
-        self._large_shared_memory = False
-        if self.device.type == "cuda":
-            self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            capability = torch.cuda.get_device_capability(self.device)
+        self._large_shared_memory = self._hopper = False
+        if self.device.type == "cuda" or (self.device.type == "meta" and torch.cuda.is_available()):
+            # Without memory, "meta", it is for the GPU that the thread has chosen.
+            gpu = self.device if self.device.type == "cuda" else torch.device("cuda")
+            self._multiprocessors = torch.cuda.get_device_properties(gpu).multi_processor_count
+            capability = torch.cuda.get_device_capability(gpu)
             self._large_shared_memory = capability in _LARGE_SHARED_MEMORY
+            self._hopper = capability == (9, 0)
 
     def plan(self, inputs: AttentionInputs) -> TritonPlan:
         """Send the step's indices to the device, in one copy."""
@@ -262,7 +265,8 @@ class TritonBackend:
     def tiles(self, num_tokens: int) -> Tiles:
         """How `extend` is cut for a step of so many tokens."""
         head_dim, element = self.kv.data.shape[-1], self.kv.data.element_size()
-        return tiles(num_tokens, head_dim, element, large_shared_memory=self._large_shared_memory)
+        large = self._large_shared_memory
+        return tiles(num_tokens, head_dim, element, large_shared_memory=large, hopper=self._hopper)
 
     def num_parts(self, num_rows: int, layer: AttentionLayer, longest_context: int) -> int:
         """Into how many parts `decode` cuts each row's context."""

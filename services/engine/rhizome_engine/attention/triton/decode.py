@@ -27,7 +27,7 @@ _BLOCK_BYTES = 8192
 """Of a block's keys: small blocks keep many programs busy when there are few rows."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])  # which grows with contexts
 def attention_decode(
     q,
     keys,

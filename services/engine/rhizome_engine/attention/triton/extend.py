@@ -26,7 +26,7 @@ _LEAST_STARTS = 256
 """Looked through for a program's row; one compiled kernel serves all steps of fewer rows."""
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tokens"])
+@triton.jit(do_not_specialize=["num_rows", "num_tokens", "table_width"])
 def attention_extend(
     q,
     keys,
@@ -131,23 +131,34 @@ class Tiles(NamedTuple):
         block: keys of a block.
         warps: of a program.
         stages: blocks under way to a program at once.
+        registers: most of a thread; None leaves it to the compiler.
     """
 
     rows: int
     block: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
-def tiles(num_tokens: int, head_dim: int, element: int, *, large_shared_memory: bool) -> Tiles:
-    """Choose for a step of so many tokens and elements of so many bytes."""
+def tiles(
+    num_tokens: int, head_dim: int, element: int, *, large_shared_memory: bool, hopper: bool = False
+) -> Tiles:
+    """Choose for a step of so many tokens and elements of so many bytes.
+
+    On Hopper narrow heads need 178 registers if they may, but do with 128, none of which spills: then 16
+    warps fit into a multiprocessor instead of 8.
+    """
     padded = triton.next_power_of_2(head_dim)
     if element > 2:  # float32 is not multiplied in tensor cores but in registers, which do not hold much
         return Tiles(16, 16, 4, 2) if padded > 64 else Tiles(32, 32, 4, 2)
     stages = 3 if large_shared_memory else 2
     if padded > 128:
         return Tiles(64, 32, 4, stages)
-    return Tiles(64, 64, 4, stages) if num_tokens <= _SMALL_STEP else Tiles(128, 64, 8, stages)
+    registers = 128 if hopper and padded <= 64 else None
+    if num_tokens <= _SMALL_STEP:
+        return Tiles(64, 64, 4, stages, registers)
+    return Tiles(128, 64, 8, stages, registers)
 
 
 def extend(
@@ -184,6 +195,7 @@ def extend(
     num_tokens, num_rows = len(q), len(context_len)
     group = layer.num_heads // layer.num_kv_heads
     padded_group = triton.next_power_of_2(group)
+    options = {} if cut.registers is None else {"maxnreg": cut.registers}
     tokens = max(1, cut.rows // padded_group)
     attention_extend[(num_tokens // tokens + num_rows + 1, layer.num_kv_heads)](
         q,
@@ -214,4 +226,5 @@ def extend(
         WIDE=wide,
         num_warps=cut.warps,
         num_stages=cut.stages,
+        **options,
     )

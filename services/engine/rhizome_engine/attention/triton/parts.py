@@ -9,6 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 _MOST_PARTS = 64
+_FEW_PARTS = 8
+"""The kernel is compiled for so many and for the most: not anew each time that contexts have grown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def reduce(parts: Parts, out: Tensor, query_start: Tensor, *, one_each: bool) ->
         query_start,
         count,
         NUM_HEADS=num_heads,
-        PADDED_PARTS=triton.next_power_of_2(count),
+        PADDED_PARTS=_FEW_PARTS if count <= _FEW_PARTS else _MOST_PARTS,
         HEAD_DIM=head_dim,
         PADDED_DIM=triton.next_power_of_2(head_dim),
         ONE_EACH=one_each,

@@ -166,7 +166,7 @@ class TritonFp8(_ByteWeight, TorchFp8):
     def _vendor_product(self, x: Tensor) -> Tensor:
         q, scales = round_rows(x, torch.float8_e4m3fn)
         q, scales = q[: len(x)], scales[: len(x)]
-        if not x.is_cuda:  # the interpreter's device, for which there is no such product
+        if x.device.type == "cpu":  # the interpreter's device, for which there is no such product
             return (F.linear(q.float(), self.q.float()) * scales * self.scales).to(x.dtype)
         return torch._scaled_mm(q, self.q.t(), scales, self.scales[None, :], out_dtype=x.dtype)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import threading
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,19 @@ import torch
 _TRUE = frozenset({"1", "true", "on", "y", "yes"})
 OLDEST_CAPABILITY = (8, 0)
 """bfloat16 in tensor cores; older GPUs are left to PyTorch."""
+
+
+class _Thread(threading.local):
+    """What holds for one thread.
+
+    Attributes:
+        only_asks: its launches only ask for kernels, see `compile_ahead`, so that "meta" will do.
+    """
+
+    only_asks = False
+
+
+this_thread = _Thread()
 
 
 def interpreted() -> bool:
@@ -30,6 +44,8 @@ def why_not(device: torch.device) -> str | None:
         return "triton is not installed"
     if device.type == "cpu":
         return None if interpreted() else "triton kernels need a GPU"
+    if device.type == "meta" and this_thread.only_asks:
+        return None
     if device.type != "cuda":
         return f"triton kernels are for CUDA devices, not {device.type}"
     if interpreted():

@@ -19,7 +19,7 @@ def fill_late(token_ids: Tensor, positions: Tensor, late_slots: Tensor, tokens: 
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _fill_late(
     token_ids, positions, late_slots, count, tokens, tokens_stride, max_context, BLOCK: tl.constexpr
 ):

@@ -36,7 +36,7 @@ def _log_sums(logits, row_stride, rows, vocab_size, of_blocks, BLOCK: tl.constex
     wrong = tl.max(((values != values) | (values == float("inf"))).to(tl.int32), axis=0)
     finite = tl.where(values < float("inf"), values, float("-inf"))
     largest = tl.maximum(tl.max(finite, axis=0), -3.0e38)  # a number where all are -inf
-    log_sum = largest + tl.log(tl.maximum(tl.sum(tl.exp(finite - largest), axis=0), 1e-38))
+    log_sum = largest + tl.log(tl.maximum(tl.sum(tl.exp(finite - largest), axis=0), 1.2e-38))
     log_sum = tl.where(largest > -3.0e38, log_sum, float("-inf"))
     log_sum = tl.where(wrong > 0, float("nan"), log_sum)
     tl.store(of_blocks + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), log_sum)
