@@ -59,9 +59,11 @@ def echo(talker: Any) -> Any:
     return talker
 
 
-def other_tab(one: Any) -> Any:
-    """The same conversation in a tab of its own."""
+def other_tab(one: Any, *, clock: bool = False) -> Any:
+    """The same conversation in a tab of its own, if asked for with a clock that can be set."""
     page = one.page.context.new_page()
+    if clock:
+        page.clock.install()
     page.set_default_timeout(30_000)
     page.on("pageerror", lambda error: one.problems.append(str(error)))
     page.goto(one.url)
@@ -114,6 +116,29 @@ def test_what_one_tab_asks_the_other_shows(visit: Callable[..., Any], echo: Any)
     delete(other)
     expect(page.locator(".entry")).to_have_count(0)
     expect(page.locator(".beginning")).to_be_visible()
+
+
+def test_what_one_tab_writes_is_not_cut_in_the_other(visit: Callable[..., Any], talker: Any):
+    talker.says(lambda prompt: [Say("So"), Hang()])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("Go on", wait=False)
+    other = other_tab(one, clock=True)
+    answer, ending = other.locator(".answer"), other.locator(".ending")
+    expect(answer).to_have_attribute("aria-busy", "true")
+    expect(answer.locator(".markdown")).to_have_text("So")
+    expect(ending).to_have_count(0)
+    page.bring_to_front()
+    page.click(".send.stop")
+    expect(ending).to_have_text("Stopped.")
+    expect(answer).to_have_attribute("aria-busy", "false")
+    # A tab that is closed writes no more, and cannot say so.
+    one.ask("Go on", wait=False)
+    expect(answer.last).to_have_attribute("aria-busy", "true")
+    page.close()
+    other.bring_to_front()
+    other.clock.fast_forward(10_000)
+    expect(ending.last).to_have_text("The connection ended before the answer did.")
 
 
 def test_tabs_that_know_nothing_of_each_other_lose_nothing(visit: Callable[..., Any], echo: Any):
@@ -180,6 +205,22 @@ def test_a_file_may_hold_anything(visit: Callable[..., Any], echo: Any):
     expect(page.locator(".beginning")).to_be_visible()
     page.get_by_role("button", name="Lost").click()
     expect(page.locator(".bubble")).to_have_text(["Alone"])
+
+
+def test_figures_of_a_file_are_numbers_or_left_out(visit: Callable[..., Any], echo: Any):
+    answer = message("b", "a", "assistant", "Alone") | {
+        "figures": {
+            "usage": {"prompt_tokens": "many"},
+            "performance": {"queue_time_ms": 1},
+            "totalMs": 119_700,
+        }
+    }
+    one = visit(echo.url)
+    page = one.open()
+    talk = TALK | {"head": "b", "messages": {"a": message("a", None, "user", "Hi"), "b": answer}}
+    page.set_input_files(FILE, file_of(talk))
+    page.click(".entry-open")
+    expect(page.locator(".answer .figure")).to_have_text(["2 min 0 s in all"])
 
 
 def test_deleting_a_conversation_stops_its_answer(visit: Callable[..., Any], talker: Any):

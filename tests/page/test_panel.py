@@ -7,6 +7,8 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from rhizome_testing.talking_engine import Pause, Say
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 NOBODY: dict[str, Any] = dict.fromkeys(
     (
@@ -140,6 +142,20 @@ def test_figures_of_a_gateway_that_is_gone_fade_and_go(visit: Callable[..., Any]
     one.problems.clear()  # the browser calls each request that failed an error
 
 
+def test_a_gateway_that_writes_six_answers_is_not_called_unreachable(visit: Callable[..., Any], talker: Any):
+    """They take all connections that a browser opens, so that it cannot be asked for figures."""
+    talker.says(lambda prompt: [step for _ in range(200) for step in (Say("So "), Pause(0.1))])
+    one = visit(talker.url)
+    page = one.open()
+    for _ in range(6):
+        one.ask("Go on", wait=False)
+        expect(page.locator(".answer .markdown")).to_be_visible()
+        page.keyboard.press("Alt+n")
+    page.wait_for_event("requestfailed", lambda request: request.url.endswith("/v1/metrics"))
+    expect(page.locator(".pulse.stale")).to_be_visible()
+    expect(page.locator(".pulse .light")).to_have_text("connected")
+
+
 def test_without_a_key_nothing_is_called_empty(visit: Callable[..., Any], talker: Any):
     one = visit(talker.url)
     page = one.page
@@ -207,10 +223,10 @@ def test_one_node_stays_small_and_texts_are_offered_where_they_can_be_told(
     page.keyboard.press("Alt+c")
     expect(page.locator(".tree figcaption")).to_contain_text("1 node")
     expect(page.locator(".tree figcaption")).not_to_contain_text("nodes")
-    expect(page.locator(".radix-head")).to_contain_text("only over ZeroMQ")
+    expect(page.locator(".radix-head")).to_contain_text("without a proxy")
     expect(page.locator(".radix-head input")).to_have_count(0)
     page.unroute_all()
     tells(page, "pulse", {**PULSE, "cache_text": True})
     tells(page, "cache", cache(node(1, None, 16)))
     expect(page.locator(".radix-head input")).to_have_count(1)
-    expect(page.locator(".radix-head")).not_to_contain_text("only over ZeroMQ")
+    expect(page.locator(".radix-head")).not_to_contain_text("without a proxy")

@@ -55,12 +55,28 @@ PATHOLOGICAL = (
         "word \n" * 8000,
     ),
 )
+# Each was read in two ways at every place, which takes the square of its length.
+LONG = 25_000
+LONG_LINES = (
+    "```" + " " * LONG + "`",
+    "~" * LONG + "`",
+    "- " + " " * LONG + "\u2028",
+    "a|b\n-" + " " * LONG + "x",
+    "# " + "#" * LONG + " x",
+    "` " + "x" * LONG + "`",
+)
 POISON = """() => {
     const {replace} = String.prototype;
     String.prototype.replace = function (...given) {
         if (this.startsWith('Poison')) throw new RangeError('Maximum call stack size exceeded');
         return replace.apply(this, given);
     };
+}"""
+LONGEST = """() => {
+    window.longest = 0;
+    new PerformanceObserver(list => {
+        for (const {duration} of list.getEntries()) window.longest = Math.max(window.longest, duration);
+    }).observe({type: 'longtask'});
 }"""
 MATHS = {
     r"\lVert x \rVert": "‖x‖",
@@ -103,14 +119,21 @@ def test_long_runs_of_marks_take_no_time(visit: Callable[..., Any], talker: Any)
     page = one.open()
     for text in PATHOLOGICAL:
         talker.says(lambda prompt, text=text: [Say(text, at_once=True)])
-        page.evaluate(
-            "window.longest = 0; new PerformanceObserver(list => { for (const entry of list.getEntries())"
-            " window.longest = Math.max(window.longest, entry.duration) }).observe({type: 'longtask'})"
-        )
+        page.evaluate(LONGEST)
         one.ask("Go")
         assert page.evaluate("window.longest") < 2000, text[:20]
         expect(page.locator(".raw")).to_have_count(0)
         expect(page.locator(".answer:last-child .markdown")).to_be_visible()
+
+
+def test_a_long_line_takes_no_time(visit: Callable[..., Any], talker: Any):
+    talker.says(lambda prompt: [Say("\n\n".join(LONG_LINES), at_once=True)])
+    one = visit(talker.url)
+    page = one.open()
+    page.evaluate(LONGEST)
+    one.ask("Go")
+    expect(page.locator(".answer .markdown h3")).to_be_visible()
+    assert page.evaluate("window.longest") < 1000
 
 
 def test_a_message_that_cannot_be_drawn_is_text_and_the_others_live_on(

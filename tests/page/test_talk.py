@@ -122,6 +122,10 @@ def test_an_answer_links_to_its_trace(visit: Callable[..., Any], thinker: Any):
     link = page.locator(".answer a.trace")
     expect(link).to_have_attribute("href", f"http://127.0.0.1:16686/trace/{trace_id}")
     expect(link).to_have_text(trace_id[:8])
+    # On a wide screen all of it stands on one line.
+    first = page.locator(".answer .figure").first.bounding_box()
+    last = link.bounding_box()
+    assert first["y"] < last["y"] + last["height"] / 2 < first["y"] + first["height"]
 
 
 def test_a_setting_that_cannot_be_used_is_named_and_so_is_a_missing_model(
@@ -168,6 +172,11 @@ def test_the_page_asks_for_a_key_and_says_when_it_is_wrong(visit: Callable[..., 
     expect(sheet).to_be_visible()
     sheet.get_by_placeholder("sk-…").fill("sk-of-somebody-else")
     sheet.get_by_role("button", name="Use key").click()
+    expect(refused).to_have_text("The gateway did not take the key.")
+    # Browsers cannot even send this one.
+    sheet.get_by_placeholder("sk-…").fill("密钥")
+    sheet.get_by_role("button", name="Use key").click()
+    expect(page.locator(".pulse .light")).to_have_text("key needed")
     expect(refused).to_have_text("The gateway did not take the key.")
     sheet.get_by_placeholder("sk-…").fill(KEY)
     sheet.get_by_role("button", name="Use key").click()

@@ -12,6 +12,8 @@ export const keyRefused = signal(false);
 /** The sheet that asks for a key is open: raised once by the page, and again by what the reader does. */
 export const keyWanted = signal(false);
 let raised = false;
+/** With such characters in a header browsers send nothing, and it would seem that nobody answers. */
+const UNSENDABLE = /[^\x20-\xff]/;
 
 function accepted(): void {
   raised = keyNeeded.value = keyRefused.value = keyWanted.value = false;
@@ -32,7 +34,7 @@ async function request(path: string, init: RequestInit = {}): Promise<Response> 
     cache: "no-store",
     credentials: "omit",
     referrerPolicy: "no-referrer",
-    headers: { ...(key && { Authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string> | undefined) },
+    headers: { ...(key && !UNSENDABLE.test(key) && { Authorization: `Bearer ${key}` }), ...(init.headers as Record<string, string> | undefined) },
   });
   // What comes late, of a request with the key before, says nothing of this one.
   if (key === apiKey.value) {

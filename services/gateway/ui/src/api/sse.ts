@@ -1,5 +1,8 @@
 /** Server-sent events from a fetch: `EventSource` can neither POST nor send a key. */
 
+/** When the last bytes of any answer came, by `performance.now()`. */
+export const lastBytes = { at: -Infinity };
+
 /** The `data` of each event, in order. Comments (`: keep-alive`) are passed over. */
 export async function* eventData(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {
   const reader = body.getReader();
@@ -9,6 +12,7 @@ export async function* eventData(body: ReadableStream<Uint8Array>): AsyncGenerat
   try {
     for (;;) {
       const { done, value } = await reader.read();
+      lastBytes.at = performance.now();
       rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
       const lines = rest.split(/\r\n|\n|\r(?!$)/);
       rest = done ? "" : (lines.pop() ?? "");

@@ -17,7 +17,7 @@ function further(ours: Message, theirs: Message): Message {
   return !ended(ours) && size(theirs) > size(ours) ? theirs : ours;
 }
 
-const ended = ({ role, finish, error }: Message): boolean => role !== "assistant" || Boolean(finish || error);
+export const ended = ({ role, finish, error }: Message): boolean => role !== "assistant" || Boolean(finish || error);
 const size = ({ content, reasoning = "" }: Message): number => content.length + reasoning.length;
 
 /** Title and shown branch are those of the newer one. */

@@ -10,7 +10,9 @@ import { Markdown } from "../markdown/markdown";
 import { t, type TextKey } from "../text";
 import { focusWanted } from "./composer";
 import { alternatives, type Conversation, type Message, type ToolCall } from "./conversation";
+import { writtenElsewhere } from "./elsewhere";
 import { FiguresLine } from "./figures";
+import { ended } from "./merge";
 import { answers } from "./running";
 import { edit, regenerate, reply, showBranch } from "./talk";
 
@@ -103,21 +105,22 @@ function AnswerView({ conversation, message, last }: MessageProps) {
     focusWanted.value++; // this button goes away
     regenerate(conversation.id, message);
   };
-  const waiting = running !== undefined && !shown.content && !shown.reasoning && !shown.calls?.length;
+  const writing = running !== undefined || (!ended(message) && writtenElsewhere.value.has(message.id));
+  const waiting = writing && !shown.content && !shown.reasoning && !shown.calls?.length;
   return (
-    <article class={running ? "answer writing" : "answer"} aria-label={shown.model ?? t("model")} aria-busy={running !== undefined}>
+    <article class={writing ? "answer writing" : "answer"} aria-label={shown.model ?? t("model")} aria-busy={writing}>
       <div class="answer-mark"><Mark size={24} /></div>
       <div class="answer-body">
-        {shown.reasoning && <Reasoning text={shown.reasoning} thinking={running !== undefined && !shown.content} />}
+        {shown.reasoning && <Reasoning text={shown.reasoning} thinking={writing && !shown.content} />}
         {waiting && <div class="waiting" role="img" aria-label={t("waiting")}><i /><i /><i /></div>}
         {shown.content && <Text text={shown.content} />}
         {shown.calls?.map((call) => <Call key={call.id} call={call} />)}
         {shown.error && <p class="failure" role="alert">{shown.error}</p>}
-        <Ending finish={shown.finish ?? (running || shown.error ? undefined : "cut")} />
-        {!running && last && shown.calls?.length ? <ToolReply conversationId={conversation.id} message={shown} calls={shown.calls} /> : null}
+        <Ending finish={shown.finish ?? (writing || shown.error ? undefined : "cut")} />
+        {!writing && last && shown.calls?.length ? <ToolReply conversationId={conversation.id} message={shown} calls={shown.calls} /> : null}
         <div class="foot">
-          <FiguresLine figures={shown.figures ?? {}} writing={running !== undefined} />
-          {!running && (
+          <FiguresLine figures={shown.figures ?? {}} writing={writing} />
+          {!writing && (
             <div class="actions">
               <Branches conversation={conversation} message={message} />
               <IconButton icon="again" label={t("regenerate")} onClick={again} />

@@ -8,6 +8,7 @@
 import { computed, signal } from "@preact/signals";
 import { branch, emptyConversation, type Conversation } from "./conversation";
 import { read, readAll, remove, update } from "./database";
+import { hear } from "./elsewhere";
 import { followed, gathered, merged, newestFirst, union } from "./merge";
 import { stopIn } from "./running";
 import { ofTab } from "./tab";
@@ -28,7 +29,12 @@ const unwritten = signal<ReadonlySet<string>>(new Set());
 export const notKept = computed(() => unreadable.value || unwritten.value.size > 0);
 
 const tabs = new BroadcastChannel("rhizome.conversations");
-tabs.onmessage = (event: MessageEvent<string>) => void readAgain(event.data);
+/** What tabs tell each other: a conversation that has changed, and the message in it that is being written. */
+interface News {
+  id: string;
+  writing: string;
+}
+tabs.onmessage = ({ data: { id, writing } }: MessageEvent<News>) => void readAgain(id).then(() => hear(writing));
 
 const byId = (id: string): Conversation | undefined => conversations.value.find((one) => one.id === id);
 
@@ -69,9 +75,9 @@ async function readAgain(id: string): Promise<void> {
 }
 
 /** Waits for what is written: then the other tabs are told or, where it failed, the reader is. */
-async function keep(id: string, writing: Promise<unknown>): Promise<void> {
-  const failed = await writing.then(() => false, () => true);
-  if (!failed) tabs.postMessage(id);
+async function keep(id: string, done: Promise<unknown>, writing = ""): Promise<void> {
+  const failed = await done.then(() => false, () => true);
+  if (!failed) tabs.postMessage({ id, writing } satisfies News);
   if (failed === unwritten.value.has(id)) return;
   const ids = new Set(unwritten.value);
   if (failed) ids.add(id);
@@ -84,8 +90,11 @@ async function write(id: string, work: Parameters<typeof update>[1]): Promise<vo
   else drop(id);
 }
 
-/** Change one conversation; returns when that is kept. Nothing happens where it was deleted meanwhile. */
-export async function change(id: string, work: (conversation: Conversation) => Conversation): Promise<void> {
+/**
+ * Change one conversation; returns when that is kept. Nothing happens where it was deleted meanwhile. `writing`
+ * names the message that is going to change further.
+ */
+export async function change(id: string, work: (conversation: Conversation) => Conversation, writing = ""): Promise<void> {
   const before = byId(id);
   if (!before) return;
   show(work(before));
@@ -93,7 +102,7 @@ export async function change(id: string, work: (conversation: Conversation) => C
     if (now) return work({ ...now, messages: union(now.messages, before.messages) });
     return stored.has(id) ? null : work(before);
   };
-  await keep(id, write(id, again));
+  await keep(id, write(id, again), writing);
 }
 
 /** The shown conversation, made where there is none. */

@@ -76,19 +76,19 @@ async function answer(conversationId: string, parent: string): Promise<void> {
   const empty: Message = { id: newId(), parent, role: "assistant", content: "", created: Date.now(), model };
   const messages = branch(conversation, parent).filter(saysSomething).map(asSent);
   if (systemPrompt.value.trim()) messages.unshift({ role: "system", content: systemPrompt.value });
-  void change(conversationId, (one) => withMessage(one, empty));
+  void change(conversationId, (one) => withMessage(one, empty), empty.id);
   const running = new Answer(conversationId, empty);
   begun(empty.id, running);
   const body = { model, messages, stream: true, stream_options: { include_usage: true }, ...samplingFields() };
   // A tab may be closed under an answer: what was written so far is kept now and then.
-  const keep = (): Promise<void> => {
+  const keep = (writing: string): Promise<void> => {
     const { message } = running;
-    return change(conversationId, (one) => withMessage(one, message, false));
+    return change(conversationId, (one) => withMessage(one, message, false), writing);
   };
-  const keeping = setInterval(() => void keep(), KEEP_EVERY_MS);
+  const keeping = setInterval(() => void keep(empty.id), KEEP_EVERY_MS);
   await running.run(body);
   clearInterval(keeping);
-  await keep();
+  await keep("");
   ended(empty.id);
 }
 

@@ -47,14 +47,21 @@ function messageOf(value: unknown): Message {
 
 function figuresOf(value: Record<string, unknown>): Figures {
   const figures: Figures = {};
-  if (isObject(value.usage)) figures.usage = value.usage as unknown as NonNullable<Figures["usage"]>;
-  if (isObject(value.performance) && Object.values(value.performance).every((one) => typeof one === "number"))
-    figures.performance = value.performance as unknown as NonNullable<Figures["performance"]>;
+  if (hasNumbers<NonNullable<Figures["usage"]>>(value.usage, "prompt_tokens", "completion_tokens")) {
+    const { prompt_tokens, completion_tokens, prompt_tokens_details: details } = value.usage;
+    figures.usage = { prompt_tokens, completion_tokens };
+    if (typeof details?.cached_tokens === "number") figures.usage.prompt_tokens_details = { cached_tokens: details.cached_tokens };
+  }
+  const times = ["queue_time_ms", "prefill_time_ms", "decode_time_ms", "time_to_first_token_ms", "tokens_per_second"] as const;
+  if (hasNumbers<NonNullable<Figures["performance"]>>(value.performance, ...times)) figures.performance = value.performance;
   if (typeof value.firstSeenMs === "number") figures.firstSeenMs = value.firstSeenMs;
   if (typeof value.totalMs === "number") figures.totalMs = value.totalMs;
   if (typeof value.traceId === "string" && /^[0-9a-f]{32}$/.test(value.traceId)) figures.traceId = value.traceId;
   return figures;
 }
+
+const hasNumbers = <T,>(value: unknown, ...names: (keyof T & string)[]): value is T =>
+  isObject(value) && names.every((name) => typeof value[name] === "number");
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);

@@ -16,15 +16,16 @@ export type Block =
   | { kind: "table"; raw: string; head: string[]; aligns: Align[]; rows: string[][] }
   | { kind: "rule"; raw: string };
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
+// In all of these what is read can be read in one way only: a long line takes no more time than short ones.
+const FENCE = /^( {0,3})(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
-const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:([ \t]+)(.*)|[ \t]*)$/;
+const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:([ \t]+)(.*)|[ \t]*)$/s;
 /** A formula has no more lines; so many open ones take no more time than few. */
 const MOST_LINES = 200;
 /** Wider ones are no tables: a browser's time for one goes by rows times columns. */
 const MOST_COLUMNS = 64;
-const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
+const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*(?:\|[ \t]*)?$/;
 
 /** Split a text; raw texts of paragraphs, headings, code and math are their contents without the marks. */
 export function splitBlocks(text: string): Block[] {
@@ -90,7 +91,8 @@ function heading(line: string, at: number): Found {
   const match = HEADING.exec(line);
   if (!match) return undefined;
   const raw = line.slice(match[0].length).trim();
-  const marks = raw.length - raw.replace(/#+$/, "").length;
+  let marks = 0;
+  while (raw[raw.length - 1 - marks] === "#") marks++;
   const closed = marks > 0 && (marks === raw.length || raw[raw.length - marks - 1] === " ");
   return [{ kind: "heading", raw: closed ? raw.slice(0, -marks).trim() : raw, level: match[1]!.length }, at + 1];
 }

@@ -37,8 +37,9 @@ class Inline {
     while (this.at < this.source.length) {
       const plain = this.match(PLAIN);
       if (plain) {
-        this.text += plain[0];
         this.at += plain[0].length;
+        // Trimmed here: all of the text so far grows with every line, and looking at it takes as long as it is.
+        this.text += this.source[this.at] === "\n" ? plain[0].trimEnd() : plain[0];
       } else if (!this.special()) this.text += this.source[this.at++];
     }
     this.flush();
@@ -115,7 +116,7 @@ class Inline {
       while (this.source[end + length] === "`") length++;
       if (length === mark.length) {
         const raw = this.source.slice(start, end).replace(/\n/g, " ");
-        const content = /^ .*[^ ].* $/.test(raw) ? raw.slice(1, -1) : raw;
+        const content = raw.startsWith(" ") && raw.endsWith(" ") && raw.trim() ? raw.slice(1, -1) : raw;
         return this.add(<code>{content}</code>, end + length);
       }
       end += length;
@@ -186,11 +187,7 @@ class Inline {
   }
 
   private lineEnd(): boolean {
-    // Looked up in the source: the text so far grows with every line, and looking at it takes as long as it is.
-    const spaced = this.source[this.at - 1] === " ";
-    const hard = spaced && this.source[this.at - 2] === " ";
-    if (spaced) this.text = this.text.trimEnd();
-    if (hard) return this.add(<br />, this.at + 1);
+    if (this.source.endsWith("  ", this.at)) return this.add(<br />, this.at + 1);
     this.text += "\n";
     this.at++;
     return true;

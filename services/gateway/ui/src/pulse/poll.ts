@@ -3,6 +3,7 @@
 import { computed, signal } from "@preact/signals";
 import { keyNeeded, readMetrics, readPulse } from "../api/client";
 import { ApiFailure } from "../api/errors";
+import { lastBytes } from "../api/sse";
 import { models, refreshModels } from "../api/models";
 import type { EngineEntry, Metrics, Pulse } from "../api/types";
 import { history, remember } from "./history";
@@ -68,7 +69,7 @@ async function poll(): Promise<void> {
     const served = told.value.gateway.model;
     if (served !== null && !models.value.some(({ root }) => root === served)) void refreshModels();
   } else {
-    reach.value = told.reason instanceof ApiFailure ? "connecting" : "unreachable";
+    reach.value = told.reason instanceof ApiFailure ? "connecting" : queued(told.reason) ? "reached" : "unreachable";
   }
   if (stack.status === "fulfilled") {
     pulse.value = stack.value;
@@ -78,6 +79,11 @@ async function poll(): Promise<void> {
   judge();
   clearTimeout(timer);
   if (!document.hidden) timer = window.setTimeout(() => void poll(), Math.max(250, EVERY_MS - (performance.now() - started)));
+}
+
+/** Browsers open six connections to a host; where answers take all of them, nobody asked the gateway yet. */
+function queued(reason: unknown): boolean {
+  return reason instanceof DOMException && reason.name === "TimeoutError" && performance.now() - lastBytes.at < EVERY_MS;
 }
 
 /** An engine of which nobody can tell any more how it is. */

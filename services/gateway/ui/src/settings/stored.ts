@@ -7,7 +7,9 @@ export function stored<T>(name: string, initial: T): Signal<T> {
   let value = initial;
   try {
     const text = localStorage.getItem(key);
-    if (text !== null) value = JSON.parse(text) as T;
+    const found: unknown = text === null ? initial : JSON.parse(text);
+    // Others of this address may have written there.
+    if (found !== null && typeof found === typeof initial) value = found as T;
   } catch {
     // Unreadable or forbidden: as on the first visit.
   }

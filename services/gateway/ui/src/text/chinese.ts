@@ -42,7 +42,7 @@ export const chinese: Record<keyof typeof english, string> = {
   errorStatus: "网关返回状态 {status}。", errorUnreachable: "无法连接网关。它在运行吗？", errorSettings: "有设置无法使用：{what}",
   connected: "已连接", notReady: "没有引擎", partly: "{count} 个引擎中 {ready} 个就绪", keyNeeded: "需要密钥", unreachable: "无法连接", connecting: "连接中", cpu: "处理器", memory: "内存", gpu: "GPU", noGpu: "没有", cores: "{count} 核",
   requestRate: "请求/秒", running: "运行中", waitingRequests: "等待中", tokenRate: "词元/秒", kvUse: "KV 占用", hitRate: "前缀命中", ttft: "首词元（网关）", itl: "词元间隔",
-  helpHitRate: "最近一分钟里，在前缀缓存中找到的提示词元所占比例。", helpItl: "在网关处测量，最近一分钟；至少 20 个值才显示 p95。",
+  helpHitRate: "最近一分钟里，在前缀缓存中找到的提示词元所占比例。", helpItl: "在网关处测量，最近一分钟；至少 20 个值才显示 p95。数值按区间（1、2、3、5、7.5、10 毫秒……）计数，因此是近似值。",
   helpTtft: "在网关处测量，从请求到达至首词元，最近一分钟；至少 20 个请求才显示 p95。回答下方是引擎自己的时间。",
   engines: "引擎", noEngines: "还没有引擎报告。", unknown: "未知", needsKey: "没有密钥，无法显示。", events: "事件", noEvents: "什么都没发生，这很好。", inFlight: "{count} 个进行中", served: "已服务 {count} 个", ofKv: "KV",
   stateReady: "就绪", stateUnknown: "未知", stateDown: "离线", stateEjected: "已摘除", stateDraining: "排空中",
@@ -50,6 +50,6 @@ export const chinese: Record<keyof typeof english, string> = {
   eventResumed: "丢失；{count} 个回答已在别处继续", lastMinutes: "最近 {count} 分钟", showCache: "打开缓存", showChat: "回到对话", show: "显示",
   cacheEmpty: "缓存是空的。问点什么，提示的前缀就会在这里生长。", cacheAbsent: "此引擎不展示缓存。", cacheTokens: "{count} 个词元", cacheUses: "使用 {count} 次", cacheIdle: "{count} 次使用之前",
   cacheNow: "刚刚使用", cacheLocked: "{count} 个请求使用中", cachePinned: "已固定", cacheEvictable: "可淘汰", cacheNodes: "{count} 个节点", cacheTruncated: "仅计所示的最近部分，还有更多",
-  cacheSaved: "节省的词元", cacheHeld: "已缓存", namespace: "命名空间", namespaceDefault: "默认", showText: "显示文本", textsHidden: "只有通过 ZeroMQ 才能看到文本。",
+  cacheSaved: "节省的词元", cacheHeld: "已缓存", namespace: "命名空间", namespaceDefault: "默认", showText: "显示文本", textsHidden: "仅在无代理、通过 ZeroMQ 连接时显示文本。",
   locked: "使用中", pinned: "已固定", leavesFirst: "久未使用，最先淘汰", evictable: "既未使用也未固定的都可淘汰。", hot: "经常使用", cacheAbout: "开头相同的提示共享开头：只计算一次，保存在这里。", skip: "到输入框", cacheTrees: "缓存的树",
 };

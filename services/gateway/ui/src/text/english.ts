@@ -40,7 +40,7 @@ export const english = {
   errorStatus: "The gateway answered with status {status}.", errorUnreachable: "The gateway cannot be reached. Is it running?", errorSettings: "A setting cannot be used: {what}",
   connected: "connected", notReady: "no engine", partly: "{ready} of {count} engines", keyNeeded: "key needed", unreachable: "unreachable", connecting: "connecting", cpu: "CPU", memory: "Memory", gpu: "GPU", noGpu: "none here", cores: "{count} cores",
   requestRate: "requests/s", running: "running", waitingRequests: "waiting", tokenRate: "tokens/s", kvUse: "KV in use", hitRate: "prefix hits", ttft: "first token, gateway", itl: "between tokens",
-  helpHitRate: "Prompt tokens found in the prefix cache, of the last minute's.", helpItl: "Measured at the gateway over the last minute; p95 from 20 values on.",
+  helpHitRate: "Prompt tokens found in the prefix cache, of the last minute's.", helpItl: "Measured at the gateway over the last minute; p95 from 20 values on. Values are counted in steps (1, 2, 3, 5, 7.5, 10 ms …), so this is about right.",
   helpTtft: "Measured at the gateway, from a request's arrival to its first token, over the last minute; p95 from 20 requests on. Under an answer stands the engine's own time.",
   engines: "Engines", noEngines: "Nobody has reported yet.", unknown: "not known", needsKey: "Not shown without a key.", events: "Events", noEvents: "Nothing happened. That is good.", inFlight: "{count} open", served: "{count} served", ofKv: "KV",
   stateReady: "ready", stateUnknown: "not known", stateDown: "down", stateEjected: "ejected", stateDraining: "draining",
@@ -48,6 +48,6 @@ export const english = {
   eventResumed: "was lost; {count} {count:answer|answers} went on elsewhere", lastMinutes: "last {count} {count:minute|minutes}", showCache: "Open the cache", showChat: "Back to the chat", show: "Show",
   cacheEmpty: "The cache is empty. Ask something, and the prompt's prefix grows here.", cacheAbsent: "This engine does not show its cache.", cacheTokens: "{count} {count:token|tokens}", cacheUses: "{count} {count:use|uses}", cacheIdle: "{count} {count:use|uses} ago",
   cacheNow: "just used", cacheLocked: "in use by {count}", cachePinned: "pinned", cacheEvictable: "evictable", cacheNodes: "{count} {count:node|nodes}", cacheTruncated: "of those shown, which were used last; there are more",
-  cacheSaved: "tokens saved", cacheHeld: "cached", namespace: "namespace", namespaceDefault: "default", showText: "Show texts", textsHidden: "Texts are told only over ZeroMQ.",
+  cacheSaved: "tokens saved", cacheHeld: "cached", namespace: "namespace", namespaceDefault: "default", showText: "Show texts", textsHidden: "Texts only over ZeroMQ and without a proxy.",
   locked: "in use", pinned: "pinned", leavesFirst: "unused for long, goes first", evictable: "Whatever is neither in use nor pinned is evictable.", hot: "used often", cacheAbout: "Prompts that begin alike share their beginning: it is computed once and kept here.", skip: "To the composer", cacheTrees: "Trees of the cache",
 } as const;

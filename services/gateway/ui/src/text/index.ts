@@ -39,7 +39,8 @@ export function number(value: number, digits = 0): string {
 
 /** Milliseconds with as many digits as say something. */
 export function duration(ms: number): string {
-  if (ms >= 60_000) return `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds >= 60) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
   if (ms >= 1000) return `${number(ms / 1000, ms < 10_000 ? 2 : 1)} s`;
   return `${number(ms, ms < 10 ? 1 : 0)} ms`;
 }
