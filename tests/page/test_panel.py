@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from playwright.sync_api import expect
 
 from rhizome_testing.talking_engine import Pause, Say
@@ -209,6 +210,31 @@ def test_a_tree_is_walked_with_arrows_and_is_one_stop(visit: Callable[..., Any],
     expect(page.locator(".tree figcaption")).to_contain_text("145 tokens · 6 nodes (of those shown")
     expect(page.locator(".tree .node[data-id='2'] text.inner")).to_have_text("16")  # there is room
     expect(page.locator(".legend")).to_contain_text("neither in use nor pinned is evictable")
+
+
+@pytest.mark.parametrize(
+    ("language", "only", "legend"),
+    [("en", "in host memory", "comes back by a copy"), ("zh-CN", "在主机内存中", "复制即可取回")],
+)
+def test_what_only_the_host_has_is_drawn_apart(
+    visit: Callable[..., Any], talker: Any, language: str, only: str, legend: str
+):
+    one = visit(talker.url, locale=language)
+    tells(one.page, "pulse", PULSE)
+    trees = cache({**node(1, None, 32), "tier": "both"}, {**node(2, 1, 48), "tier": "host"}, node(3, 1, 16))
+    tells(one.page, "cache", trees)
+    page = one.open()
+    page.keyboard.press("Alt+c")
+    expect(page.locator(".tree .node")).to_have_count(3)
+    assert legend not in page.locator(".legend").inner_text(), "there is no host tier"
+    trees["trees"][0]["host_pages_total"] = 90
+    expect(page.locator(".legend .key-host")).to_contain_text(legend)
+    expect(page.locator(".tree .node.host")).to_have_attribute("data-id", "2")
+    expect(page.locator(".tree .link.host")).to_have_count(1)
+    assert page.locator(".tree .link.host").evaluate("one => getComputedStyle(one).strokeDasharray") != "none"
+    page.locator(".tree .node.host .halo").click()
+    expect(page.locator(".chosen-node")).to_contain_text(only)
+    expect(page.locator(".tree figcaption")).to_contain_text("48")
 
 
 def test_one_node_stays_small_and_texts_are_offered_where_they_can_be_told(

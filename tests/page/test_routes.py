@@ -14,6 +14,7 @@ import grpc
 import httpx
 
 from rhizome.engine.v1.engine_service_pb2 import (
+    CacheTier,
     CacheTree,
     CacheTreeNamespace,
     CacheTreeNode,
@@ -43,9 +44,11 @@ class TreeEngine(TalkingEngine):
         nodes = [
             CacheTreeNode(node_id=3, tokens=32, uses=4, idle_uses=7, token_ids=[72, 105]),
             CacheTreeNode(node_id=9, parent_id=3, tokens=16, uses=1, locks=2, pinned=True),
+            CacheTreeNode(node_id=120, parent_id=3, tokens=16, uses=2, tier=CacheTier.CACHE_TIER_HOST),
+            CacheTreeNode(node_id=8, tokens=16, uses=1, tier=CacheTier.CACHE_TIER_DEVICE_AND_HOST),
         ]
         namespace = CacheTreeNamespace(cache_namespace=request.cache_namespace, nodes=nodes)
-        tree = CacheTree(page_size=16, pages_total=100, namespaces=[namespace])
+        tree = CacheTree(page_size=16, pages_total=100, host_pages_total=50, namespaces=[namespace])
         return GetCacheTreeResponse(trees=[tree])
 
 
@@ -129,15 +132,20 @@ async def test_keys_see_their_tenants_part_and_no_text(tmp_path: Path):
     async with engine, gateway(engine.target, keys_file=keys) as (http, _):
         tree = (await http.get("/v1/rhizome/cache", headers=user)).json()["trees"][0]
         assert engine.asked[-1].cache_namespace == "users" and not engine.asked[-1].with_token_ids
+        assert tree["host_pages_total"] == 50
+        rest = {"idle": 0, "locks": 0, "pinned": False, "tier": "device"}
+        held = {**rest, "locks": 2, "pinned": True}
         assert tree["namespaces"][0]["nodes"] == [
-            {"id": 3, "parent": None, "tokens": 32, "uses": 4, "idle": 7, "locks": 0, "pinned": False},
-            {"id": 9, "parent": 3, "tokens": 16, "uses": 1, "idle": 0, "locks": 2, "pinned": True},
+            {**rest, "id": 3, "parent": None, "tokens": 32, "uses": 4, "idle": 7},
+            {**held, "id": 9, "parent": 3, "tokens": 16, "uses": 1},
+            {**rest, "id": 120, "parent": 3, "tokens": 16, "uses": 2, "tier": "host"},
+            {**rest, "id": 8, "parent": None, "tokens": 16, "uses": 1, "tier": "both"},
         ]
         assert (await http.get("/v1/rhizome/cache?text=true", headers=user)).status_code == 403
         assert (await http.get("/v1/rhizome/pulse", headers=user)).json()["admin"] is False
         tree = (await http.get("/v1/rhizome/cache?text=true", headers=operator)).json()["trees"][0]
         assert not engine.asked[-1].HasField("cache_namespace") and engine.asked[-1].with_token_ids
-        assert [node.get("text") for node in tree["namespaces"][0]["nodes"]] == ["Hi", None]
+        assert [node.get("text") for node in tree["namespaces"][0]["nodes"]] == ["Hi", None, None, None]
 
 
 class Proxy:

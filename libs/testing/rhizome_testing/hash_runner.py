@@ -19,7 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rhizome_engine.batch import Batch, Float32, Int64, PooledRow, StepOutput, TokenLogprobs, TokenMasks
+from rhizome_engine.batch import (
+    Batch,
+    Float32,
+    Int64,
+    PageCopy,
+    PooledRow,
+    StepOutput,
+    TokenLogprobs,
+    TokenMasks,
+)
 from rhizome_engine.core.runner_protocol import StepCounts
 from rhizome_engine.embedding.pooling import EmbeddingParams, Pooling
 
@@ -43,23 +52,34 @@ class HashRunner:
     """Stands in for the real runner where a test is about pages and order.
 
     Attributes:
+        num_host_pages: pages beyond the pool's that only copies between the tiers may touch.
         counts: stay 0: nothing is recorded.
         batches: how many tokens each row of each step had, oldest first.
         fail_next: the results of the next steps are an error, this many times.
         fail_next_launch: the next steps cannot be launched, this many times.
+        drop_copies: steps that fail so do not copy pages either.
         fail_next_sample: choosing tokens in the next steps is an error, this many times.
     """
 
-    def __init__(self, num_pages: int, page_size: int, config: HashModelConfig | None = None) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        config: HashModelConfig | None = None,
+        *,
+        num_host_pages: int = 0,
+    ) -> None:
         self.config = config or HashModelConfig()
         self.num_pages = num_pages
+        self.num_host_pages = num_host_pages
         self.page_size = page_size
         self.batches: list[list[int]] = []
         self.counts = StepCounts()
         self.fail_next = 0
         self.fail_next_launch = 0
         self.fail_next_sample = 0
-        self._slots = np.full(num_pages * page_size, _GARBAGE, np.int64)
+        self._slots = np.full((num_pages + num_host_pages) * page_size, _GARBAGE, np.int64)
+        self.drop_copies = False
         self._chosen: dict[tuple[int, int], int] = {}
         self._sums: dict[int, Float32] = {}
 
@@ -75,8 +95,10 @@ class HashRunner:
             raise RuntimeError("the test asked for this failure")
         self.batches.append(np.diff(batch.query_start).tolist())
         assert len(set(batch.slot_mapping.tolist())) == batch.num_tokens, "two tokens share a slot"
-        for source, target, num_slots in batch.page_copies:
-            self._copy_page(source, target, num_slots)
+        for copy in batch.page_copies:
+            if not (self.drop_copies and self.fail_next):
+                self._copy_pages(copy)
+        assert int(batch.slot_mapping.max()) < self.num_pages * self.page_size, "a token on the host"
         token_ids = batch.token_ids.copy()
         for place, slot in zip(batch.late.tolist(), batch.late_slots.tolist(), strict=True):
             token_ids[place] = self._chosen[slot, int(batch.positions[place])]
@@ -132,13 +154,21 @@ class HashRunner:
             allowed[biases.token_ids[(biases.rows == index) & np.isneginf(biases.amounts)]] = False
         return allowed
 
-    def _copy_page(self, source: int, target: int, num_slots: int) -> None:
-        """Copy the first slots of a page; the rest of the target becomes garbage."""
-        assert source != target and 0 < num_slots < self.page_size
-        start, end = target * self.page_size, (target + 1) * self.page_size
-        kept = self._slots[source * self.page_size : source * self.page_size + num_slots].copy()
-        self._slots[start:end] = _GARBAGE
-        self._slots[start : start + num_slots] = kept
+    def _copy_pages(self, copy: PageCopy) -> None:
+        """Copy the first slots of each page; the rest of the targets becomes garbage."""
+        sources, targets, num_slots = copy
+        from_host, to_host = sources >= self.num_pages, targets >= self.num_pages
+        assert len(sources) == len(targets) == len({*sources.tolist()}) == len({*targets.tolist()}) > 0
+        assert not set(sources.tolist()) & set(targets.tolist())
+        assert len({*from_host.tolist()}) == len({*to_host.tolist()}) == 1
+        if from_host[0] or to_host[0]:
+            assert num_slots == self.page_size and from_host[0] != to_host[0]
+        else:
+            assert 0 < num_slots < self.page_size
+        pages = self._slots.reshape(-1, self.page_size)
+        kept = pages[sources, :num_slots]
+        pages[targets] = _GARBAGE
+        pages[targets, :num_slots] = kept
 
     def _write(self, batch: Batch, token_ids: Int64, row: int) -> None:
         start, end = int(batch.query_start[row]), int(batch.query_start[row + 1])

@@ -16,6 +16,8 @@ _SUMMED: Final = (
     "kv_pages_total",
     "kv_pages_in_use",
     "kv_pages_cached",
+    "host_pages_total",
+    "host_pages_cached",
     "generated_tokens_per_second",
 )
 _SUMMED_TIMES: Final = ("queue_time", "prefill_time", "decode_time")

@@ -29,10 +29,18 @@ Float32 = NDArray[np.float32]
 
 
 class PageCopy(NamedTuple):
-    """The first `num_slots` tokens of page `source` are needed in page `target` as well."""
+    """Pages whose contents are needed in other pages as well.
 
-    source: int
-    target: int
+    Numbers from the pool's size on are pages of the host tier, the first one of it first.
+
+    Attributes:
+        sources: [n] int32.
+        targets: [n] int32; all in one tier, as the sources are, and not both in the host's.
+        num_slots: so many of their first tokens; all of them, between tiers.
+    """
+
+    sources: Int32
+    targets: Int32
     num_slots: int
 
 

@@ -77,10 +77,7 @@ class CoreSettings(BaseSettings):
         description="Record steps on a GPU and replay them, one launch each; off launches every kernel.",
     )
     tensor_parallel: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Devices that compute the model together, each with a part of every layer.",
+        1, ge=1, le=64, description="Devices that compute the model together, each a part of every layer."
     )
     tensor_parallel_timeout_s: float = Field(
         60.0,
@@ -95,6 +92,9 @@ class CoreSettings(BaseSettings):
         None,
         description="Memory of the KV pool, such as 4GiB, or 60% of what is left beside weights and "
         "workspace; default: measured.",
+    )
+    kv_host_memory: str | None = Field(
+        None, description="Memory of the host for prefixes that leave the pool, such as 8GiB; default: none."
     )
     kv_cache_dtype: FloatType = Field(
         "auto", description="Type of the KV pool; auto: float32 on a CPU, bfloat16 beside quantised weights."
@@ -223,7 +223,7 @@ class CoreSettings(BaseSettings):
             raise ValueError(f"page size must be one of {PAGE_SIZES}, not {page_size}")
         return page_size
 
-    @field_validator("kv_memory")
+    @field_validator("kv_memory", "kv_host_memory")
     @classmethod
     def _check_kv_memory(cls, size: str | None) -> str | None:
         if size is not None:

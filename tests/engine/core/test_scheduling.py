@@ -331,7 +331,7 @@ def test_a_long_queue_costs_a_step_hardly_anything(harness, policy):
     for number in range(5000):
         h.add(str(number), distinct(number, 5), max_tokens=40)
     looked_up = []
-    cache = h.core._cache
+    cache = h.core._tiers.cache
     peek = cache.peek
     cache.peek = lambda *args: looked_up.append(args) or peek(*args)
     for _ in range(10):

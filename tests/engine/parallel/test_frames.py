@@ -60,7 +60,7 @@ def batch_of(rows: int = 2, tokens: int = 7, **others: Any) -> Batch:
 
 FULL = batch_of(
     histories=[SlotHistory(1, np.array([4, 5, 6], np.int32)), SlotHistory(0, np.empty(0, np.int32))],
-    page_copies=[PageCopy(1, 2, 3)],
+    page_copies=[PageCopy(np.array([1, 4], np.int32), np.array([2, 9], np.int32), 3)],
     prompt_scores=[PromptScores(0, np.array([7, 8, 9]), 2)],
     late=np.array([1]),
     late_slots=np.array([0]),

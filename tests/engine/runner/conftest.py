@@ -119,7 +119,14 @@ def make_played(small_checkpoint, monkeypatch) -> Callable[..., Played]:
         monkeypatch.setattr(module, "why_not", lambda _: "the test wants PyTorch")
     monkeypatch.setattr(graphs, "_PATIENCE", 2)
 
-    def make(recording: str, *, num_pages: int = 200, page_size: int = 4, **config: Any) -> Played:
+    def make(
+        recording: str,
+        *,
+        num_pages: int = 200,
+        page_size: int = 4,
+        kv_host_memory: str | None = None,
+        **config: Any,
+    ) -> Played:
         config = SchedulerConfig(**config)
         runner = ModelRunner(
             small_checkpoint,
@@ -131,11 +138,12 @@ def make_played(small_checkpoint, monkeypatch) -> Callable[..., Played]:
             num_threads=1,
             page_size=page_size,
             num_pages=num_pages,
+            kv_host_memory=kv_host_memory,
             max_num_tokens=config.max_step_tokens,
             max_num_rows=config.max_batch_size,
             num_slots=config.num_slots,
             overlap=config.overlap,
         )
-        return Played(runner, EngineCore(runner, config))
+        return Played(runner, EngineCore(runner, config, num_host_pages=runner.num_host_pages))
 
     return make

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rhizome.engine.v1 import engine_service_pb2 as engine
-from rhizome_engine.kvcache.cache_survey import CacheSurvey, Surveyed
-from rhizome_engine.kvcache.node import RadixNode
+from rhizome_engine.kvcache.cache_survey import CacheSurvey, Part, Surveyed
 
 _NODES = 256
 _MOST_NODES = 4096
-"""About 10 ms of the engine's time."""
+"""Some 20 ms of the engine's time."""
 
 
 def to_cache_tree(
@@ -29,29 +28,34 @@ def to_cache_tree(
         instance_id=instance_id,
         page_size=page_size,
         pages_total=survey.num_pages,
+        host_pages_total=survey.num_host_pages,
         truncated=found.truncated,
     )
-    for name, nodes in found.nodes.items():
-        entries = [_entry(node, survey, found, with_token_ids=request.with_token_ids) for node in nodes]
+    for name, parts in found.parts.items():
+        entries = [_entry(part, survey, found, with_token_ids=request.with_token_ids) for part in parts]
         tree.namespaces.append(engine.CacheTreeNamespace(cache_namespace=name, nodes=entries))
     return engine.GetCacheTreeResponse(trees=[tree])
 
 
-def _entry(
-    node: RadixNode, survey: CacheSurvey, found: Surveyed, *, with_token_ids: bool
-) -> engine.CacheTreeNode:
+def _entry(part: Part, survey: CacheSurvey, found: Surveyed, *, with_token_ids: bool) -> engine.CacheTreeNode:
     """Pages belong to one node each, and a split leaves the last one where it was: it names the node."""
-    parent = node.parent
     entry = engine.CacheTreeNode(
-        node_id=int(node.pages[-1]),
-        tokens=len(node.key),
-        uses=min(node.uses, 255),
-        idle_uses=found.now - node.last_use,
-        locks=node.lock_ref,
-        pinned=survey.pinned(node),
+        node_id=part.id,
+        tokens=len(part.key),
+        uses=min(part.uses, 255),
+        idle_uses=found.now - part.last_use,
+        locks=part.locks,
+        pinned=survey.pinned(part),
+        tier=_tier(part),
     )
-    if parent is not None and parent.parent is not None:
-        entry.parent_id = int(parent.pages[-1])
+    if part.parent is not None:
+        entry.parent_id = part.parent.id
     if with_token_ids:
-        entry.token_ids.extend(node.key.tolist())
+        entry.token_ids.extend(part.key.tolist())
     return entry
+
+
+def _tier(part: Part) -> engine.CacheTier.ValueType:
+    if part.host is None:
+        return engine.CACHE_TIER_UNSPECIFIED
+    return engine.CACHE_TIER_HOST if part.device is None else engine.CACHE_TIER_DEVICE_AND_HOST

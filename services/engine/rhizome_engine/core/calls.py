@@ -145,7 +145,7 @@ class CallHandler:
 
     def _get_cache_stats(self, request: bytes) -> Iterable[bytes]:
         admin.GetCacheStatsRequest.FromString(request)
-        return [to_cache_stats(self._core.cache_stats()).SerializeToString()]
+        return [to_cache_stats(self._core.cache_stats(), self._core.host_stats()).SerializeToString()]
 
     def _get_cache_tree(self, request: bytes) -> Iterable[bytes]:
         message, info = engine.GetCacheTreeRequest.FromString(request), self._model.info

@@ -23,23 +23,19 @@ from typing import NoReturn
 import grpc
 
 from rhizome_engine.core.backlog import Backlog
+from rhizome_engine.core.cache_tiers import CacheTiers
 from rhizome_engine.core.conservation import check_conservation
 from rhizome_engine.core.constraints import Constraints
 from rhizome_engine.core.current_load import current_load
 from rhizome_engine.core.events import Event, FailedEvent, FinishedEvent, StartedEvent
 from rhizome_engine.core.failed_steps import FailedSteps
-from rhizome_engine.core.kv_event_log import KvEventLog
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.core.pinning import pin_prefix
 from rhizome_engine.core.runner_protocol import LaunchedStep, Runner
 from rhizome_engine.core.step_results import StepResults
 from rhizome_engine.core.step_watch import StepWatch
-from rhizome_engine.kvcache.cache_survey import CacheSurvey
-from rhizome_engine.kvcache.eviction import eviction_policy
 from rhizome_engine.kvcache.namespace_stats import NamespaceStats
-from rhizome_engine.kvcache.page_pool import PagePool
-from rhizome_engine.kvcache.pins import Pin, PinnedPrefixes
-from rhizome_engine.kvcache.radix_cache import RadixCache
+from rhizome_engine.kvcache.pins import Pin
 from rhizome_engine.sampling.rows import SamplingRows
 from rhizome_engine.scheduler.admission import InvalidRequestError, Limits, QueueFullError
 from rhizome_engine.scheduler.batch_builder import build_batch
@@ -68,6 +64,7 @@ class EngineCore:
         eos_token_ids: the checkpoint's end-of-sequence tokens.
         clock: monotonic seconds; deadlines are on it.
         grammars: compiles grammars; None refuses requests that have one.
+        num_host_pages: pages of the runner's host tier; 0 for none, or to leave it alone.
 
     Attributes:
         kv_events: what comes into the prefix cache and leaves it.
@@ -83,6 +80,7 @@ class EngineCore:
         eos_token_ids: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
         grammars: GrammarCompiler | None = None,
+        num_host_pages: int = 0,
     ) -> None:
         self._config = config = config or SchedulerConfig()
         self._runner = runner
@@ -97,18 +95,20 @@ class EngineCore:
             # Some checkpoints name ids that their model does not have; those can neither come nor be banned.
             eos_token_ids=frozenset(id_ for id_ in eos_token_ids if 0 <= id_ < vocab_size),
         )
-        self._pool = PagePool(runner.num_pages, runner.page_size)
         page_size = runner.page_size
-        self.kv_events = KvEventLog(runner.num_pages, page_size)
-        self._cache = RadixCache(self._pool, eviction_policy(config.eviction_policy), [self.kv_events])
+        self._tiers = tiers = CacheTiers(runner.num_pages, num_host_pages, page_size, config, clock)
+        self.kv_events, self.cache_survey = tiers.events, tiers.survey
         self._slots = SlotTable(config.num_slots, -(-self.max_context_tokens // page_size), page_size)
         self._sampling = SamplingRows(config.num_slots, vocab_size)
-        pinned = config.max_pinned_tokens
-        pin_budget = runner.num_pages // 4 if pinned is None else pinned // page_size
-        self._pins = PinnedPrefixes(self._cache, page_size, pin_budget, clock)
-        self.cache_survey = CacheSurvey(self._cache, self._pins)
         self._scheduler = Scheduler(
-            config, self._pool, self._cache, self._slots, self._sampling, self._drop_a_pin
+            config,
+            tiers.pool,
+            tiers.cache,
+            self._slots,
+            self._sampling,
+            self._drop_a_pin,
+            tiers.copies,
+            tiers.host,
         )
         self._constraints = Constraints(grammars, vocab_size)
         self._meter = LoadMeter(clock())
@@ -119,7 +119,7 @@ class EngineCore:
         self.token_gaps = self._results.token_gaps
         self._pending: list[FinishedEvent | FailedEvent] = []
         self._under_way: tuple[StepPlan, LaunchedStep] | None = None
-        self._failed = FailedSteps(self._open)
+        self._failed = FailedSteps(self._open, lambda: tiers.distrust_host(self._scheduler.running))
 
     @property
     def max_context_tokens(self) -> int:
@@ -220,7 +220,7 @@ class EngineCore:
 
     def tick(self) -> None:
         """Do what is due by the clock; `step` does it too, an idle engine needs it now and then."""
-        self._pins.expire(self._clock())
+        self._tiers.pins.expire(self._clock())
 
     def use_idle_time(self) -> bool:
         """Do a piece of what makes later steps faster, unless there is work; whether more is left."""
@@ -254,16 +254,15 @@ class EngineCore:
             self._scheduler,
             self._backlog,
             self._num_queued,
-            self._pool,
-            self._cache,
+            self._tiers,
             self._meter,
             self._runner.counts,
             self._clock(),
         )
 
     def flush_cache(self, namespace: str | None = None) -> int:
-        """Drop every cached prefix that no request holds, of one namespace or of all; returns pages freed."""
-        return self._cache.clear(namespace)
+        """Drop what no request holds, of one namespace or of all, in all tiers; returns pages freed."""
+        return self._tiers.flush(namespace)
 
     def pin_prefix(self, namespace: str, token_ids: Sequence[int], ttl_s: float | None = None) -> Pin:
         """Keep what the cache holds of a prefix from eviction.
@@ -276,19 +275,23 @@ class EngineCore:
         Raises:
             EngineError: the pins would exceed their budget, or nothing of the prefix is cached.
         """
-        return pin_prefix(self._pins, namespace, token_ids, ttl_s)
+        return pin_prefix(self._tiers.pins, namespace, token_ids, ttl_s)
 
     def unpin_prefix(self, pin_id: str) -> bool:
         """Let a pinned prefix go; False where there is no such pin."""
-        return self._pins.unpin(pin_id)
+        return self._tiers.pins.unpin(pin_id)
 
     def list_pins(self) -> list[Pin]:
         """All pins."""
-        return self._pins.list()
+        return self._tiers.pins.list()
 
     def cache_stats(self) -> dict[str, NamespaceStats]:
         """What the prefix cache did for each namespace."""
-        return self._cache.stats()
+        return self._tiers.cache.stats()
+
+    def host_stats(self) -> dict[str, NamespaceStats] | None:
+        """The same of the host tier, which is asked for what the cache does not have; None without one."""
+        return None if self._tiers.host is None else self._tiers.host.cache.stats()
 
     def check_conservation(self) -> None:
         """Assert that every page is free, cached or in flight, and in one place only.
@@ -296,7 +299,7 @@ class EngineCore:
         Raises:
             AssertionError: a page was lost or has two owners.
         """
-        check_conservation(self._pool, self._cache, self._slots, self._scheduler.running, self._pins)
+        check_conservation(self._tiers, self._slots, self._scheduler.running)
 
     @property
     def _num_queued(self) -> int:
@@ -330,7 +333,7 @@ class EngineCore:
 
     def _drop_a_pin(self) -> bool:
         """Let the pin go that would end first; a request that needs the whole pool comes before pins."""
-        dropped = self._pins.unpin_first()
+        dropped = self._tiers.pins.unpin_first()
         if dropped is not None:
             _log.warning("unpinned %d tokens: a request needs the whole pool", dropped.num_tokens)
         return dropped is not None
@@ -342,10 +345,10 @@ class EngineCore:
         for request in plan.started:
             missed = request.num_prompt - request.cached_tokens
             self._meter.started(request.cached_tokens, missed)
-            self._cache.record_lookup(request.namespace, request.cached_tokens, missed)
+            self._tiers.cache.record_lookup(request.namespace, request.cached_tokens, missed)
             events.append(StartedEvent(request, request.num_prompt, request.cached_tokens))
         try:
-            batch = build_batch(plan, self._slots, self._sampling, self._pool.page_size)
+            batch = build_batch(plan, self._slots, self._sampling, self._runner.page_size)
             return plan, self._runner.launch(batch)
         except Exception as error:
             events += self._failed.fail(plan, error)

@@ -8,6 +8,9 @@
 | the device computes nothing more | lost with the process | ends at once, with a status of its own |
 | on one of several ranks, whatever it is | the same | the same: the ranks no longer agree |
 
+Where the step was to copy pages between the tiers, nobody knows how far it came: the host tier forgets all
+that it has, and requests that wait for something from there end with the others.
+
 Errors are told apart by type names and texts: PyTorch has no type for most of them, and whoever imports this
 need not load it.
 """
@@ -16,13 +19,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Sequence
 
 import grpc
 
 from rhizome_engine.core.events import FailedEvent
 from rhizome_engine.core.open_requests import OpenRequests
 from rhizome_engine.parallel.errors import RankLostError
-from rhizome_engine.scheduler.request import RequestState
+from rhizome_engine.scheduler.request import Request, RequestState
 from rhizome_engine.scheduler.step_plan import StepPlan
 
 _log = logging.getLogger(__name__)
@@ -52,10 +56,14 @@ class FailedSteps:
 
     Args:
         open_requests: where they are.
+        distrust_copies: says who else relies on the copies of pages that a step was to do.
     """
 
-    def __init__(self, open_requests: OpenRequests) -> None:
+    def __init__(
+        self, open_requests: OpenRequests, distrust_copies: Callable[[], Sequence[Request]] = tuple
+    ) -> None:
         self._open = open_requests
+        self._distrust_copies = distrust_copies
         self._in_a_row = 0
 
     def went_well(self) -> None:
@@ -74,7 +82,9 @@ class FailedSteps:
             raise error
         if is_device_lost(error):
             raise DeviceLostError(f"the device is lost: {error}") from error
-        requests = [request for request in plan.requests if request.state is not RequestState.FINISHED]
+        others = self._distrust_copies() if plan.page_copies else ()
+        concerned = dict.fromkeys([*plan.requests, *others])
+        requests = [request for request in concerned if request.state is not RequestState.FINISHED]
         if not requests:  # they failed with the step before
             return []
         self._in_a_row += 1

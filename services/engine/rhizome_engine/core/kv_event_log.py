@@ -1,8 +1,9 @@
 """What `WatchKvEvents` tells: which blocks enter and leave the prefix cache.
 
-A block is a page of the radix tree. Its chained hash (`rhizome_transport.block_hashes`) is computed once, as
-the page comes, and kept by page number: what leaves is then told without a look at tokens, a snapshot without
-a walk.
+A block is a page of the radix tree. With a host tier there are two trees, and a block is cached as long as
+one of them has it, since to load it is far cheaper than to compute it. Its chained hash
+(`rhizome_transport.block_hashes`) is computed as the page comes, and kept by page number: what leaves is then
+told without a look at tokens, a snapshot without a walk.
 
 Changes are collected into one message per scheduler step. The newest messages are kept, a bounded number of
 bytes, for readers that are behind; who is further behind gets a snapshot. Until somebody asks for the first
@@ -43,11 +44,12 @@ NAMESPACE_WITH_TOKENS = ""
 
 
 class KvEventLog:
-    """A `CacheListener` that remembers what came and went lately.
+    """A `CacheListener` that remembers what came and went lately, of one tree or of two.
 
     Args:
-        num_pages: pages of the pool.
+        num_pages: pages of the pool, or of both.
         page_size: tokens per page.
+        has_host: it listens to two trees, whose page numbers differ.
         kept_bytes: serialised messages are kept up to this size.
         first_sequence: sequence numbers follow this one. By default it is the time in microseconds, which no
             earlier instance has reached: who asks to go on where that one ended gets a snapshot.
@@ -61,6 +63,7 @@ class KvEventLog:
         num_pages: int,
         page_size: int,
         *,
+        has_host: bool = False,
         kept_bytes: int = _KEPT_BYTES,
         first_sequence: int | None = None,
     ) -> None:
@@ -70,6 +73,8 @@ class KvEventLog:
         # How many blocks the prefix has that a page ends; 0 for a page that is not cached.
         self._ends = np.zeros(num_pages, np.int32)
         self._num_cached = 0
+        # In how many trees a block is; None where that is one at most.
+        self._trees_of: dict[int, int] | None = {} if has_host else None
         self._plain = _Telling()
         self._with_tokens = _Telling()
         self._most_kept_bytes = kept_bytes
@@ -92,19 +97,28 @@ class KvEventLog:
         hashes = extend_hashes(node.key, self._page_size, before, position)
         self._hashes[pages] = hashes
         self._ends[pages] = np.arange(position + 1, position + len(pages) + 1)
-        self._num_cached += len(pages)
+        start = self._count(hashes, 1)
+        if start == len(hashes):
+            return
+        if start:
+            known = int(hashes[start - 1])
+        self._num_cached += len(pages) - start
         for telling in self._tellings(node):
-            told = telling is self._with_tokens
-            telling.changes.append(self._stored(known, hashes, node.key if told else None))
+            tokens = node.key[start * self._page_size :] if telling is self._with_tokens else None
+            telling.changes.append(self._stored(known, hashes[start:], tokens))
 
     def removed(self, node: RadixNode, pages: Pages) -> None:
         """Forget pages; see `CacheListener`."""
         self._ends[pages] = 0
-        self._num_cached -= len(pages)
+        hashes = self._hashes[pages]
+        hashes = hashes[self._count(hashes, -1) :]
+        if not len(hashes):
+            return
+        self._num_cached -= len(hashes)
         for telling in self._tellings(node):
             if not telling.changes or not telling.changes[-1].HasField("removed"):
                 telling.changes.append(KvEvent(removed=KvRemoved()))
-            telling.changes[-1].removed.block_hashes.extend(self._hashes[pages].tolist())
+            telling.changes[-1].removed.block_hashes.extend(hashes.tolist())
 
     def commit(self) -> None:
         """End a step: what changed since the last one becomes one message, in each telling."""
@@ -138,7 +152,8 @@ class KvEventLog:
         self._plain.watched = True
         events = [KvEvent(cleared=KvCleared())]
         if self._num_cached:
-            hashes = self._hashes[self._ends > 0].tolist()
+            cached = self._hashes[self._ends > 0]
+            hashes = (cached if self._trees_of is None else np.unique(cached)).tolist()
             events.append(KvEvent(stored=KvStored(block_hashes=hashes, block_size=self._page_size)))
         return WatchKvEventsResponse(sequence=self.sequence, events=events).SerializeToString()
 
@@ -146,17 +161,44 @@ class KvEventLog:
         """As `snapshot`, with tokens and in order; from now on changes are kept with tokens, too.
 
         Args:
-            nodes: all of `NAMESPACE_WITH_TOKENS`, parents before their children.
+            nodes: all of `NAMESPACE_WITH_TOKENS`, parents before their children; of two trees, one tree's
+                before the other's.
         """
         self.commit()
         self._with_tokens.watched = True
         events = [KvEvent(cleared=KvCleared())]
+        told: set[int] = set()
         for node in nodes:
             parent = node.parent
             assert parent is not None
+            hashes = self._hashes[node.pages]
+            start = 0
+            if self._trees_of is not None:
+                start = sum(one in told for one in hashes.tolist())
+                told.update(hashes.tolist())
             known = int(self._hashes[parent.pages[-1]]) if len(parent.pages) else None
-            events.append(self._stored(known, self._hashes[node.pages], node.key))
+            if start < len(hashes):
+                known = int(hashes[start - 1]) if start else known
+                events.append(self._stored(known, hashes[start:], node.key[start * self._page_size :]))
         return WatchKvEventsResponse(sequence=self.sequence, events=events).SerializeToString()
+
+    def _count(self, hashes: BlockHashes, change: int) -> int:
+        """Note that a tree took or lost blocks that follow one another.
+
+        Returns:
+            how many of them another tree has; they come first, as it has no holes.
+        """
+        if self._trees_of is None:
+            return 0
+        elsewhere = 0
+        for block in hashes.tolist():
+            count = self._trees_of.get(block, 0) + change
+            if count:
+                self._trees_of[block] = count
+            else:
+                del self._trees_of[block]
+            elsewhere += count > (change > 0)
+        return elsewhere
 
     def _tellings(self, node: RadixNode) -> Iterator[_Telling]:
         """Those that tell of changes at a node."""

@@ -104,7 +104,13 @@ def _serve_runner(
     times.done("first steps")
     grammars = grammar_compiler(settings, runner)
     times.done("grammars")
-    core = EngineCore(runner, config, runner.checkpoint.eos_token_ids, grammars=grammars)
+    core = EngineCore(
+        runner,
+        config,
+        runner.checkpoint.eos_token_ids,
+        grammars=grammars,
+        num_host_pages=runner.num_host_pages,
+    )
     if settings.trace_steps and tracing_enabled():
         core.steps.listener = record_step
     instance_id = uuid.uuid4().hex
@@ -206,6 +212,7 @@ def _load(settings: CoreSettings, config: SchedulerConfig, times: StartTimes) ->
         page_size=settings.page_size,
         num_pages=num_pages,
         kv_memory=settings.kv_memory,
+        kv_host_memory=settings.kv_host_memory,
         memory_share=settings.memory_share,
         max_num_tokens=config.max_step_tokens,
         max_num_rows=config.max_batch_size,

@@ -26,6 +26,8 @@ def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
         kv_pages_in_use=load.kv_pages_in_use,
         kv_pages_cached=load.kv_pages_cached,
         page_size=load.page_size,
+        host_pages_total=load.host_pages_total,
+        host_pages_cached=load.host_pages_cached,
         generated_tokens_per_second=load.generated_tokens_per_second,
         totals=load_pb2.RequestTotals(
             received=totals.received,
@@ -48,6 +50,8 @@ def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
             replayed_steps=totals.replayed_steps,
             recordings=totals.recordings,
             recording_time=to_duration(totals.recording_s),
+            host_saved_tokens=totals.host_saved_tokens,
+            host_loaded_tokens=totals.host_loaded_tokens,
         ),
     )
     if load.mean_times is not None:
@@ -57,14 +61,33 @@ def to_load(load: Load, instance_id: str, sequence: int) -> load_pb2.Load:
     return message
 
 
-def to_cache_stats(stats: Mapping[str, NamespaceStats]) -> admin.GetCacheStatsResponse:
-    """Counts per namespace, and their sum."""
+def to_cache_stats(
+    stats: Mapping[str, NamespaceStats], host: Mapping[str, NamespaceStats] | None = None
+) -> admin.GetCacheStatsResponse:
+    """Counts per namespace, and their sum.
+
+    Args:
+        stats: of the cache.
+        host: of the host tier, None without one.
+    """
+    namespaces, total = _of_namespaces(stats)
+    response = admin.GetCacheStatsResponse(namespaces=namespaces, total=total)
+    if host is not None:
+        namespaces, total = _of_namespaces(host)
+        response.host_namespaces.extend(namespaces)
+        response.host_total.CopyFrom(total)
+    return response
+
+
+def _of_namespaces(
+    stats: Mapping[str, NamespaceStats],
+) -> tuple[list[admin.NamespaceStats], admin.NamespaceStats]:
     namespaces = [_namespace_stats(name, stats[name]) for name in sorted(stats)]
     total = admin.NamespaceStats()
     for field in admin.NamespaceStats.DESCRIPTOR.fields:
         if field.name != "cache_namespace":
             setattr(total, field.name, sum(getattr(one, field.name) for one in namespaces))
-    return admin.GetCacheStatsResponse(namespaces=namespaces, total=total)
+    return namespaces, total
 
 
 def to_pin(pin: Pin) -> admin.Pin:

@@ -15,8 +15,10 @@ import zmq
 
 from rhizome_engine.front.core_link import CoreLink, lost_error
 from rhizome_engine.front.stream_limits import StreamLimits, affordable_connects
-from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
+from rhizome_transport.core_connection import CoreConnection
+from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX
 from rhizome_transport.errors import EngineError
+from rhizome_transport.open_core import open_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +66,7 @@ class ConnectBridge:
     async def _carry(self, context: Context, first: bytes) -> None:
         link = self._link()
         identity = RELAYED_IDENTITY_PREFIX + uuid.uuid4().bytes
-        core = DealerConnection(self._zmq, link.endpoint, identity=identity)
+        core = open_core(self._zmq, link.endpoint, identity=identity)
         has_read = asyncio.Event()
         upwards = asyncio.ensure_future(_to_core(context, core, first, has_read))
         downwards = asyncio.ensure_future(_to_peer(context, core, has_read))
@@ -98,7 +100,7 @@ async def _read_first(context: Context) -> bytes | None:
     return frame if isinstance(frame, bytes) else None
 
 
-async def _to_core(context: Context, core: DealerConnection, first: bytes, has_read: asyncio.Event) -> None:
+async def _to_core(context: Context, core: CoreConnection, first: bytes, has_read: asyncio.Event) -> None:
     frame = first
     while isinstance(frame, bytes):  # else grpc.aio.EOF
         if len(frame) > _MOST_FRAME_BYTES:
@@ -111,7 +113,7 @@ async def _to_core(context: Context, core: DealerConnection, first: bytes, has_r
         frame = await context.read()
 
 
-async def _to_peer(context: Context, core: DealerConnection, has_read: asyncio.Event) -> None:
+async def _to_peer(context: Context, core: CoreConnection, has_read: asyncio.Event) -> None:
     while True:
         await context.write(await core.receive())
         has_read.set()

@@ -32,6 +32,8 @@ _GAUGES = (
     ("kv_pages", "kv_pages_total", "Pages of the KV pool."),
     ("kv_pages_in_use", "kv_pages_in_use", "Pages that requests hold now."),
     ("kv_pages_cached", "kv_pages_cached", "Pages that hold cached prefixes and can be evicted."),
+    ("host_pages", "host_pages_total", "Pages of the host tier of the prefix cache."),
+    ("host_pages_cached", "host_pages_cached", "Pages of the host tier that hold prefixes."),
     ("kv_page_size_tokens", "page_size", "Tokens per page of the KV pool."),
     (
         "generated_tokens_per_second",
@@ -57,6 +59,8 @@ _COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Tokens in the prompts of accepted requests."),
     ("cache_hit_tokens", "cache_hit_tokens", "Prompt tokens found in the prefix cache."),
     ("cache_miss_tokens", "cache_miss_tokens", "Prompt tokens that had to be computed."),
+    ("host_saved_tokens", "host_saved_tokens", "Tokens copied to the host tier as they were evicted."),
+    ("host_loaded_tokens", "host_loaded_tokens", "Tokens that came back from the host tier."),
     ("generated_tokens", "generated_tokens", "Tokens generated."),
     ("forced_tokens", "forced_tokens", "Generated tokens that a grammar dictated."),
     ("steps", "steps", "Steps computed."),

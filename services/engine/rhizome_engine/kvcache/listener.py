@@ -1,8 +1,8 @@
 """Who else wants to know what the cache holds.
 
-This is the room for a second tier and for routers. A host-memory tier listens to `removed`: the pages still
-hold their keys and values during the call, so it copies them (or starts the copy on the device's stream) and
-files them under the tokens of the node; a later miss asks it before computing. A publisher of KV events
+This is the room for a second tier and for routers. The host tier (`host_tier.py`) listens to `removed`: the
+pages still hold their keys and values during the call, so it notes that they are to be copied and files them
+under the tokens of the node; a later miss asks it before computing. A publisher of KV events
 (`core/kv_event_log.py`) listens to both, so that a router knows without asking which engine has which prefix.
 """
 

@@ -20,17 +20,19 @@ class PagePool:
     Args:
         num_pages: pages of the pool.
         page_size: tokens per page.
+        first: the least page number; two pools whose numbers differ can be told apart by them.
 
     Raises:
         ValueError: a size is not positive.
     """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, first: int = 0) -> None:
         if num_pages < 1 or page_size < 1:
             raise ValueError(f"a pool needs pages and page_size >= 1, not {num_pages} and {page_size}")
         self.num_pages = num_pages
         self.page_size = page_size
-        self._stack = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
+        self._first = first
+        self._stack = np.arange(first + num_pages - 1, first - 1, -1, dtype=np.int32)
         self._top = num_pages
         self._is_free = np.ones(num_pages, dtype=np.bool_)
 
@@ -54,7 +56,7 @@ class PagePool:
             raise RuntimeError(f"{count} pages were asked for, but only {self._top} are free")
         self._top -= count
         pages = self._stack[self._top : self._top + count].copy()
-        self._is_free[pages] = False
+        self._is_free[pages - self._first] = False
         return pages
 
     def free(self, pages: Pages) -> None:
@@ -65,8 +67,9 @@ class PagePool:
         """
         if not len(pages):
             return
-        if self._is_free[pages].any() or len(pages) > self.num_pages - self._top:
-            raise RuntimeError(f"pages freed twice: {pages[self._is_free[pages]].tolist()}")
-        self._is_free[pages] = True
+        places = pages - self._first
+        if self._is_free[places].any() or len(pages) > self.num_pages - self._top:
+            raise RuntimeError(f"pages freed twice: {pages[self._is_free[places]].tolist()}")
+        self._is_free[places] = True
         self._stack[self._top : self._top + len(pages)] = pages
         self._top += len(pages)

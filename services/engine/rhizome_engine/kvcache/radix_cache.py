@@ -26,6 +26,15 @@ _NO_PAGES: Pages = np.empty(0, np.int32)
 _TOKEN_BYTES = np.dtype(np.int32).itemsize
 
 
+class UseClock:
+    """Counts uses. Of nodes of trees that share one it can be said which was used later."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0
+
+
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
     """The longest cached prefix of a prompt.
@@ -84,6 +93,7 @@ class RadixCache:
         pool: where evicted pages go.
         policy: the order of eviction; None for least recently used.
         listeners: hear of every page that comes or goes.
+        clock: shared with another tree; None for one of its own.
 
     Attributes:
         evictable_pages: pages that `evict` can free now.
@@ -96,6 +106,7 @@ class RadixCache:
         pool: PagePool,
         policy: EvictionPolicy | None = None,
         listeners: Sequence[CacheListener] = (),
+        clock: UseClock | None = None,
     ) -> None:
         self.evictable_pages = 0
         self.protected_pages = 0
@@ -105,7 +116,7 @@ class RadixCache:
         self._policy: EvictionPolicy = LruPolicy() if policy is None else policy
         self._listeners = tuple(listeners)
         self._stats = NamespaceTable()
-        self._now = 0  # counts uses
+        self._clock = clock or UseClock()
         # A root is listed while it has children; requests may hold one that is not, which owns no pages.
         self._roots: dict[str, RadixNode] = {}
 
@@ -115,9 +126,14 @@ class RadixCache:
         return self._pool.num_pages
 
     @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+        return self._page_size
+
+    @property
     def now(self) -> int:
         """Uses since the start: the clock of `created` and `last_use`."""
-        return self._now
+        return self._clock.now
 
     def roots(self) -> Iterator[RadixNode]:
         """The start of each namespace that has something cached."""
@@ -137,8 +153,8 @@ class RadixCache:
                 yield node
             stack.extend(node.children.values())
 
-    def match(self, namespace: str, token_ids: TokenIds) -> PrefixMatch:
-        """Find the longest cached prefix and count it as used now.
+    def match(self, namespace: str, token_ids: TokenIds, *, lookups: int = 1) -> PrefixMatch:
+        """Find the longest cached prefix and count it as used now, by so many lookups.
 
         Nothing changes but the order of eviction and, where the prefix ends inside a node, that the node is
         split in two. The caller passes `prompt[:-1]`: at least one token has to be computed for its logits.
@@ -148,7 +164,7 @@ class RadixCache:
             return PrefixMatch(RadixNode.root(namespace), _NO_PAGES, None, 0)
         node, pages = self._descend(root, token_ids)
         matched = len(pages) * self._page_size
-        self._use(node, lookups=1)
+        self._use(node, lookups)
         partial, shared = node.closest_child(token_ids[matched : matched + self._page_size]) or (None, 0)
         return PrefixMatch(node, pages, partial, shared)
 
@@ -162,6 +178,15 @@ class RadixCache:
             return walk.num_tokens + walk.shared
         closest = walk.node.closest_child(token_ids[walk.num_tokens : walk.num_tokens + self._page_size])
         return walk.num_tokens + (closest[1] if closest else 0)
+
+    def touch(self, namespace: str, token_ids: TokenIds) -> int:
+        """Count what is cached of a prefix as used now, and no node is split; how many whole pages it has."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return 0
+        walk = self._walk(root, token_ids)
+        self._use(walk.node if walk.inside is None else walk.inside)
+        return (walk.num_tokens + walk.shared) // self._page_size
 
     def peek_nodes(self, namespace: str, token_ids: TokenIds) -> list[tuple[RadixNode, int]]:
         """The nodes whose whole pages `match` would find, and how many of each; changes nothing."""
@@ -222,11 +247,11 @@ class RadixCache:
 
     def unlock(self, node: RadixNode) -> None:
         """Undo one `lock`; counts as a use of the path."""
-        self._now += 1
+        self._clock.now = now = self._clock.now + 1
         for step in node.path_to_root():
             assert step.lock_ref > 0, "unlocked more often than locked"
             step.lock_ref -= 1
-            step.last_use = self._now
+            step.last_use = now
             if step.lock_ref == 0:
                 self._policy.add(step)
                 self.protected_pages -= len(step.pages)
@@ -303,7 +328,7 @@ class RadixCache:
 
     def _add_leaf(self, parent: RadixNode, key: TokenIds, pages: Pages) -> RadixNode:
         leaf = RadixNode(key, pages, parent, parent.namespace)
-        leaf.created = leaf.last_use = self._now + 1
+        leaf.created = leaf.last_use = self._clock.now + 1
         parent.add_child(leaf.first_page_key(self._page_size), leaf)
         self._policy.add(leaf)
         self.evictable_pages += len(pages)
@@ -320,8 +345,8 @@ class RadixCache:
 
     def _use(self, node: RadixNode, lookups: int = 0) -> None:
         """Note that a path is used now, from its end to the root."""
-        self._now += 1
-        now, touch = self._now, self._policy.touch
+        self._clock.now = now = self._clock.now + 1
+        touch = self._policy.touch
         while node.parent is not None:
             node.last_use = now
             node.uses += lookups

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from rhizome_engine.kvcache.host_tier import HostTier
 from rhizome_engine.kvcache.node import RadixNode, TokenIds
 from rhizome_engine.kvcache.page_pool import PagePool, Pages
 from rhizome_engine.kvcache.radix_cache import PrefixMatch, RadixCache
@@ -28,15 +29,21 @@ class SequencePages:
         cache: where shared pages come from and computed ones go.
         namespace: whose prompts this one may share with.
         table: [max_pages] int32, where the page numbers are written; room for all that the request can hold.
+        host: where more may be found than in the cache, None for nowhere.
 
     Attributes:
         num_pages: pages held, shared and own.
         num_shared: leading pages that belong to the tree.
+        are_loading: own pages get what the host has of them, and no step is known to have done that yet.
     """
 
-    def __init__(self, pool: PagePool, cache: RadixCache, namespace: str, table: Pages) -> None:
+    def __init__(
+        self, pool: PagePool, cache: RadixCache, namespace: str, table: Pages, host: HostTier | None = None
+    ) -> None:
         self.num_pages = 0
         self.num_shared = 0
+        self.are_loading = False
+        self._host = host
         self._pool = pool
         self._cache = cache
         self._namespace = namespace
@@ -69,16 +76,19 @@ class SequencePages:
             reuse: False computes everything anew, for those who want the hidden states of the prompt.
 
         Returns:
-            tokens whose keys and values are there already; None, and nothing is held, without room.
+            tokens whose keys and values are there already, or will be once the copies are done; None, and
+            nothing is held, without room.
         """
         assert self._node is None, "attached twice"
-        match = self._cache.match(self._namespace, token_ids[: len(token_ids) - 1 if reuse else 0])
+        found = token_ids[: len(token_ids) - 1 if reuse else 0]
+        match = self._cache.match(self._namespace, found)
         self._hold(match.node, match.pages)
         missing = -(-len(token_ids) // self._pool.page_size) - len(match.pages)
         if missing + headroom > self._pool.num_free + self._cache.evictable_pages:
             self.release(token_ids[:0])
             return None
-        return len(match.pages) * self._pool.page_size + self._copy_partial(match, copy_page)
+        loaded = self._load(found, match) or self._copy_partial(match, copy_page)
+        return len(match.pages) * self._pool.page_size + loaded
 
     def reserve(self, num_tokens: int) -> bool:
         """Hold pages for the first `num_tokens` tokens; False, and nothing changed, where there are none."""
@@ -117,9 +127,10 @@ class SequencePages:
 
         Args:
             token_ids: [n] int32, tokens whose keys and values are written and worth keeping; empty where
-                what the pages hold cannot be trusted.
+                what the pages hold cannot be trusted. Nor is what they get from the host, before it is there.
         """
-        self.share(token_ids)
+        if not self.are_loading:
+            self.share(token_ids)
         self._pool.free(self.own_pages)
         self.num_pages = self.num_shared = 0
         if self._node is not None:
@@ -132,6 +143,23 @@ class SequencePages:
         self._pages[: len(shared)] = shared
         self.num_shared = len(shared)
         self.num_pages = max(self.num_pages, self.num_shared)
+
+    def _load(self, token_ids: TokenIds, match: PrefixMatch) -> int:
+        """Take over what the host has beyond the cache, if it is more than a copy within the device gives."""
+        if self._host is None or not len(token_ids):
+            return 0
+
+        def take_pages(count: int) -> Pages:
+            # There is room: `attach` made sure of it for all known tokens.
+            if not self.reserve((self.num_pages + count) * self._pool.page_size):
+                raise RuntimeError(f"{count} pages to load were promised and are not there")
+            return self._pages[self.num_pages - count : self.num_pages].copy()
+
+        loaded = self._host.load(
+            self._namespace, token_ids, len(match.pages), match.partial_tokens, take_pages
+        )
+        self.are_loading = loaded > 0
+        return loaded
 
     def _copy_partial(self, match: PrefixMatch, copy_page: CopyPage) -> int:
         """Copy the leading slots of a page that matches in part into a page of our own."""

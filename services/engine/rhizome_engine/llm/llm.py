@@ -54,6 +54,7 @@ class LLM:
         page_size: tokens per KV page.
         num_pages: pages of the KV pool; None sizes it from what is free.
         kv_memory: the pool's size instead, in bytes, as "4GiB", or as "60%" of what is free.
+        kv_host_memory: memory of the host for prefixes that leave the pool, as "8GiB"; None for none.
         num_threads: CPU threads; None leaves it to the machine.
         progress: show on stderr how far loading is.
 
@@ -80,6 +81,7 @@ class LLM:
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
+        kv_host_memory: str | int | None = None,
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -99,6 +101,7 @@ class LLM:
             page_size=page_size,
             num_pages=num_pages,
             kv_memory=kv_memory,
+            kv_host_memory=kv_host_memory,
             max_num_tokens=config.max_step_tokens,
             max_num_rows=config.max_batch_size,
             max_context_tokens=config.max_context_tokens,
@@ -113,7 +116,9 @@ class LLM:
             tokenizer_json = read_tokenizer_files(Path(model))["tokenizer.json"]
             grammars = GrammarCompiler(tokenizer_json, runner.config.vocab_size, eos_token_ids)
         self.default_sampling = default_sampling(runner.checkpoint.generation)
-        self.core = EngineCore(runner, config, eos_token_ids, grammars=grammars)
+        self.core = EngineCore(
+            runner, config, eos_token_ids, grammars=grammars, num_host_pages=runner.num_host_pages
+        )
         self._runner = runner
         self._is_stepping = False
         self._given_up: list[Job[Any]] = []

@@ -24,13 +24,15 @@ from rhizome_engine.checkpoint.loader import load_checkpoint
 from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.core.runner_protocol import LaunchedStep, StepCounts
 from rhizome_engine.kernels.native.native_kernels import NativeKernels
-from rhizome_engine.memory_size import MemorySize
+from rhizome_engine.memory_size import MemorySize, format_bytes
 from rhizome_engine.models.decoder import Decoder
 from rhizome_engine.models.registry import family_of
 from rhizome_engine.parallel.group import RankGroup
 from rhizome_engine.parallel.shares import formats_of_rank, shares_of_rank
 from rhizome_engine.runner.device import ready_device
 from rhizome_engine.runner.first_kernels import MetaRunner, compile_first_kernels
+from rhizome_engine.runner.host_memory import plan_host_pages, with_buffer
+from rhizome_engine.runner.host_pages import HostPages
 from rhizome_engine.runner.memory import agree_on_pages, available_bytes, plan_num_pages
 from rhizome_engine.runner.numerics import choose_numerics
 from rhizome_engine.runner.sizing import memory_needs
@@ -59,6 +61,8 @@ class ModelRunner:
         num_pages: size of the KV pool; or
         kv_memory: the same in bytes, as "4GiB", or as "60%" of what is left beside weights and workspace;
             where neither is given, what is free decides.
+        kv_host_memory: memory of the host tier of the prefix cache, over all ranks, as "8GiB", or as "50%" of
+            what is left on the machine; None for no such tier.
         memory_share: part of the free memory to count on, where several engines share a machine.
         max_num_tokens: tokens of the largest step.
         max_num_rows: requests of the largest step.
@@ -75,6 +79,7 @@ class ModelRunner:
         config: shape of the model.
         quantization: what quantised the weights, by our name or the checkpoint's; "" for nothing.
         num_pages: pages of the KV pool.
+        num_host_pages: pages of the host tier.
         page_size: tokens per page.
 
     Raises:
@@ -97,6 +102,7 @@ class ModelRunner:
         page_size: int = 16,
         num_pages: int | None = None,
         kv_memory: str | int | None = None,
+        kv_host_memory: str | int | None = None,
         memory_share: float = 1.0,
         max_num_tokens: int = 512,
         max_num_rows: int = 32,
@@ -173,6 +179,9 @@ class ModelRunner:
             group=group,
             recorded_slots=num_slots if records and attention_choice.in_place else 0,
         )
+        host_size = None if kv_host_memory is None else MemorySize.parse(kv_host_memory)
+        if host_size is not None:
+            needs = with_buffer(needs)
         pages_per_context = math.ceil(self.config.max_position_embeddings / page_size)
         self.num_pages = agree_on_pages(
             group,
@@ -185,6 +194,9 @@ class ModelRunner:
                 # As many again as can be in use at once: the rest of the pool only caches prefixes.
                 useful_pages=2 * max_num_rows * pages_per_context,
             ),
+        )
+        self.num_host_pages = plan_host_pages(
+            needs, host_size, self.device, num_pages=self.num_pages, memory_share=memory_share, group=group
         )
         sizes = {"max_num_tokens": max_num_tokens, "max_num_rows": max_num_rows, "num_slots": num_slots}
         pages = {"num_pages": self.num_pages, "page_size": page_size}
@@ -208,6 +220,7 @@ class ModelRunner:
             device=self.device,
         )
         times.done("KV pool")
+        host = self._make_host_pages(times) if self.num_host_pages else None
         self.attention: AttentionBackend = make_attention(attention_choice, self.kv, self.model.ropes)
         self._computer = StepComputer(
             self.model,
@@ -216,6 +229,7 @@ class ModelRunner:
             **sizes,
             max_context=min(self.config.max_position_embeddings, self.num_pages * page_size),
             graphs=graphs,
+            host=host,
         )
         if compiling is not None:
             compiling.wait()
@@ -237,6 +251,22 @@ class ModelRunner:
             self.num_pages,
             page_size,
         )
+
+    def _make_host_pages(self, times: StartTimes) -> HostPages:
+        started = time.perf_counter()
+        host = HostPages(self.kv, self.num_host_pages)
+        times.done("host tier")
+        logger.info(
+            "host tier: %d pages of %d, %s of the machine's memory, in %.1f s%s",
+            self.num_host_pages,
+            self.page_size,
+            format_bytes(host.data.nbytes),
+            time.perf_counter() - started,
+            "; it is the pool's memory too, of which --kv-memory would make better use"
+            if self.device.type == "cpu"
+            else "",
+        )
+        return host
 
     @property
     def placement(self) -> str:

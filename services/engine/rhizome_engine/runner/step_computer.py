@@ -16,13 +16,14 @@ from torch import Tensor
 
 from rhizome_engine.attention.base import AttentionBackend, AttentionInputs
 from rhizome_engine.attention.paged_kv import PagedKV
-from rhizome_engine.batch import Batch, TokenLogprobs, TokenMasks
+from rhizome_engine.batch import Batch, PageCopy, TokenLogprobs, TokenMasks
 from rhizome_engine.checkpoint.model_config import ModelConfig
 from rhizome_engine.core.runner_protocol import StepCounts
 from rhizome_engine.models.decoder import Decoder
 from rhizome_engine.parallel.sampling import sample_together
 from rhizome_engine.runner.agreed_recorder import AgreedRecorder
 from rhizome_engine.runner.graphs import RecordedSteps, step_shapes
+from rhizome_engine.runner.host_pages import HostPages
 from rhizome_engine.runner.page_tables import PageTables
 from rhizome_engine.runner.pooling import PooledSums
 from rhizome_engine.runner.recording import CudaRecorder, Recorder, RerunRecorder
@@ -53,6 +54,7 @@ class StepComputer:
         max_num_rows: rows of the largest step.
         num_slots: requests that hold pages at once.
         max_context: longest context in tokens.
+        host: pages beside the pool's, None for none.
         graphs: see `why_not_recorded`.
 
     Attributes:
@@ -71,12 +73,14 @@ class StepComputer:
         num_slots: int,
         max_context: int,
         graphs: str,
+        host: HostPages | None = None,
     ) -> None:
         self.counts = StepCounts()
         self.device = device = kv.data.device
         self._model = model
         self._attention = attention
         self._kv = kv
+        self._host = host
         self._pooled = PooledSums()
         self._tokens = TokenTable(num_slots, max_context, device)
         self._results = ResultBuffers(max_num_rows, device)
@@ -162,10 +166,19 @@ class StepComputer:
 
     def _prepare(self, batch: Batch) -> None:
         self._set_device()
-        for source, target, num_slots in batch.page_copies:
-            self._kv.copy_page(source, target, num_slots)
+        for copy in batch.page_copies:
+            self._copy_pages(copy)
         for slot, token_ids in batch.histories:
             self._tokens.load(slot, token_ids)
+
+    def _copy_pages(self, copy: PageCopy) -> None:
+        """Within the pool, or between it and the host tier."""
+        if max(copy.sources[0], copy.targets[0]) < self._kv.num_pages:
+            for source, target in zip(copy.sources.tolist(), copy.targets.tolist(), strict=True):
+                self._kv.copy_page(source, target, copy.num_slots)
+        else:
+            assert self._host is not None, "a page beyond the pool, and there is no host tier"
+            self._host.copy(copy)
 
     def _run_model(self, batch: Batch) -> Tensor:
         staged = self._staging.stage(batch)

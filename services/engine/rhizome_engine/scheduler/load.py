@@ -45,6 +45,8 @@ class RequestTotals:
         replayed_steps: those of them that replayed a recording, as a CUDA graph.
         recordings: recordings that were made.
         recording_s: seconds that took.
+        host_saved_tokens: tokens copied to the host tier as they were evicted.
+        host_loaded_tokens: tokens that came back from there and were not computed.
     """
 
     received: int = 0
@@ -67,6 +69,8 @@ class RequestTotals:
     replayed_steps: int = 0
     recordings: int = 0
     recording_s: float = 0.0
+    host_saved_tokens: int = 0
+    host_loaded_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Load:
         kv_pages_in_use: pages that requests hold.
         kv_pages_cached: pages of the prefix cache that can be evicted.
         page_size: tokens per page.
+        host_pages_total: pages of the host tier, 0 without one.
+        host_pages_cached: those of them that hold prefixes.
         totals: counts since start; a copy.
         generated_tokens_per_second: over the last five seconds.
         mean_times: None before the first request completed.
@@ -102,6 +108,8 @@ class Load:
     kv_pages_in_use: int
     kv_pages_cached: int
     page_size: int
+    host_pages_total: int
+    host_pages_cached: int
     totals: RequestTotals
     generated_tokens_per_second: float
     mean_times: MeanTimes | None

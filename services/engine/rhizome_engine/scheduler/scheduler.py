@@ -23,7 +23,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rhizome_engine.batch import Int64, PageCopy
+from rhizome_engine.batch import Int64
+from rhizome_engine.kvcache.host_tier import HostTier
+from rhizome_engine.kvcache.page_copies import PageCopies
 from rhizome_engine.kvcache.page_pool import PagePool
 from rhizome_engine.kvcache.radix_cache import RadixCache
 from rhizome_engine.kvcache.sequence_pages import SequencePages
@@ -55,6 +57,8 @@ class Scheduler:
         slots: where running requests are described.
         sampling: how running requests choose tokens.
         unpin: lets a pinned prefix go, False where there is none; for requests that need the whole pool.
+        copies: of pages, for the next step; shared with the host tier.
+        host: where prefixes are that the cache has no more, None for nowhere.
 
     Attributes:
         running: requests that hold pages and a slot, in order of rank.
@@ -72,11 +76,13 @@ class Scheduler:
         slots: SlotTable,
         sampling: SamplingRows,
         unpin: Callable[[], bool] = lambda: False,
+        copies: PageCopies | None = None,
+        host: HostTier | None = None,
     ) -> None:
         self.running: list[Request] = []
         self.shares = FairShare()
         self.isolation = TenantIsolation(config)
-        self.waiting = WaitingQueue(config, cache, self.shares)
+        self.waiting = WaitingQueue(config, cache, self.shares, host)
         self.num_preemptions = 0
         self._config = config
         self._pool = pool
@@ -89,7 +95,8 @@ class Scheduler:
         self._tenants = np.zeros(config.num_slots, np.int64)
         self._unshared = UnsharedPrompts(pool.page_size)
         self._prepared: list[Request] = []
-        self._copies: list[PageCopy] = []
+        self._copies = copies or PageCopies()
+        self._host = host
         self._no_room: tuple[int, int, int] | None = None
         self._arrivals = 0
         self._next_deadline = math.inf
@@ -119,7 +126,7 @@ class Scheduler:
         self._reserve_decodes(slots)
         chunks = self._cut_chunks(prompts, self._config.max_step_tokens - len(slots), turn)
         # Whoever had to make room is out, and so are later occupants of its slot.
-        slots = slots[(self._slots.occupant[slots] == occupants) & self._has_room(slots)]
+        slots = slots[(self._slots.occupant[slots] == occupants) & self._slots.have_room(slots)]
         return self._commit(slots, chunks, turn, now) if len(slots) or chunks else None
 
     def confirm(self, plan: StepPlan, token_ids: Int64) -> NDArray[np.bool_]:
@@ -132,6 +139,8 @@ class Scheduler:
         Returns:
             [len(plan.sampled)], whose slot is still the one for which the token was chosen.
         """
+        for pages in plan.loading:
+            pages.are_loading = False
         for chunk in plan.chunks:
             request = chunk.request
             if request.slot >= 0 and self._slots.occupant[request.slot] == chunk.occupant:
@@ -175,26 +184,14 @@ class Scheduler:
         turn = self.isolation.choose(self._tenants[slots], missing, decodes)
         if turn is not None and not turn.together:
             slots, decodes = slots[turn.small], decodes[turn.small]
-        in_turn = self._in_turn(slots, self._config.max_rows)
+        in_turn = self._slots.in_turn(slots, self._config.max_rows)
         slots, decodes = slots[in_turn], decodes[in_turn]
         prompts = [request for slot in slots[~decodes].tolist() if (request := self._by_slot[slot])]
         return slots[decodes], prompts, turn
 
-    def _in_turn(self, slots: Int64, count: int) -> NDArray[np.bool_]:
-        """Which of the slots have their turn, where only so many can: those that were out longest."""
-        if len(slots) <= count:
-            return np.ones(len(slots), np.bool_)
-        in_turn = np.zeros(len(slots), np.bool_)
-        in_turn[np.argsort(self._slots.last_turn[slots], kind="stable")[: max(count, 0)]] = True
-        return in_turn
-
-    def _has_room(self, slots: Int64) -> NDArray[np.bool_]:
-        """Which slots have a page for every known token."""
-        return self._slots.known[slots] <= self._slots.capacity[slots]
-
     def _reserve_decodes(self, slots: Int64) -> None:
         """Give a page to each row that decodes into a new one, in order of rank."""
-        for slot in slots[~self._has_room(slots)].tolist():
+        for slot in slots[~self._slots.have_room(slots)].tolist():
             request = self._by_slot[slot]
             if request is not None and request.state is RequestState.RUNNING:
                 self._make_room(request, int(self._slots.known[slot]))
@@ -252,11 +249,12 @@ class Scheduler:
         if not self._slots.num_free or room == self._no_room:
             return False
         slot = self._slots.take()
-        pages = SequencePages(self._pool, self._cache, request.namespace, self._slots.page_table[slot])
-        copies: list[PageCopy] = []
+        table = self._slots.page_table[slot]
+        pages = SequencePages(self._pool, self._cache, request.namespace, table, self._host)
+        copies: list[tuple[int, int, int]] = []
         computed = pages.attach(
             request.token_ids,
-            lambda *copy: copies.append(PageCopy(*copy)),
+            lambda *copy: copies.append(copy),
             headroom=headroom,
             reuse=request.reads_cache,
         )
@@ -264,8 +262,9 @@ class Scheduler:
             self._no_room = room
             self._slots.give_back(slot)
             return False
-        self._copies += copies
-        if copies or request.params.needs_history:
+        for copy in copies:
+            self._copies.add_one(*copy)
+        if copies or pages.are_loading or request.params.needs_history:
             self._prepared.append(request)
         self.waiting.remove(request)
         request.slot, request.pages, request.num_computed = slot, pages, computed
@@ -338,7 +337,7 @@ class Scheduler:
             self._tenants[chunk_slots], np.array([chunk.num_tokens for chunk in chunks], np.int64)
         )
         prepared = [request for request in self._prepared if request.state is RequestState.RUNNING]
-        copies, self._copies, self._prepared = self._copies, [], []
+        self._prepared = []
         return StepPlan(
             decode=decode,
             decode_slots=decoding,
@@ -349,7 +348,8 @@ class Scheduler:
             sampled_positions=sampled_positions,
             occupants=slots.occupant[sampled_slots],
             started=started,
-            page_copies=copies,
+            page_copies=self._copies.take(),
+            loading=[request.pages for request in prepared if request.pages and request.pages.are_loading],
             new_histories=[request for request in prepared if request.params.needs_history],
             prepared=prepared,
             turn=turn,

@@ -13,6 +13,7 @@ x was scheduled to be chosen and nobody has read it; the device finds it in its 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rhizome_engine.batch import Int32, Int64
 from rhizome_engine.scheduler.request import Request
@@ -95,6 +96,18 @@ class SlotTable:
         """Pages that the occupants of some slots will need for tokens that they know already."""
         missing = -(-self.known[slots] // self._page_size) - self.capacity[slots] // self._page_size
         return int(np.maximum(missing, 0).sum())
+
+    def have_room(self, slots: Int64) -> NDArray[np.bool_]:
+        """Which slots have a page for every known token."""
+        return self.known[slots] <= self.capacity[slots]
+
+    def in_turn(self, slots: Int64, count: int) -> NDArray[np.bool_]:
+        """Which of the slots have their turn, where only so many can: those that were out longest."""
+        if len(slots) <= count:
+            return np.ones(len(slots), np.bool_)
+        in_turn = np.zeros(len(slots), np.bool_)
+        in_turn[np.argsort(self.last_turn[slots], kind="stable")[: max(count, 0)]] = True
+        return in_turn
 
     def take_turns(self, slots: Int64) -> None:
         """Note who is in a step; among them, who waited longest before stays before the others."""

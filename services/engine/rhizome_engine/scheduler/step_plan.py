@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rhizome_engine.batch import Int64, PageCopy
 from rhizome_engine.embedding.pooling import Pooling
+from rhizome_engine.kvcache.sequence_pages import SequencePages
 from rhizome_engine.scheduler.isolation import Turn
 from rhizome_engine.scheduler.request import Request
 
@@ -77,7 +78,8 @@ class StepPlan:
         sampled_positions: [len(sampled)] int64, position of the new token.
         occupants: [len(sampled)] int64, `SlotTable.occupant` of those slots.
         started: requests that run for the first time.
-        page_copies: for prefixes that end inside a page.
+        page_copies: for prefixes that end inside a page, and between the tiers.
+        loading: pages of requests that get what the host has of them.
         new_histories: requests whose earlier tokens the device has to be told.
         prepared: requests that the copies and histories are for; they may have no row yet.
         turn: what larger tenants do in it, None where tenants are about equal.
@@ -94,6 +96,7 @@ class StepPlan:
     occupants: Int64
     started: list[Request] = field(default_factory=list)
     page_copies: list[PageCopy] = field(default_factory=list)
+    loading: list[SequencePages] = field(default_factory=list)
     new_histories: list[Request] = field(default_factory=list)
     prepared: list[Request] = field(default_factory=list)
     turn: Turn | None = None

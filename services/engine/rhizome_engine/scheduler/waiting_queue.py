@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
+from rhizome_engine.kvcache.host_tier import HostTier
 from rhizome_engine.kvcache.radix_cache import RadixCache
 from rhizome_engine.scheduler.config import SchedulerConfig
 from rhizome_engine.scheduler.fair_share import FairShare
@@ -26,6 +27,27 @@ _MAX_RANKED = 128
 """Under lpm, so many of the oldest requests are ranked: looking a prompt up takes microseconds."""
 
 Rank = tuple[int, int]
+
+
+class _FoundTokens:
+    """How many tokens of waiting requests a tree has; looked up again only when the tree changed."""
+
+    def __init__(self, cache: RadixCache) -> None:
+        self._cache = cache
+        self._found: dict[int, tuple[int, int]] = {}  # arrival order: (cache version, tokens)
+
+    def of(self, request: Request) -> int:
+        """Tokens that it would find."""
+        version = self._cache.version
+        known = self._found.get(request.arrival_order)
+        if known is None or known[0] != version:
+            known = (version, self._cache.peek(request.namespace, request.token_ids[:-1]))
+            self._found[request.arrival_order] = known
+        return known[1]
+
+    def forget(self, request: Request) -> None:
+        """It waits no more."""
+        self._found.pop(request.arrival_order, None)
 
 
 @dataclass(slots=True)
@@ -43,15 +65,18 @@ class WaitingQueue:
         config: policy and fairness.
         cache: where cached prefixes are looked up.
         shares: what tenants were served.
+        host: where prefixes are that the cache has no more, None for nowhere.
     """
 
-    def __init__(self, config: SchedulerConfig, cache: RadixCache, shares: FairShare) -> None:
+    def __init__(
+        self, config: SchedulerConfig, cache: RadixCache, shares: FairShare, host: HostTier | None = None
+    ) -> None:
         self._config = config
-        self._cache = cache
         self._shares = shares
+        self._cached = _FoundTokens(cache)
+        self._tiers = [self._cached] if host is None else [self._cached, _FoundTokens(host.cache)]
         self._lines: dict[str, _Line] = {}
         self._length = 0
-        self._cached: dict[int, tuple[int, int]] = {}  # arrival order: (cache version, cached tokens)
 
     def __len__(self) -> int:
         return self._length
@@ -78,7 +103,8 @@ class WaitingQueue:
         del line.ranks[index], line.requests[index]
         if not line.requests:
             del self._lines[name]
-        self._cached.pop(request.arrival_order, None)
+        for tier in self._tiers:
+            tier.forget(request)
         self._length -= 1
 
     def candidates(self, now: float) -> Iterator[Request]:
@@ -101,13 +127,15 @@ class WaitingQueue:
             yield request
 
     def cached_tokens(self, request: Request) -> int:
-        """Tokens of a request that the cache holds now; looked up again only when the cache changed."""
-        version = self._cache.version
-        known = self._cached.get(request.arrival_order)
-        if known is None or known[0] != version:
-            known = (version, self._cache.peek(request.namespace, request.token_ids[:-1]))
-            self._cached[request.arrival_order] = known
-        return known[1]
+        """Tokens of a request that the device's cache holds now.
+
+        What the host has is left out: of requests that begin alike one loads it, and the others find it here.
+        """
+        return self._cached.of(request)
+
+    def _found_tokens(self, request: Request) -> int:
+        """Tokens of a request that need no computing, whichever tier has them."""
+        return max(tier.of(request) for tier in self._tiers)
 
     def _in_order(self, line: _Line, now: float) -> deque[Request]:
         requests = line.requests
@@ -116,7 +144,7 @@ class WaitingQueue:
         overdue = now - self._config.lpm_max_wait_s
         late = [request for request in requests if request.arrival <= overdue]
         ranked = [request for request in requests[:_MAX_RANKED] if request.arrival > overdue]
-        ranked.sort(key=self.cached_tokens, reverse=True)
+        ranked.sort(key=self._found_tokens, reverse=True)
         rest = [request for request in requests[_MAX_RANKED:] if request.arrival > overdue]
         return deque([*late, *ranked, *rest])
 

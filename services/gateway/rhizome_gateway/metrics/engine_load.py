@@ -33,7 +33,7 @@ def engine_section(load: Load) -> dict[str, Any]:
 
 
 def cache_section(load: Load) -> dict[str, Any]:
-    """The KV pool and the prefix cache in it; rates are between 0 and 1."""
+    """The KV pool and the prefix cache in it and in host memory; rates are between 0 and 1."""
     pages, in_use = _known(load, "kv_pages_total"), _known(load, "kv_pages_in_use")
     hits, misses = _total(load, "cache_hit_tokens"), _total(load, "cache_miss_tokens")
     return {
@@ -45,6 +45,9 @@ def cache_section(load: Load) -> dict[str, Any]:
         "pages_in_use": in_use,
         "pages_cached": _known(load, "kv_pages_cached"),
         "page_size_tokens": _known(load, "page_size"),
+        "host_pages_total": _known(load, "host_pages_total"),
+        "host_pages_cached": _known(load, "host_pages_cached"),
+        "host_loaded_tokens": _total(load, "host_loaded_tokens"),
     }
 
 

@@ -14,7 +14,13 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rhizome.engine.v1.engine_service_pb2 import CacheTree, CacheTreeNode, GetCacheTreeRequest
+from rhizome.engine.v1.engine_service_pb2 import (
+    CACHE_TIER_DEVICE_AND_HOST,
+    CACHE_TIER_HOST,
+    CacheTree,
+    CacheTreeNode,
+    GetCacheTreeRequest,
+)
 from rhizome_gateway.auth.caller import Caller, caller_of
 from rhizome_gateway.engine_session import EngineSession
 from rhizome_gateway.page.fleet import LONE_ENGINE, Fleet
@@ -27,6 +33,7 @@ router = APIRouter(prefix="/v1/rhizome", tags=["metrics"])
 _MOST_NODES = 400
 _LONGEST_TEXT = 4096
 """Characters of one node's text; a page shows no more."""
+_TIERS = {CACHE_TIER_DEVICE_AND_HOST: "both", CACHE_TIER_HOST: "host"}
 
 
 @router.get("/pulse", summary="How are the engines?", response_class=Response)
@@ -80,6 +87,7 @@ def _tree(tree: CacheTree, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "engine": tree.engine or LONE_ENGINE,
         "page_size": tree.page_size,
         "pages_total": tree.pages_total,
+        "host_pages_total": tree.host_pages_total,
         "truncated": tree.truncated,
         "namespaces": [
             {
@@ -101,6 +109,7 @@ def _node(node: CacheTreeNode, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "idle": node.idle_uses,
         "locks": node.locks,
         "pinned": node.pinned,
+        "tier": _TIERS.get(node.tier, "device"),
     }
     if tokenizer is not None and node.token_ids:
         text = b"".join(tokenizer.token_bytes(token_id) for token_id in node.token_ids)

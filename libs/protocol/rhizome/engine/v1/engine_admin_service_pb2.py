@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rhizome.engine.v1 import generate_pb2 as rhizome_dot_engine_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,rhizome/engine/v1/engine_admin_service.proto\x12\x11rhizome.engine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a rhizome/engine/v1/generate.proto\"E\n\x11\x46lushCacheRequest\x12\x1c\n\x0f\x63\x61\x63he_namespace\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_cache_namespace\")\n\x12\x46lushCacheResponse\x12\x13\n\x0b\x66reed_pages\x18\x01 \x01(\r\"\xf0\x01\n\x11WarmPrefixRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x0b\n\x03pin\x18\x06 \x01(\x08\x12*\n\x07pin_for\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05input\"g\n\x12WarmPrefixResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12#\n\x03pin\x18\x03 \x01(\x0b\x32\x16.rhizome.engine.v1.Pin\"~\n\x03Pin\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\r\n\x05pages\x18\x04 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x12UnpinPrefixRequest\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\"\'\n\x13UnpinPrefixResponse\x12\x10\n\x08unpinned\x18\x01 \x01(\x08\"\x11\n\x0fListPinsRequest\"8\n\x10ListPinsResponse\x12$\n\x04pins\x18\x01 \x03(\x0b\x32\x16.rhizome.engine.v1.Pin\"\x16\n\x14GetCacheStatsRequest\"\x80\x01\n\x15GetCacheStatsResponse\x12\x35\n\nnamespaces\x18\x01 \x03(\x0b\x32!.rhizome.engine.v1.NamespaceStats\x12\x30\n\x05total\x18\x02 \x01(\x0b\x32!.rhizome.engine.v1.NamespaceStats\"\xce\x01\n\x0eNamespaceStats\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x01 \x01(\t\x12\x0c\n\x04hits\x18\x02 \x01(\x04\x12\x0e\n\x06misses\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_saved\x18\x04 \x01(\x04\x12\x15\n\rmissed_tokens\x18\x05 \x01(\x04\x12\x15\n\revicted_pages\x18\x06 \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_pages\x18\x07 \x01(\x04\x12\x14\n\x0cstored_pages\x18\x08 \x01(\x04\x12\x15\n\rflushed_pages\x18\t \x01(\x04\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\rDrainResponse\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x01 \x01(\r\"\x15\n\x13ListAdaptersRequest\"%\n\x14ListAdaptersResponse\x12\r\n\x05names\x18\x01 \x03(\t\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x15\n\x13LoadAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\".\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x13\n\x11LoadModelResponse\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x1f\n\x0eProfileRequest\x12\r\n\x05steps\x18\x01 \x01(\r\"\x1f\n\x0fProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t2\xd8\x08\n\x12\x45ngineAdminService\x12Y\n\nFlushCache\x12$.rhizome.engine.v1.FlushCacheRequest\x1a%.rhizome.engine.v1.FlushCacheResponse\x12Y\n\nWarmPrefix\x12$.rhizome.engine.v1.WarmPrefixRequest\x1a%.rhizome.engine.v1.WarmPrefixResponse\x12\\\n\x0bUnpinPrefix\x12%.rhizome.engine.v1.UnpinPrefixRequest\x1a&.rhizome.engine.v1.UnpinPrefixResponse\x12S\n\x08ListPins\x12\".rhizome.engine.v1.ListPinsRequest\x1a#.rhizome.engine.v1.ListPinsResponse\x12\x62\n\rGetCacheStats\x12\'.rhizome.engine.v1.GetCacheStatsRequest\x1a(.rhizome.engine.v1.GetCacheStatsResponse\x12J\n\x05\x44rain\x12\x1f.rhizome.engine.v1.DrainRequest\x1a .rhizome.engine.v1.DrainResponse\x12_\n\x0cListAdapters\x12&.rhizome.engine.v1.ListAdaptersRequest\x1a\'.rhizome.engine.v1.ListAdaptersResponse\x12\\\n\x0bLoadAdapter\x12%.rhizome.engine.v1.LoadAdapterRequest\x1a&.rhizome.engine.v1.LoadAdapterResponse\x12\x62\n\rUnloadAdapter\x12\'.rhizome.engine.v1.UnloadAdapterRequest\x1a(.rhizome.engine.v1.UnloadAdapterResponse\x12V\n\tLoadModel\x12#.rhizome.engine.v1.LoadModelRequest\x1a$.rhizome.engine.v1.LoadModelResponse\x12\\\n\x0bUnloadModel\x12%.rhizome.engine.v1.UnloadModelRequest\x1a&.rhizome.engine.v1.UnloadModelResponse\x12P\n\x07Profile\x12!.rhizome.engine.v1.ProfileRequest\x1a\".rhizome.engine.v1.ProfileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,rhizome/engine/v1/engine_admin_service.proto\x12\x11rhizome.engine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a rhizome/engine/v1/generate.proto\"E\n\x11\x46lushCacheRequest\x12\x1c\n\x0f\x63\x61\x63he_namespace\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_cache_namespace\")\n\x12\x46lushCacheResponse\x12\x13\n\x0b\x66reed_pages\x18\x01 \x01(\r\"\xf0\x01\n\x11WarmPrefixRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x0b\n\x03pin\x18\x06 \x01(\x08\x12*\n\x07pin_for\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05input\"g\n\x12WarmPrefixResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12#\n\x03pin\x18\x03 \x01(\x0b\x32\x16.rhizome.engine.v1.Pin\"~\n\x03Pin\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\r\n\x05pages\x18\x04 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x12UnpinPrefixRequest\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\"\'\n\x13UnpinPrefixResponse\x12\x10\n\x08unpinned\x18\x01 \x01(\x08\"\x11\n\x0fListPinsRequest\"8\n\x10ListPinsResponse\x12$\n\x04pins\x18\x01 \x03(\x0b\x32\x16.rhizome.engine.v1.Pin\"\x16\n\x14GetCacheStatsRequest\"\xf3\x01\n\x15GetCacheStatsResponse\x12\x35\n\nnamespaces\x18\x01 \x03(\x0b\x32!.rhizome.engine.v1.NamespaceStats\x12\x30\n\x05total\x18\x02 \x01(\x0b\x32!.rhizome.engine.v1.NamespaceStats\x12:\n\x0fhost_namespaces\x18\x03 \x03(\x0b\x32!.rhizome.engine.v1.NamespaceStats\x12\x35\n\nhost_total\x18\x04 \x01(\x0b\x32!.rhizome.engine.v1.NamespaceStats\"\xce\x01\n\x0eNamespaceStats\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x01 \x01(\t\x12\x0c\n\x04hits\x18\x02 \x01(\x04\x12\x0e\n\x06misses\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_saved\x18\x04 \x01(\x04\x12\x15\n\rmissed_tokens\x18\x05 \x01(\x04\x12\x15\n\revicted_pages\x18\x06 \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_pages\x18\x07 \x01(\x04\x12\x14\n\x0cstored_pages\x18\x08 \x01(\x04\x12\x15\n\rflushed_pages\x18\t \x01(\x04\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\rDrainResponse\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x01 \x01(\r\"\x15\n\x13ListAdaptersRequest\"%\n\x14ListAdaptersResponse\x12\r\n\x05names\x18\x01 \x03(\t\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x15\n\x13LoadAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\".\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x13\n\x11LoadModelResponse\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x1f\n\x0eProfileRequest\x12\r\n\x05steps\x18\x01 \x01(\r\"\x1f\n\x0fProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t2\xd8\x08\n\x12\x45ngineAdminService\x12Y\n\nFlushCache\x12$.rhizome.engine.v1.FlushCacheRequest\x1a%.rhizome.engine.v1.FlushCacheResponse\x12Y\n\nWarmPrefix\x12$.rhizome.engine.v1.WarmPrefixRequest\x1a%.rhizome.engine.v1.WarmPrefixResponse\x12\\\n\x0bUnpinPrefix\x12%.rhizome.engine.v1.UnpinPrefixRequest\x1a&.rhizome.engine.v1.UnpinPrefixResponse\x12S\n\x08ListPins\x12\".rhizome.engine.v1.ListPinsRequest\x1a#.rhizome.engine.v1.ListPinsResponse\x12\x62\n\rGetCacheStats\x12\'.rhizome.engine.v1.GetCacheStatsRequest\x1a(.rhizome.engine.v1.GetCacheStatsResponse\x12J\n\x05\x44rain\x12\x1f.rhizome.engine.v1.DrainRequest\x1a .rhizome.engine.v1.DrainResponse\x12_\n\x0cListAdapters\x12&.rhizome.engine.v1.ListAdaptersRequest\x1a\'.rhizome.engine.v1.ListAdaptersResponse\x12\\\n\x0bLoadAdapter\x12%.rhizome.engine.v1.LoadAdapterRequest\x1a&.rhizome.engine.v1.LoadAdapterResponse\x12\x62\n\rUnloadAdapter\x12\'.rhizome.engine.v1.UnloadAdapterRequest\x1a(.rhizome.engine.v1.UnloadAdapterResponse\x12V\n\tLoadModel\x12#.rhizome.engine.v1.LoadModelRequest\x1a$.rhizome.engine.v1.LoadModelResponse\x12\\\n\x0bUnloadModel\x12%.rhizome.engine.v1.UnloadModelRequest\x1a&.rhizome.engine.v1.UnloadModelResponse\x12P\n\x07Profile\x12!.rhizome.engine.v1.ProfileRequest\x1a\".rhizome.engine.v1.ProfileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,37 +55,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCACHESTATSREQUEST']._serialized_start=912
   _globals['_GETCACHESTATSREQUEST']._serialized_end=934
   _globals['_GETCACHESTATSRESPONSE']._serialized_start=937
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=1065
-  _globals['_NAMESPACESTATS']._serialized_start=1068
-  _globals['_NAMESPACESTATS']._serialized_end=1274
-  _globals['_DRAINREQUEST']._serialized_start=1276
-  _globals['_DRAINREQUEST']._serialized_end=1334
-  _globals['_DRAINRESPONSE']._serialized_start=1336
-  _globals['_DRAINRESPONSE']._serialized_end=1379
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1381
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1402
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1404
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1441
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1443
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1491
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1493
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1514
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1516
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1552
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1554
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1577
-  _globals['_LOADMODELREQUEST']._serialized_start=1579
-  _globals['_LOADMODELREQUEST']._serialized_end=1625
-  _globals['_LOADMODELRESPONSE']._serialized_start=1627
-  _globals['_LOADMODELRESPONSE']._serialized_end=1646
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1648
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1682
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1684
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1705
-  _globals['_PROFILEREQUEST']._serialized_start=1707
-  _globals['_PROFILEREQUEST']._serialized_end=1738
-  _globals['_PROFILERESPONSE']._serialized_start=1740
-  _globals['_PROFILERESPONSE']._serialized_end=1771
-  _globals['_ENGINEADMINSERVICE']._serialized_start=1774
-  _globals['_ENGINEADMINSERVICE']._serialized_end=2886
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=1180
+  _globals['_NAMESPACESTATS']._serialized_start=1183
+  _globals['_NAMESPACESTATS']._serialized_end=1389
+  _globals['_DRAINREQUEST']._serialized_start=1391
+  _globals['_DRAINREQUEST']._serialized_end=1449
+  _globals['_DRAINRESPONSE']._serialized_start=1451
+  _globals['_DRAINRESPONSE']._serialized_end=1494
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1496
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1517
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1519
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1556
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1558
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1606
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1608
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1629
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1631
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1667
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1669
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1692
+  _globals['_LOADMODELREQUEST']._serialized_start=1694
+  _globals['_LOADMODELREQUEST']._serialized_end=1740
+  _globals['_LOADMODELRESPONSE']._serialized_start=1742
+  _globals['_LOADMODELRESPONSE']._serialized_end=1761
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1763
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1797
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1799
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1820
+  _globals['_PROFILEREQUEST']._serialized_start=1822
+  _globals['_PROFILEREQUEST']._serialized_end=1853
+  _globals['_PROFILERESPONSE']._serialized_start=1855
+  _globals['_PROFILERESPONSE']._serialized_end=1886
+  _globals['_ENGINEADMINSERVICE']._serialized_start=1889
+  _globals['_ENGINEADMINSERVICE']._serialized_end=3001
 # @@protoc_insertion_point(module_scope)

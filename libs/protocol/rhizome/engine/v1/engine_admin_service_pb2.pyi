@@ -286,6 +286,8 @@ class GetCacheStatsResponse(message.Message):
 
     NAMESPACES_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
+    HOST_NAMESPACES_FIELD_NUMBER: builtins.int
+    HOST_TOTAL_FIELD_NUMBER: builtins.int
     @builtins.property
     def namespaces(self) -> containers.RepeatedCompositeFieldContainer[NamespaceStats]:
         """Sorted by namespace. Of many namespaces only those used last are told apart; the others are one entry, `other`."""
@@ -294,15 +296,27 @@ class GetCacheStatsResponse(message.Message):
     def total(self) -> NamespaceStats:
         """The sum of all; its cache_namespace is empty."""
 
+    @builtins.property
+    def host_namespaces(self) -> containers.RepeatedCompositeFieldContainer[NamespaceStats]:
+        """The same of the host tier, which is asked for what the KV pool does not hold: what was found there counts as
+        tokens_saved above as well. Empty without one.
+        """
+
+    @builtins.property
+    def host_total(self) -> NamespaceStats:
+        """Their sum; absent without a host tier."""
+
     def __init__(
         self,
         *,
         namespaces: abc.Iterable[NamespaceStats] | None = ...,
         total: NamespaceStats | None = ...,
+        host_namespaces: abc.Iterable[NamespaceStats] | None = ...,
+        host_total: NamespaceStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["host_total", b"host_total", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["namespaces", b"namespaces", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["host_namespaces", b"host_namespaces", "host_total", b"host_total", "namespaces", b"namespaces", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,29 @@ POOLING_LAST_TOKEN: Pooling.ValueType  # 2
 POOLING_CLS: Pooling.ValueType  # 3
 """The first token's."""
 
+class _CacheTier:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheTierEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_CacheTier.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    CACHE_TIER_UNSPECIFIED: _CacheTier.ValueType  # 0
+    """In the KV pool."""
+    CACHE_TIER_DEVICE_AND_HOST: _CacheTier.ValueType  # 1
+    """There, with a copy in the host's memory: to evict it costs nothing."""
+    CACHE_TIER_HOST: _CacheTier.ValueType  # 2
+    """In the host's memory, from where it comes back by a copy."""
+
+class CacheTier(_CacheTier, metaclass=_CacheTierEnumTypeWrapper):
+    """CacheTier says where a cached prefix is."""
+
+CACHE_TIER_UNSPECIFIED: CacheTier.ValueType  # 0
+"""In the KV pool."""
+CACHE_TIER_DEVICE_AND_HOST: CacheTier.ValueType  # 1
+"""There, with a copy in the host's memory: to evict it costs nothing."""
+CACHE_TIER_HOST: CacheTier.ValueType  # 2
+"""In the host's memory, from where it comes back by a copy."""
+
 @typing.final
 class EmbedRequest(message.Message):
     """EmbedRequest asks for vectors. All inputs are embedded, or none: one that cannot be is named in the error, as
@@ -832,6 +855,7 @@ class CacheTree(message.Message):
     PAGES_TOTAL_FIELD_NUMBER: builtins.int
     TRUNCATED_FIELD_NUMBER: builtins.int
     NAMESPACES_FIELD_NUMBER: builtins.int
+    HOST_PAGES_TOTAL_FIELD_NUMBER: builtins.int
     engine: builtins.str
     """The name of the engine in the pool of the proxy; empty where no proxy was asked."""
     instance_id: builtins.str
@@ -842,6 +866,8 @@ class CacheTree(message.Message):
     """Pages of the KV pool."""
     truncated: builtins.bool
     """There are more nodes than were asked for: those used last are here, with everything above them."""
+    host_pages_total: builtins.int
+    """Pages of the host tier; 0 without one."""
     @builtins.property
     def namespaces(self) -> containers.RepeatedCompositeFieldContainer[CacheTreeNamespace]:
         """Those with nodes, sorted by name."""
@@ -855,10 +881,11 @@ class CacheTree(message.Message):
         pages_total: builtins.int = ...,
         truncated: builtins.bool = ...,
         namespaces: abc.Iterable[CacheTreeNamespace] | None = ...,
+        host_pages_total: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["engine", b"engine", "instance_id", b"instance_id", "namespaces", b"namespaces", "page_size", b"page_size", "pages_total", b"pages_total", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["engine", b"engine", "host_pages_total", b"host_pages_total", "instance_id", b"instance_id", "namespaces", b"namespaces", "page_size", b"page_size", "pages_total", b"pages_total", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -902,6 +929,7 @@ class CacheTreeNode(message.Message):
     LOCKS_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TIER_FIELD_NUMBER: builtins.int
     node_id: builtins.int
     """Unique in the tree, and the same as long as its last page stays."""
     parent_id: builtins.int
@@ -916,6 +944,8 @@ class CacheTreeNode(message.Message):
     """Requests and pins that keep it from eviction."""
     pinned: builtins.bool
     """A pin holds it."""
+    tier: CacheTier.ValueType
+    """Where it is; what is on the host only can be neither locked nor pinned."""
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Its tokens, where they were asked for."""
@@ -931,10 +961,11 @@ class CacheTreeNode(message.Message):
         locks: builtins.int = ...,
         pinned: builtins.bool = ...,
         token_ids: abc.Iterable[builtins.int] | None = ...,
+        tier: CacheTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_parent_id", b"_parent_id", "parent_id", b"parent_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_parent_id", b"_parent_id", "idle_uses", b"idle_uses", "locks", b"locks", "node_id", b"node_id", "parent_id", b"parent_id", "pinned", b"pinned", "token_ids", b"token_ids", "tokens", b"tokens", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_parent_id", b"_parent_id", "idle_uses", b"idle_uses", "locks", b"locks", "node_id", b"node_id", "parent_id", b"parent_id", "pinned", b"pinned", "tier", b"tier", "token_ids", b"token_ids", "tokens", b"tokens", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_id: _TypeAlias = typing.Literal["parent_id"]  # noqa: Y015
     _WhichOneofArgType__parent_id: _TypeAlias = typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015

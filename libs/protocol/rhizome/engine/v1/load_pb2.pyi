@@ -37,6 +37,8 @@ class Load(message.Message):
     TOTALS_FIELD_NUMBER: builtins.int
     GENERATED_TOKENS_PER_SECOND_FIELD_NUMBER: builtins.int
     MEAN_TIMES_FIELD_NUMBER: builtins.int
+    HOST_PAGES_TOTAL_FIELD_NUMBER: builtins.int
+    HOST_PAGES_CACHED_FIELD_NUMBER: builtins.int
     instance_id: builtins.str
     """Changes when the engine core was started anew."""
     sequence: builtins.int
@@ -57,6 +59,10 @@ class Load(message.Message):
     """Tokens per page."""
     generated_tokens_per_second: builtins.float
     """Tokens per second over the last few seconds."""
+    host_pages_total: builtins.int
+    """Pages of the host tier of the prefix cache; 0 without one."""
+    host_pages_cached: builtins.int
+    """Those of them that hold prefixes."""
     @builtins.property
     def totals(self) -> RequestTotals:
         """Requests since start, by outcome."""
@@ -80,13 +86,19 @@ class Load(message.Message):
         totals: RequestTotals | None = ...,
         generated_tokens_per_second: builtins.float | None = ...,
         mean_times: MeanTimes | None = ...,
+        host_pages_total: builtins.int | None = ...,
+        host_pages_cached: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_generated_tokens_per_second", b"_generated_tokens_per_second", "_kv_pages_cached", b"_kv_pages_cached", "_kv_pages_in_use", b"_kv_pages_in_use", "_kv_pages_total", b"_kv_pages_total", "_mean_times", b"_mean_times", "_page_size", b"_page_size", "_running_requests", b"_running_requests", "_totals", b"_totals", "_waiting_requests", b"_waiting_requests", "_waiting_tokens", b"_waiting_tokens", "generated_tokens_per_second", b"generated_tokens_per_second", "kv_pages_cached", b"kv_pages_cached", "kv_pages_in_use", b"kv_pages_in_use", "kv_pages_total", b"kv_pages_total", "mean_times", b"mean_times", "page_size", b"page_size", "running_requests", b"running_requests", "totals", b"totals", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_generated_tokens_per_second", b"_generated_tokens_per_second", "_host_pages_cached", b"_host_pages_cached", "_host_pages_total", b"_host_pages_total", "_kv_pages_cached", b"_kv_pages_cached", "_kv_pages_in_use", b"_kv_pages_in_use", "_kv_pages_total", b"_kv_pages_total", "_mean_times", b"_mean_times", "_page_size", b"_page_size", "_running_requests", b"_running_requests", "_totals", b"_totals", "_waiting_requests", b"_waiting_requests", "_waiting_tokens", b"_waiting_tokens", "generated_tokens_per_second", b"generated_tokens_per_second", "host_pages_cached", b"host_pages_cached", "host_pages_total", b"host_pages_total", "kv_pages_cached", b"kv_pages_cached", "kv_pages_in_use", b"kv_pages_in_use", "kv_pages_total", b"kv_pages_total", "mean_times", b"mean_times", "page_size", b"page_size", "running_requests", b"running_requests", "totals", b"totals", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_generated_tokens_per_second", b"_generated_tokens_per_second", "_kv_pages_cached", b"_kv_pages_cached", "_kv_pages_in_use", b"_kv_pages_in_use", "_kv_pages_total", b"_kv_pages_total", "_mean_times", b"_mean_times", "_page_size", b"_page_size", "_running_requests", b"_running_requests", "_totals", b"_totals", "_waiting_requests", b"_waiting_requests", "_waiting_tokens", b"_waiting_tokens", "generated_tokens_per_second", b"generated_tokens_per_second", "instance_id", b"instance_id", "kv_pages_cached", b"kv_pages_cached", "kv_pages_in_use", b"kv_pages_in_use", "kv_pages_total", b"kv_pages_total", "mean_times", b"mean_times", "page_size", b"page_size", "running_requests", b"running_requests", "sequence", b"sequence", "totals", b"totals", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_generated_tokens_per_second", b"_generated_tokens_per_second", "_host_pages_cached", b"_host_pages_cached", "_host_pages_total", b"_host_pages_total", "_kv_pages_cached", b"_kv_pages_cached", "_kv_pages_in_use", b"_kv_pages_in_use", "_kv_pages_total", b"_kv_pages_total", "_mean_times", b"_mean_times", "_page_size", b"_page_size", "_running_requests", b"_running_requests", "_totals", b"_totals", "_waiting_requests", b"_waiting_requests", "_waiting_tokens", b"_waiting_tokens", "generated_tokens_per_second", b"generated_tokens_per_second", "host_pages_cached", b"host_pages_cached", "host_pages_total", b"host_pages_total", "instance_id", b"instance_id", "kv_pages_cached", b"kv_pages_cached", "kv_pages_in_use", b"kv_pages_in_use", "kv_pages_total", b"kv_pages_total", "mean_times", b"mean_times", "page_size", b"page_size", "running_requests", b"running_requests", "sequence", b"sequence", "totals", b"totals", "waiting_requests", b"waiting_requests", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generated_tokens_per_second: _TypeAlias = typing.Literal["generated_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__generated_tokens_per_second: _TypeAlias = typing.Literal["_generated_tokens_per_second", b"_generated_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__host_pages_cached: _TypeAlias = typing.Literal["host_pages_cached"]  # noqa: Y015
+    _WhichOneofArgType__host_pages_cached: _TypeAlias = typing.Literal["_host_pages_cached", b"_host_pages_cached"]  # noqa: Y015
+    _WhichOneofReturnType__host_pages_total: _TypeAlias = typing.Literal["host_pages_total"]  # noqa: Y015
+    _WhichOneofArgType__host_pages_total: _TypeAlias = typing.Literal["_host_pages_total", b"_host_pages_total"]  # noqa: Y015
     _WhichOneofReturnType__kv_pages_cached: _TypeAlias = typing.Literal["kv_pages_cached"]  # noqa: Y015
     _WhichOneofArgType__kv_pages_cached: _TypeAlias = typing.Literal["_kv_pages_cached", b"_kv_pages_cached"]  # noqa: Y015
     _WhichOneofReturnType__kv_pages_in_use: _TypeAlias = typing.Literal["kv_pages_in_use"]  # noqa: Y015
@@ -107,6 +119,10 @@ class Load(message.Message):
     _WhichOneofArgType__waiting_tokens: _TypeAlias = typing.Literal["_waiting_tokens", b"_waiting_tokens"]  # noqa: Y015
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__generated_tokens_per_second) -> _WhichOneofReturnType__generated_tokens_per_second | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_pages_cached) -> _WhichOneofReturnType__host_pages_cached | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_pages_total) -> _WhichOneofReturnType__host_pages_total | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_pages_cached) -> _WhichOneofReturnType__kv_pages_cached | None: ...
     @typing.overload
@@ -152,6 +168,8 @@ class RequestTotals(message.Message):
     REPLAYED_STEPS_FIELD_NUMBER: builtins.int
     RECORDINGS_FIELD_NUMBER: builtins.int
     RECORDING_TIME_FIELD_NUMBER: builtins.int
+    HOST_SAVED_TOKENS_FIELD_NUMBER: builtins.int
+    HOST_LOADED_TOKENS_FIELD_NUMBER: builtins.int
     received: builtins.int
     """Accepted into the queue."""
     completed: builtins.int
@@ -184,6 +202,10 @@ class RequestTotals(message.Message):
     """Steps of all that replayed a recording, as a CUDA graph, instead of launching every kernel."""
     recordings: builtins.int
     """Recordings that were made, one per kind and size of step."""
+    host_saved_tokens: builtins.int
+    """Tokens that were copied to the host tier as the KV pool evicted them."""
+    host_loaded_tokens: builtins.int
+    """Tokens that came back from there and were not computed, those of preempted requests included."""
     @builtins.property
     def queue_time(self) -> duration_pb2.Duration:
         """Time that all ended requests spent in the queue; with the number of ended requests a mean over any two
@@ -225,10 +247,12 @@ class RequestTotals(message.Message):
         replayed_steps: builtins.int = ...,
         recordings: builtins.int = ...,
         recording_time: duration_pb2.Duration | None = ...,
+        host_saved_tokens: builtins.int = ...,
+        host_loaded_tokens: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["decode_time", b"decode_time", "prefill_time", b"prefill_time", "queue_time", b"queue_time", "recording_time", b"recording_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "invalid", b"invalid", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "recording_time", b"recording_time", "recordings", b"recordings", "refused", b"refused", "replayed_steps", b"replayed_steps", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["aborted", b"aborted", "cache_hit_tokens", b"cache_hit_tokens", "cache_miss_tokens", b"cache_miss_tokens", "completed", b"completed", "decode_time", b"decode_time", "expired", b"expired", "failed", b"failed", "forced_tokens", b"forced_tokens", "generated_tokens", b"generated_tokens", "host_loaded_tokens", b"host_loaded_tokens", "host_saved_tokens", b"host_saved_tokens", "invalid", b"invalid", "preemptions", b"preemptions", "prefill_time", b"prefill_time", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "received", b"received", "recording_time", b"recording_time", "recordings", b"recordings", "refused", b"refused", "replayed_steps", b"replayed_steps", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -136,6 +136,8 @@ export interface CacheNode {
   idle: number;
   locks: number;
   pinned: boolean;
+  /** Where it is: in the KV pool, there with a copy in the host's memory, or only there. */
+  tier?: "device" | "both" | "host";
   text?: string;
 }
 
@@ -149,6 +151,7 @@ export interface CacheTree {
   engine: string;
   page_size: number;
   pages_total: number;
+  host_pages_total?: number;
   truncated: boolean;
   namespaces: CacheNamespace[];
 }

@@ -59,9 +59,10 @@ function curve({ x, y, fromX, fromY }: Placed): string {
   return `M${fromX} ${fromY}C${bend} ${fromY} ${bend} ${y} ${fromX + turn} ${y}H${x}`;
 }
 
-export function look({ uses, idle, locks, pinned }: CacheNode): string {
+export function look({ uses, idle, locks, pinned, tier }: CacheNode): string {
   const heat = uses >= 16 ? "heat-3" : uses >= 6 ? "heat-2" : uses >= 3 ? "heat-1" : "heat-0";
   const age = idle <= 1 ? "fresh" : idle < 20 ? "" : idle < 100 ? "old" : "oldest";
+  if (tier === "host") return age.startsWith("old") ? `host ${age}` : "host";
   return [heat, age, locks ? "locked" : "", pinned ? "pinned" : ""].filter(Boolean).join(" ");
 }
 
@@ -70,7 +71,8 @@ export function describe(node: CacheNode): string {
     t("cacheTokens", { count: number(node.tokens) }),
     t("cacheUses", { count: node.uses >= MOST_USES ? `${MOST_USES}+` : node.uses }),
     node.idle ? t("cacheIdle", { count: number(node.idle) }) : t("cacheNow"),
-    node.pinned ? t("cachePinned") : node.locks ? t("cacheLocked", { count: node.locks }) : t("cacheEvictable"),
+    node.tier === "host" ? t("cacheOnHost") : node.pinned ? t("cachePinned") : node.locks ? t("cacheLocked", { count: node.locks }) : t("cacheEvictable"),
+    ...(node.tier === "both" ? [t("cacheCopied")] : []),
   ].join(" · ");
 }
 

@@ -102,7 +102,7 @@ function Tree({ tree }: { tree: CacheTree }) {
         <figure key={namespace.name} class="tree">
           <figcaption>
             <b>{tree.engine}</b> · {namespace.name ? `${t("namespace")} ${namespace.name}` : t("namespaceDefault")} ·{" "}
-            {t("cacheTokens", { count: number(namespace.cached_tokens) })} · {t("cacheNodes", { count: namespace.nodes.length })}
+            {t("cacheTokens", { count: number(namespace.cached_tokens) })}{onHost(namespace)} · {t("cacheNodes", { count: namespace.nodes.length })}
             {tree.truncated && ` (${t("cacheTruncated")})`}
           </figcaption>
           <Drawing
@@ -116,6 +116,12 @@ function Tree({ tree }: { tree: CacheTree }) {
   );
 }
 
+/** How much of it is in the host's memory only. */
+function onHost({ nodes }: CacheNamespace): string {
+  const tokens = nodes.reduce((sum, node) => sum + (node.tier === "host" ? node.tokens : 0), 0);
+  return tokens ? ` (${t("cacheHostTokens", { count: number(tokens) })})` : "";
+}
+
 function Legend() {
   return (
     <p class="legend">
@@ -124,6 +130,7 @@ function Legend() {
       <span class="key key-locked">{t("locked")}</span>
       <span class="key key-pinned">{t("pinned")}</span>
       <span class="key key-old">{t("leavesFirst")}</span>
+      {trees.value.some(({ host_pages_total }) => host_pages_total) && <span class="key key-host">{t("onHost")}</span>}
       <span>{t("evictable")}</span>
     </p>
   );

@@ -49,7 +49,7 @@ export const chinese: Record<keyof typeof english, string> = {
   eventReady: "就绪", eventUnreachable: "无法连接", eventDown: "离线", eventEjected: "被摘除", eventDraining: "正在排空", eventAdded: "加入", eventRemoved: "离开", eventRestarted: "已重启",
   eventResumed: "丢失；{count} 个回答已在别处继续", lastMinutes: "最近 {count} 分钟", showCache: "打开缓存", showChat: "回到对话", show: "显示",
   cacheEmpty: "缓存是空的。问点什么，提示的前缀就会在这里生长。", cacheAbsent: "此引擎不展示缓存。", cacheTokens: "{count} 个词元", cacheUses: "使用 {count} 次", cacheIdle: "{count} 次使用之前",
-  cacheNow: "刚刚使用", cacheLocked: "{count} 个请求使用中", cachePinned: "已固定", cacheEvictable: "可淘汰", cacheNodes: "{count} 个节点", cacheTruncated: "仅计所示的最近部分，还有更多",
+  cacheNow: "刚刚使用", cacheLocked: "{count} 个请求使用中", cachePinned: "已固定", cacheEvictable: "可淘汰", cacheOnHost: "在主机内存中", cacheCopied: "主机内存有副本", cacheHostTokens: "其中 {count} 个仅在主机内存", onHost: "仅在主机内存，复制即可取回", cacheNodes: "{count} 个节点", cacheTruncated: "仅计所示的最近部分，还有更多",
   cacheSaved: "节省的词元", cacheHeld: "已缓存", namespace: "命名空间", namespaceDefault: "默认", showText: "显示文本", textsHidden: "仅在无代理、通过 ZeroMQ 连接时显示文本。",
   locked: "使用中", pinned: "已固定", leavesFirst: "久未使用，最先淘汰", evictable: "既未使用也未固定的都可淘汰。", hot: "经常使用", cacheAbout: "开头相同的提示共享开头：只计算一次，保存在这里。", skip: "到输入框", cacheTrees: "缓存的树",
 };
