@@ -104,7 +104,7 @@ images: ## build the images; IMAGES="gateway proxy engine-cpu engine-cuda" for s
 	deploy/images/build.sh $(IMAGES)
 
 test-compose: $(VENV)/.dev ## build the images, bring deploy/compose up on a Docker daemon, and break it
-	RHIZOME_COMPOSE=1 $(BIN)/python -m pytest -s tests/deploy/test_compose.py
+	RHIZOME_COMPOSE=1 $(BIN)/python -m pytest -s tests/deploy/test_compose.py tests/deploy/test_compose_watched.py
 
 # benchmarks/proxy.py takes half an hour and runs routing.py itself: it is for the asking, as gpu.py is below.
 bench: $(VENV)/.dev ## print the figures of every script in benchmarks/ but proxy.py and gpu.py

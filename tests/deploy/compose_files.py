@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,18 @@ def whole(*names: str) -> dict[str, dict[str, Any]]:
 
 def with_defaults(value: Any) -> Any:
     """Every `${NAME:-default}` replaced by its default."""
+    return with_values(value, {})
+
+
+def with_values(value: Any, values: Mapping[str, str]) -> Any:
+    """Every `${NAME:-default}` replaced by its value, or by its default where it has none."""
     if isinstance(value, dict):
-        return {key: with_defaults(one) for key, one in value.items()}
+        return {key: with_values(one, values) for key, one in value.items()}
     if isinstance(value, list):
-        return [with_defaults(one) for one in value]
-    return _VARIABLE.sub(lambda match: match[2] or "", value) if isinstance(value, str) else value
+        return [with_values(one, values) for one in value]
+    if not isinstance(value, str):
+        return value
+    return _VARIABLE.sub(lambda match: values.get(match[1]) or match[2] or "", value)
 
 
 def variables(name: str) -> dict[str, set[str]]:

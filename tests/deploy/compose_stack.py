@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
+import pytest
 from tests.deploy.compose_files import COMPOSE
 from tests.deploy.docker_daemon import DATA, REPOSITORY
 
@@ -21,7 +26,18 @@ BUILT = os.environ.get("RHIZOME_COMPOSE_VERSION", "")
 """Version of images that are there already, where these are to be tested."""
 VERSION = BUILT or "test"
 FILES = ("compose.yaml", "compose.tls.yaml")
+MODEL = "rhizome-demo"
 _POLL_S = 0.5
+
+only_for_the_asking = [
+    pytest.mark.skipif(os.environ.get("RHIZOME_COMPOSE") != "1", reason="make test-compose runs it"),
+    pytest.mark.timeout(5400),
+]
+
+
+def tell(text: str) -> None:
+    """A figure for whoever runs this."""
+    print(f"\n  {text}", end="", flush=True)
 
 
 def build_images(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -53,6 +69,8 @@ class ComposeStack:
     Args:
         environment: with the daemon and the images.
         folder: for certificates.
+        files: of `deploy/compose`, or by whole paths, each on top of those before.
+        name: of the project, beside this process's number.
 
     Attributes:
         environment: of `docker` and `docker-compose`.
@@ -60,28 +78,42 @@ class ComposeStack:
         ca: what its certificate is believed by.
     """
 
-    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        folder: Path,
+        files: Sequence[str | Path] = FILES,
+        name: str = "test",
+    ) -> None:
+        self._files = [part for file in files for part in ("-f", str(COMPOSE / file))]
         gateway, tls, grpc = free_ports(3)
         run([str(COMPOSE / "make_certificates.sh"), str(folder)], environment, 60)
         self.ca = folder / "ca.pem"
         self.url = f"https://localhost:{tls}"
         self.environment = {
             **environment,
-            "COMPOSE_PROJECT_NAME": f"rhizome-test-{os.getpid()}",
+            "COMPOSE_PROJECT_NAME": f"rhizome-{name}-{os.getpid()}",
             "GATEWAY_PORT": str(gateway),
             "TLS_PORT": str(tls),
             "TLS_GRPC_PORT": str(grpc),
             "TLS_DIR": str(folder / "server"),
+            "ENGINE_LOAD_TIME": "600s",  # machines that test have more to do
         }
 
     def compose(self, *arguments: str, timeout_s: float = 600) -> str:
         """Run docker-compose on the project; what it wrote."""
-        files = [part for name in FILES for part in ("-f", str(COMPOSE / name))]
-        return run(["docker-compose", *files, *arguments], self.environment, timeout_s)
+        return run(["docker-compose", *self._files, *arguments], self.environment, timeout_s)
 
     def docker(self, *arguments: str, timeout_s: float = 120) -> str:
         """Run docker; what it wrote."""
         return run(["docker", *arguments], self.environment, timeout_s).strip()
+
+    @contextmanager
+    def client(self) -> Iterator[openai.OpenAI]:
+        """Who asks nginx over TLS, and asks once."""
+        trust = ssl.create_default_context(cafile=str(self.ca))
+        with httpx.Client(verify=trust, trust_env=False, timeout=300) as http:
+            yield openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=http)
 
     def containers(self, service: str = "") -> list[dict[str, Any]]:
         """What the daemon knows of the project's containers, or of one service's, by number."""
@@ -90,6 +122,11 @@ class ComposeStack:
         ids = self.docker("ps", "--all", "--quiet", "--filter", label, *wanted).split()
         found: list[dict[str, Any]] = json.loads(self.docker("inspect", *ids)) if ids else []
         return sorted(found, key=lambda one: str(one["Name"]))
+
+    def healthy(self, service: str = "") -> bool:
+        """Whether all that were asked say so."""
+        found = self.containers(service)
+        return all(one["State"].get("Health", {}).get("Status") == "healthy" for one in found)
 
     def figures(self, service: str) -> str:
         """What a service's `/metrics` says."""

@@ -7,61 +7,30 @@ which images to take as they are.
 
 from __future__ import annotations
 
-import os
-import shutil
-import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from tests.deploy.compose_stack import VERSION, ComposeStack, build_images
-from tests.deploy.docker_daemon import docker_daemon
+from tests.deploy.compose_stack import MODEL, VERSION, ComposeStack, only_for_the_asking, tell
 
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("RHIZOME_COMPOSE") != "1", reason="make test-compose runs it"),
-    pytest.mark.timeout(5400),
-]
+pytestmark = only_for_the_asking
 
 STREAMS = 8
 TOKENS = 1200
-MODEL = "rhizome-demo"
-
-
-def tell(text: str) -> None:
-    """A figure for whoever runs this."""
-    print(f"\n  {text}", end="", flush=True)
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    if shutil.which("docker-compose") is None:
-        pytest.skip("needs docker-compose (Debian: docker-compose)")
-    folder = Path(tempfile.mkdtemp(prefix="rhizome-docker-"))
-    try:
-        with docker_daemon(folder) as found:
-            if not found.get("BASE_IMAGE") and (os.geteuid() != 0 or shutil.which("debootstrap") is None):
-                pytest.skip("needs BASE_IMAGE and BUILD_IMAGE, or root and debootstrap to make them")
-            began = time.monotonic()
-            used = build_images(found, folder / "base")
-            tell(f"images: {time.monotonic() - began:.0f} s")
-            yield used
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
-    stack = ComposeStack(environment, tmp_path_factory.mktemp("certificates"))
+def stack(
+    docker_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComposeStack]:
+    stack = ComposeStack(docker_environment, tmp_path_factory.mktemp("certificates"))
     began = time.monotonic()
     try:
         stack.compose("up", "--detach", timeout_s=1200)
-        stack.wait(lambda: len(stack.containers()) == 5 and healthy(stack), "five healthy containers")
+        stack.wait(lambda: len(stack.containers()) == 5 and stack.healthy(), "five healthy containers")
         tell(f"up: {time.monotonic() - began:.0f} s")
         yield stack
     finally:
@@ -70,19 +39,13 @@ def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         tell(f"down: {time.monotonic() - began:.0f} s\n")
 
 
-def healthy(stack: ComposeStack, service: str = "") -> bool:
-    """Whether all containers say so."""
-    return all(one["State"].get("Health", {}).get("Status") == "healthy" for one in stack.containers(service))
-
-
 @pytest.fixture(scope="module")
 def client(stack: ComposeStack) -> Iterator[openai.OpenAI]:
-    trust = ssl.create_default_context(cafile=str(stack.ca))
-    with httpx.Client(verify=trust, trust_env=False, timeout=300) as http:
-        yield openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0, http_client=http)
+    with stack.client() as client:
+        yield client
 
 
-def test_images_are_small_and_hold_no_tools(environment: dict[str, str], stack: ComposeStack) -> None:
+def test_images_are_small_and_hold_no_tools(stack: ComposeStack) -> None:
     for image, largest_mb in (("gateway", 250), ("proxy", 250), ("engine", 1200)):
         tag = f"rhizome/{image}:{VERSION}" + ("-cpu" if image == "engine" else "")
         size_mb = int(stack.docker("image", "inspect", "--format", "{{.Size}}", tag)) / 1e6

@@ -6,9 +6,12 @@ import itertools
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.deploy import compose_files
 from tests.deploy.compose_files import ALL, COMPOSE, LLAMACPP, OVERLAYS, STACK, read, seconds, services, whole
 
@@ -50,16 +53,18 @@ def compose_command() -> list[str] | None:
     return ["docker-compose"] if shutil.which("docker-compose") else None
 
 
-@pytest.mark.parametrize(
-    "files", [(STACK,), EVERYTHING, (LLAMACPP,)], ids=["stack", "everything", "llamacpp"]
-)
-def test_compose_takes_the_files(files: tuple[str, ...]) -> None:
+def put_together(files: Sequence[str], *options: str) -> str:
+    """What compose makes of several files, as YAML; skips without compose.
+
+    Raises:
+        AssertionError: it does not take them.
+    """
     command = compose_command()
     if command is None:
         pytest.skip("needs docker-compose (Debian: docker-compose)")
     listed = [part for name in files for part in ("-f", name)]
     done = subprocess.run(
-        [*command, "--env-file", ".env.example", *listed, "config"],
+        [*command, *options, *listed, "config"],
         cwd=COMPOSE,
         capture_output=True,
         text=True,
@@ -67,9 +72,15 @@ def test_compose_takes_the_files(files: tuple[str, ...]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^  ([\w-]+):$", done.stdout.partition("services:")[2], re.M)) >= set(
-        whole(*files)
-    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "files", [(STACK,), EVERYTHING, (LLAMACPP,)], ids=["stack", "everything", "llamacpp"]
+)
+def test_compose_takes_the_files(files: tuple[str, ...]) -> None:
+    told = put_together(files, "--env-file", ".env.example")
+    assert set(re.findall(r"^  ([\w-]+):$", told.partition("services:")[2], re.M)) >= set(whole(*files))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -191,7 +202,7 @@ def test_every_variable_is_in_the_example_with_its_default() -> None:
     for name in ALL:
         for variable, defaults in compose_files.variables(name).items():
             used.setdefault(variable, set()).update(defaults)
-    assert set(told) <= set(used), "these do nothing"
+    assert set(told) == set(used), "these do nothing, or nobody is told of them"
     for variable in commented:
         assert told[variable] in used[variable], f"{variable} has another default"
     seeds = {"PORT", "MODEL_DIR", "MODEL", "BACKENDS", "METRICS_CACHE_TTL_SECONDS", "BACKEND_TIMEOUT_SECONDS"}
@@ -218,3 +229,18 @@ def test_what_is_compiled_for_a_gpu_is_kept_where_it_may_be_loaded() -> None:
     assert folder in owned[1].split()
     assert mounts[folder] in read("compose.gpu.yaml")["volumes"]
     assert not [one for one in engine["tmpfs"] if cache[1].startswith(one.partition(":")[0])]
+
+
+def test_the_files_that_the_readme_shows_go_on_top(tmp_path: Path) -> None:
+    """Compose takes them, and no variable in them is one that a service does not read."""
+    shown = re.findall(r"^```yaml\n(.*?)^```$", (COMPOSE / "README.md").read_text(), re.M | re.S)
+    assert len(shown) >= 2
+    for number, text in enumerate(shown):
+        on_top = tmp_path / f"{number}.yaml"
+        on_top.write_text(text.replace("file: compose.yaml", f"file: {COMPOSE / STACK}"))
+        files = [STACK, "compose.gpu.yaml"] if "extends" in text else [STACK]
+        for name, service in yaml.safe_load(put_together([*files, str(on_top)]))["services"].items():
+            kind = name.partition("-")[0]
+            for variable in service["environment"]:
+                field = variable.removeprefix(f"RHIZOME_{kind.upper()}_").lower()
+                assert field in OURS[kind].model_fields, f"{name}: {variable}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from rhizome.proxy.v1.proxy_service_pb2 import ListBackendsRequest
 from rhizome.proxy.v1.proxy_service_pb2_grpc import ProxyServiceStub
 from rhizome_gateway.settings import GatewaySettings
 from rhizome_proxy.settings import ProxySettings
+from rhizome_testing.certificates import Authority
 from rhizome_testing.proxy_process import ProxyProcess
 from rhizome_testing.talking_engine import Hang, Say, TalkingEngine, Until
 from rhizome_transport.channel import ENGINE_SERVICE
@@ -84,6 +86,38 @@ def test_nginx_takes_the_configuration(tmp_path: Path, where: str) -> None:
     command = ["nginx", "-t", "-p", str(tmp_path / "nginx"), "-c", str(tmp_path / "nginx" / "nginx.conf")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/etc/nginx/nginx.conf").exists(), reason="needs Debian's nginx.conf")
+def test_what_the_readme_says_works_beside_debians_own_configuration(tmp_path: Path) -> None:
+    """Its commands as they stand, but for where files lie and for the reload."""
+    etc = tmp_path / "nginx"
+    shutil.copytree("/etc/nginx", etc)
+    own = {"/etc/nginx": str(etc), "/var/log/nginx": str(tmp_path), "/run/nginx": str(tmp_path / "nginx")}
+    for path in (etc / "nginx.conf", *etc.glob("modules-enabled/*")):
+        path.write_text(moved(path.read_text(), own))
+    authority = Authority(tmp_path)
+    shown = authority.issue("server")
+    shutil.copy(shown.cert, tmp_path / "server.pem")
+    shutil.copy(shown.key, tmp_path / "server.key")
+    readme = (NGINX / "README.md").read_text()
+    block = readme[readme.index("```console\n") :].partition("\n```\n")[0]
+    commands = re.sub(r"^# ", "", block.partition("\n")[2], flags=re.MULTILINE)
+    assert "nginx -t && systemctl reload nginx" in commands
+    commands = commands.replace("nginx -t && systemctl reload nginx", f"nginx -t -c {etc}/nginx.conf")
+    commands = moved(commands, {**own, "deploy/nginx": str(NGINX)})
+    done = subprocess.run(
+        ["bash", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (etc / "conf.d" / "rhizome.conf").stat().st_size > 0
+
+
+def moved(text: str, places: Mapping[str, str]) -> str:
+    """A text with other places in it."""
+    for old, new in places.items():
+        text = text.replace(old, new)
+    return text
 
 
 async def test_every_part_of_a_stream_leaves_before_the_next_one_is_said(front: Front) -> None:
