@@ -127,6 +127,22 @@ async def test_a_core_that_dies_loses_only_what_had_begun(pair, until):
     assert tokens_of([event async for event in pair.client.generate(ask("count-1"))]) == list(range(5))
 
 
+async def test_a_lost_request_waits_for_a_core_that_was_started_a_moment_ago(pair, until):
+    pair.cores[1].stop()
+    frames = [client.frames for client in pair.client.clients]
+    await frames[0].connection()
+    frames[1].begin()
+    await asyncio.sleep(1.5)  # so that attempts to connect are far apart
+    waiting = asyncio.ensure_future(anext(pair.client.generate(ask("queue-1"))))
+    await until(lambda: "queue-1" in pair.submits[0])
+    pair.cores[1] = ScriptedCore(pair.endpoints[1], instance_id="late")
+    pair.cores[0].stop()
+    await until(lambda: "queue-1" in pair.submits[1])
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_a_core_that_comes_back_gets_requests_again(pair, until):
     await pair.all_connected()
     pair.cores[0].stop()

@@ -1,25 +1,28 @@
-"""A DEALER that knows when the other side is gone."""
+"""A DEALER that knows when the other side is gone: libzmq's, and the one of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import grpc
 import pytest
 import zmq
 
 from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame, EngineFrame, Hello
+from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.dealer import DealerConnection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import FrameServer
+from rhizome_transport.open_core import open_core
 
 HELLO = ClientFrame(hello=Hello(protocol_version=1, initial_credit=1)).SerializeToString()
 
 
-@pytest.fixture
-def context():
+@pytest.fixture(params=[DealerConnection, open_core])
+def connect(request, endpoint):
     context = zmq.Context()
-    yield context
+    yield lambda: request.param(context, endpoint)
     context.destroy(linger=0)
 
 
@@ -30,8 +33,8 @@ async def lost(awaitable) -> EngineError:
     return caught.value
 
 
-async def test_nobody_listening_shows_at_once(context, endpoint):
-    connection = DealerConnection(context, endpoint)
+async def test_nobody_listening_shows_at_once(connect: Callable[[], CoreConnection]):
+    connection = connect()
     await lost(connection.receive())
     assert connection.broken
     await lost(connection.send(HELLO))
@@ -39,9 +42,9 @@ async def test_nobody_listening_shows_at_once(context, endpoint):
     connection.close()
 
 
-async def test_everything_sent_before_the_end_is_received_and_then_the_end(context, endpoint):
+async def test_everything_sent_before_the_end_is_received_and_then_the_end(connect, endpoint):
     server = FrameServer(endpoint)
-    connection = DealerConnection(context, endpoint)
+    connection = connect()
     await connection.send(HELLO)
     while not server.peers:
         server.poll(20)
@@ -49,7 +52,7 @@ async def test_everything_sent_before_the_end_is_received_and_then_the_end(conte
     for number in range(500):
         server.reply(peer, CallResult(call_id=str(number), response=b"x" * 1000))
         server.flush(number)
-    server.close()
+    await asyncio.to_thread(server.close)  # which waits for readers, and one of them is on this loop
 
     answers: list[str] = []
     with pytest.raises(EngineError):
@@ -60,9 +63,9 @@ async def test_everything_sent_before_the_end_is_received_and_then_the_end(conte
     connection.close()
 
 
-async def test_a_cancelled_receive_loses_nothing(context, endpoint):
+async def test_a_cancelled_receive_loses_nothing(connect, endpoint):
     server = FrameServer(endpoint)
-    connection = DealerConnection(context, endpoint)
+    connection = connect()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await connection.receive()

@@ -20,6 +20,7 @@ _REPLACEMENT = "\ufffd"
 
 class _Decoder(Protocol):
     def push(self, token_ids: Sequence[int]) -> str: ...
+    def push_one(self, token_id: int) -> str: ...
     def finish(self) -> str: ...
 
 
@@ -51,6 +52,8 @@ class IncrementalDetokenizer:
     def push(self, token_ids: Sequence[int]) -> str:
         """Take new tokens, return the whole characters that they completed, possibly none."""
         hidden = self._hidden_ids
+        if len(token_ids) == 1:  # one step of the engine
+            return "" if token_ids[0] in hidden else self._decoder.push_one(token_ids[0])
         return self._decoder.push([i for i in token_ids if i not in hidden])
 
     def finish(self) -> str:
@@ -59,23 +62,50 @@ class IncrementalDetokenizer:
 
 
 class _ByteDecoder:
-    """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all."""
+    """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all.
 
-    __slots__ = ("_at_start", "_bytes", "_rule", "_strip_character", "_strip_left", "_tokenizer", "_utf8")
+    Most tokens are whole characters, and between two characters their text is always the same.
+    """
+
+    __slots__ = (
+        "_at_start",
+        "_between",
+        "_bytes",
+        "_rule",
+        "_strip_character",
+        "_strip_left",
+        "_texts",
+        "_tokenizer",
+        "_utf8",
+    )
 
     def __init__(self, tokenizer: Tokenizer, rule: DecodingRule) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
         self._bytes = tokenizer.bytes_by_id
+        self._texts = tokenizer.text_by_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_character, self._strip_left = rule.strip_start
         self._at_start = True
+        self._between = False
+
+    def push_one(self, token_id: int) -> str:
+        if self._between:
+            text = self._texts[token_id]
+            if text is not None:
+                return text
+        return self.push((token_id,))
 
     def push(self, token_ids: Sequence[int]) -> str:
         if self._at_start or self._strip_left:
-            return self._push_first(token_ids)
-        known = self._bytes
-        return self._utf8.decode(b"".join([known[i] for i in token_ids]))
+            text = self._push_first(token_ids)
+            started = not (self._at_start or self._strip_left)
+        else:
+            known = self._bytes
+            text = self._utf8.decode(b"".join([known[i] for i in token_ids]))
+            started = True
+        self._between = started and not self._utf8.getstate()[0]
+        return text
 
     def _push_first(self, token_ids: Sequence[int]) -> str:
         """Some decoders treat the start of a text in a way of its own."""
@@ -116,6 +146,9 @@ class _WindowDecoder:
         self._tokenizer = tokenizer
         self._context: list[int] = []
         self._pending: list[int] = []
+
+    def push_one(self, token_id: int) -> str:
+        return self.push((token_id,))
 
     def push(self, token_ids: Sequence[int]) -> str:
         known = [i for i in token_ids if self._tokenizer.is_text(i, False)]

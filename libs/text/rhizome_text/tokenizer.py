@@ -13,6 +13,7 @@ from rhizome_text.chat_prompt import ChatPrompts
 from rhizome_text.chat_template import ChatTemplate
 from rhizome_text.token_bytes import decoding_rule
 from rhizome_text.tokenizer_files import TEMPLATE_FOLDERS, read_tokenizer_files
+from rhizome_text.word_encoder import word_encoder
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -34,6 +35,7 @@ class Tokenizer:
         special_ids: ids that never belong to visible text.
         longest_token_chars: no token stands for more characters of text than that.
         bytes_by_id: the bytes that each token adds in the middle of a text; empty for unknown ids.
+        text_by_id: the same as text; None where that is no whole characters.
         vocab_size: ids of the tokenizer, added tokens included; the model may have logits for more.
     """
 
@@ -56,6 +58,7 @@ class Tokenizer:
         self.longest_token_chars = max(map(len, vocabulary), default=0)
         self.vocab_size = max(self._known_ids, default=-1) + 1
         self.bytes_by_id = _BytesById(self._bytes_of)
+        self.text_by_id = _TextById(self.bytes_by_id)
         self._template_sources = {**_templates(config), **(templates or {})}
         self._templates: dict[str, ChatTemplate] = {}
         self._chat_prompts: dict[str, ChatPrompts] = {}
@@ -124,7 +127,8 @@ class Tokenizer:
         if template is None:
             return None
         if template.source not in self._chat_prompts:
-            self._chat_prompts[template.source] = ChatPrompts(self._backend, template)
+            words = word_encoder(self._backend)
+            self._chat_prompts[template.source] = ChatPrompts(self._backend, template, words)
         return self._chat_prompts[template.source]
 
     def token_id(self, token: str | None) -> int | None:
@@ -189,6 +193,22 @@ class _BytesById(dict[int, bytes]):
     def __missing__(self, token_id: int) -> bytes:
         known = self[token_id] = self._find(token_id)
         return known
+
+
+class _TextById(dict[int, str | None]):
+    """Texts of tokens, worked out when first asked for."""
+
+    def __init__(self, token_bytes: Mapping[int, bytes]) -> None:
+        super().__init__()
+        self._bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = self._bytes[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frames import LONGEST_RETRY_S
 from rhizome_transport.inbox import RequestInbox
 from rhizome_transport.load_sum import sum_loads
 from rhizome_transport.request_stream import RequestStream, each_event
@@ -147,7 +149,7 @@ class BalancedClient:
                 return await ask(client)
             except EngineError as error:
                 tried = (*tried, client)
-                if error.code not in _TRY_NEXT or self._least_busy(tried) is None:
+                if error.code not in _TRY_NEXT or not await self._another(tried, error):
                     raise
 
     def _ready(self) -> list[ZmqEngineClient]:
@@ -157,20 +159,40 @@ class BalancedClient:
         ready = [client for client in self._ready() if client not in tried]
         return min(ready, key=lambda client: client.frames.open_tokens, default=None)
 
-    async def _connected(self, timeout_s: float | None, *, limit_s: float | None = None) -> None:
-        """Wait for a connection to any core, while all of them are tried in the background.
+    def _untried(self, tried: tuple[object, ...]) -> list[ZmqEngineClient]:
+        return [client for client in self.clients if client not in tried]
+
+    async def _another(self, tried: tuple[object, ...], why: EngineError) -> bool:
+        """Whether a core that was not tried is connected. After a loss, those that are about to be count.
+
+        A core that was started a moment ago may be between two attempts to connect to it.
+        """
+        untried = self._untried(tried)
+        if why.code is grpc.StatusCode.UNAVAILABLE and untried and self._least_busy(tried) is None:
+            with suppress(EngineError):
+                await self._connected(None, limit_s=LONGEST_RETRY_S, among=untried)
+        return self._least_busy(tried) is not None
+
+    async def _connected(
+        self,
+        timeout_s: float | None,
+        *,
+        limit_s: float | None = None,
+        among: Sequence[ZmqEngineClient] | None = None,
+    ) -> None:
+        """Wait for a connection to any of some cores, while all are tried in the background.
 
         Raises:
             EngineError: UNAVAILABLE, or why each of them refuses for good.
         """
         for client in self.clients:
             client.frames.begin()
-        if self._ready():
+        among = self.clients if among is None else among
+        if any(client.frames.connected for client in among):
             return
         limit_s = self._connect_timeout_s if limit_s is None else limit_s
         waiting = {
-            asyncio.ensure_future(client.frames.connection(timeout_s, limit_s=limit_s))
-            for client in self.clients
+            asyncio.ensure_future(client.frames.connection(timeout_s, limit_s=limit_s)) for client in among
         }
         try:
             pending = set(waiting)
@@ -189,7 +211,8 @@ class BalancedClient:
     ) -> bool:
         """Give a request of which nothing came to another core, if one is left that has not had it."""
         inbox.tried = (*inbox.tried, client)
-        if self._least_busy(inbox.tried) is None:
+        about_to_connect = why.code is grpc.StatusCode.UNAVAILABLE and bool(self._untried(inbox.tried))
+        if self._least_busy(inbox.tried) is None and not about_to_connect:
             return False
         _log.info("%s did not take a request, another engine core gets it: %s", client.endpoint, why.message)
         self._later(self._submit_elsewhere(request_id, inbox, why))
@@ -199,7 +222,7 @@ class BalancedClient:
         frame = inbox.take_submit()
         if frame is None:  # nobody waits any more
             return
-        client = self._least_busy(inbox.tried)
+        client = self._least_busy(inbox.tried) if await self._another(inbox.tried, why) else None
         if client is None:
             inbox.fail(why)
             return

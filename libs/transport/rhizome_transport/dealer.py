@@ -4,22 +4,21 @@ ZeroMQ hides disconnections: a DEALER reconnects on its own and whatever was und
 a connection is used once; its socket monitor tells when it broke, and whoever needs another one opens it.
 
 The sockets' descriptors are watched by the event loop itself. `zmq.asyncio` would make a future and a task
-switch of every message, half of what receiving a frame costs.
+switch of every message, half of what receiving a frame costs. On a Unix socket `ipc_dealer` does without
+libzmq; this is for TCP, with keys.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
+from rhizome_transport.core_connection import CoreConnection, too_many_open
 from rhizome_transport.curve import ClientCurve
 from rhizome_transport.errors import EngineError
 
@@ -51,10 +50,8 @@ _MOST_AT_ONCE = 256
 """Messages that are read before others on the loop get their turn."""
 
 
-class DealerConnection:
-    """Carries payloads to and from a `frame_server.FrameServer` until it breaks.
-
-    Must be made inside the running loop. One task receives and one sends.
+class DealerConnection(CoreConnection):
+    """See `core_connection.CoreConnection`.
 
     Args:
         context: shared by all connections of a process.
@@ -74,7 +71,7 @@ class DealerConnection:
         identity: bytes = b"",
         curve: ClientCurve | None = None,
     ) -> None:
-        self._endpoint = endpoint
+        super().__init__(endpoint)
         self._refused = False
         try:
             self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
@@ -84,9 +81,7 @@ class DealerConnection:
                 self._socket.close(linger=0)
                 raise
         except zmq.ZMQError as error:
-            raise EngineError(
-                grpc.StatusCode.UNAVAILABLE, f"no further connection to {endpoint} can be opened: {error}"
-            ) from error
+            raise too_many_open(endpoint, error) from error
         self._socket.linger = 0
         if identity:
             self._socket.routing_id = identity
@@ -99,41 +94,13 @@ class DealerConnection:
             curve.apply(self._socket)
             self._socket.connect_timeout = _CONNECT_TIMEOUT_MS
             self._socket.ipv6 = True
-        self._loop = asyncio.get_running_loop()
-        self._arrived: deque[bytes] = deque()
-        self._take: Callable[[Sequence[bytes]], None] | None = None
-        self._failure: Exception | None = None
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._closed = False
-        self.broken = False
-        """Whether nothing can be sent any more; what arrived before can still be received."""
         self._loop.add_reader(self._socket.fileno(), self._on_ready)
         self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
         self._socket.connect(endpoint)
         self._loop.call_soon(self._on_monitor)  # something may have happened before anybody watched
 
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that arrived and were not received yet."""
-        return sum(map(len, self._arrived))
-
-    async def send(self, payload: bytes) -> None:
-        """Send one message.
-
-        Raises:
-            EngineError: UNAVAILABLE, the connection broke.
-        """
-        while not self.broken:
-            if self.send_now(payload):
-                return
-            writable = self._writer = self._loop.create_future()
-            self._look_again()
-            await writable
-        raise self._lost()
-
     def send_now(self, payload: bytes) -> bool:
-        """Send one message if there is room for it; whether it was sent."""
+        """See `core_connection.CoreConnection`."""
         if self.broken:
             return False
         try:
@@ -143,62 +110,8 @@ class DealerConnection:
         self._look_again()
         return True
 
-    async def receive(self) -> bytes:
-        """Receive one message; cancelling loses none.
-
-        Raises:
-            EngineError: UNAVAILABLE, the connection broke and everything that came before was received.
-        """
-        await self._wait_for_some()
-        return self._arrived.popleft()
-
-    async def receive_all(self) -> list[bytes]:
-        """Receive all messages that have arrived, at least one; raises as `receive` does."""
-        await self._wait_for_some()
-        messages = list(self._arrived)
-        self._arrived.clear()
-        return messages
-
-    async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
-        """Hand over all messages as they arrive, from the event loop's own callback.
-
-        A future and a task switch for each wake-up cost as much as reading what came.
-
-        Raises:
-            EngineError: UNAVAILABLE, the connection broke and everything that came before was handed over.
-            Exception: what `take` raised.
-        """
-        self._take, self._failure = take, None
-        try:
-            self._hand_over()
-            while self._failure is None and not self.broken:
-                self._reader = self._loop.create_future()
-                await self._reader
-            self._hand_over()
-            raise self._failure or self._lost()
-        finally:
-            self._take = None
-
-    def _hand_over(self) -> None:
-        if self._take is None or self._failure is not None or not self._arrived:
-            return
-        messages = list(self._arrived)
-        self._arrived.clear()
-        try:
-            self._take(messages)
-        except Exception as error:  # for whoever waits in `carry`
-            self._failure = error
-            self._wake(self._reader)
-
-    async def _wait_for_some(self) -> None:
-        while not self._arrived:
-            if self.broken:
-                raise self._lost()
-            self._reader = self._loop.create_future()
-            await self._reader
-
     def close(self) -> None:
-        """Let go of the connection; never raises and may be called twice."""
+        """See `core_connection.CoreConnection`."""
         if self._closed:
             return
         self._closed = True
@@ -227,21 +140,20 @@ class DealerConnection:
             pass
         except zmq.ZMQError:  # the context ended
             self._break()
-        if self._take is not None:
-            self._hand_over()
-        elif arrived:
-            self._wake(self._reader)
+        self._deliver()
         if self._writer is not None:
             self._look_again()
+
+    def _before_waiting(self) -> None:
+        self._look_again()
 
     def _look_again(self) -> None:
         """After anything but reading to the end: the descriptor's news may have been used up."""
         events = self._events()
         if events & _POLLIN:
             self._loop.call_soon(self._on_ready)
-        if events & _POLLOUT and self._writer is not None:
-            self._wake(self._writer)
-            self._writer = None
+        if events & _POLLOUT:
+            self._wake_writer()
 
     def _events(self) -> int:
         try:
@@ -271,20 +183,8 @@ class DealerConnection:
             while True:
                 self._arrived.append(self._socket.recv(zmq.NOBLOCK))
 
-    def _break(self) -> None:
-        self.broken = True
-        self._wake(self._reader)
-        self._wake(self._writer)
-
-    @staticmethod
-    def _wake(waiter: asyncio.Future[None] | None) -> None:
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
     def _lost(self) -> EngineError:
         if self._refused:
             text = f"the engine core at {self._endpoint} does not let our key in; add its public half there"
             return EngineError(grpc.StatusCode.UNAUTHENTICATED, text)
-        return EngineError(
-            grpc.StatusCode.UNAVAILABLE, f"the engine core at {self._endpoint} is gone or not started"
-        )
+        return super()._lost()

@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from rhizome.common.v1.common_pb2 import TraceContext
-from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
+from rhizome.engine.v1.frames_pb2 import Call, ClientFrame
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
@@ -30,7 +30,8 @@ from rhizome_transport.session import Session
 _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
-_LAST_RETRY_S = 2.0
+LONGEST_RETRY_S: Final = 2.0
+"""Between two attempts to connect, at most."""
 _RETIRED_POLL_S = 0.1
 _GREETING_LIMIT_S = 10.0
 """A core answers Hello between two steps, and a step on a CPU may last seconds."""
@@ -143,12 +144,16 @@ class FrameMultiplexer:
                 f"a request with id {request_id!r} is open already; every request needs an id of its own",
                 param="request_id",
             )
-        submit = Submit(request=request, trace=trace)
+        frame = ClientFrame()
+        submit = frame.submit
+        submit.request.CopyFrom(request)  # a keyword would write and read the prompt once more
+        if trace is not None:
+            submit.trace.CopyFrom(trace)
         expiry = None
         if deadline is not None:
             submit.timeout.CopyFrom(duration(deadline - loop.time()))
             expiry = deadline + _DEADLINE_SLACK_S, too_late(timeout_s)
-        frame = _within_limit(ClientFrame(submit=submit))
+        _within_limit(frame)
         inbox = RequestInbox(on_arrival, _tokens(request))
         session.submit(request_id, inbox, frame)
         return RequestStream(inbox, request_id, expiry)
@@ -291,7 +296,7 @@ class FrameMultiplexer:
                 _log.info("lost the engine at %s: %s", self._target, self._last_error.message)
             self._announce(None)
             await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
-            retry_s = min(retry_s * 2, _LAST_RETRY_S)
+            retry_s = min(retry_s * 2, LONGEST_RETRY_S)
 
     async def _carry(self, session: Session) -> EngineError:
         """Return, with the reason, once nothing new can be sent there."""

@@ -8,14 +8,15 @@ from typing import NoReturn
 import zmq
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame
+from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.curve import ClientCurve
-from rhizome_transport.dealer import DealerConnection
+from rhizome_transport.open_core import open_core
 
 
 class ZmqLink:
     """One DEALER connection."""
 
-    def __init__(self, connection: DealerConnection) -> None:
+    def __init__(self, connection: CoreConnection) -> None:
         self._connection = connection
 
     @classmethod
@@ -23,7 +24,7 @@ class ZmqLink:
         cls, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve: ClientCurve | None = None
     ) -> ZmqLink:
         """Connect; that nobody listens shows with the first frame."""
-        return cls(DealerConnection(context, endpoint, curve=curve))
+        return cls(open_core(context, endpoint, curve=curve))
 
     async def send(self, frame: ClientFrame) -> None:
         """See `link.FrameLink`."""

@@ -1,0 +1,201 @@
+"""Tokenise short ASCII texts by the words that were seen before.
+
+Byte-level BPE cuts a text into words by a regular expression and tokenises each by itself, so a word has the
+same ids wherever it stands. The tokenizers package looks each one up as well, but makes a token of text,
+offsets and id out of every id, which is most of its time. Here a text of words that are known costs a third.
+
+    "<|user|>What now?"  ─ added tokens ─▶  <|user|>  "What now?"  ─ pattern ─▶  "What" " now" "?"
+
+Only ASCII: what is a letter beyond it is a question of Unicode's version, which the two patterns could
+answer differently. Any other text, tokenizer or pattern is left to the package, and so are texts with many
+new words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import tokenizers
+
+from rhizome_text.word_pattern import GPT2_PATTERN, UnknownPatternError, ascii_pattern
+
+_MOST_CHARS = 8192
+_MOST_NEW = 64
+"""New words in one text; each costs as much as ten of the package's tokens."""
+_MOST_KNOWN = 65_536
+_LONGEST_KNOWN = 32
+
+_HARMLESS_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
+"""Those that change nothing in ASCII."""
+
+_PROBE = "".join(map(chr, range(128))) + (
+    "Don't we'LL they'Re IT'S a1b22c333d4444 12345 x==y  z\t\tq \n\n r\r\n\r\n  s   \n  t!!! ?\n--\n "
+    "fooBarBAZ 'tis  ''d  (a)(b)[c]{d}<e> _f_ g'h'i \n"
+)
+
+
+class WordEncoder:
+    """Ids of short ASCII texts, where the tokenizer is of the kind described above.
+
+    Safe to share between threads.
+
+    Args:
+        backend: the tokenizer.
+
+    Raises:
+        UnknownPatternError: it is of another kind.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._words, self._characters = _cutting(backend)
+        _check_rest(backend)
+        added = {text: token_id for text, token_id in _added(backend) if text.isascii()}
+        longest_first = sorted(added, key=len, reverse=True)
+        self._added = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if added else None
+        self._known: dict[str, tuple[int, ...]] = {}
+        self._model = backend.model
+        self._added_ids = added
+        probe = _PROBE.join(["", *longest_first[:8], ""])
+        if self._ids(probe, most_new=len(probe)) != _ids_of(backend, probe):
+            raise UnknownPatternError("it cuts its texts in another way")
+
+    def encode(self, text: str) -> list[int] | None:
+        """The ids that the tokenizer gives, none of its own added; None where it has to be asked."""
+        if len(text) > _MOST_CHARS or not text.isascii():
+            return None
+        return self._ids(text, _MOST_NEW)
+
+    def _ids(self, text: str, most_new: int) -> list[int] | None:
+        ids: list[int] = []
+        parts = [text] if self._added is None else self._added.split(text)
+        for place, part in enumerate(parts):
+            if place % 2:
+                ids.append(self._added_ids[part])
+                continue
+            words = self._words.findall(part)
+            if len("".join(words)) != len(part):  # a pattern that leaves something out
+                return None
+            before = len(ids)
+            try:
+                ids += chain.from_iterable(map(self._known.__getitem__, words))
+            except KeyError:
+                del ids[before:]  # those up to the first new word
+                most_new -= self._learn(words, most_new)
+                if most_new < 0:
+                    return None
+                # Another thread may just have made room for words of its own.
+                ids += chain.from_iterable(map(self._ids_of_word, words))
+        return ids
+
+    def _learn(self, words: Sequence[str], most: int) -> int:
+        """Tokenise the words that are new, but no more than one beyond `most`; how many were."""
+        new = 0
+        for word in dict.fromkeys(words):
+            if word not in self._known:
+                new += 1
+                if new > most:
+                    break
+                self._ids_of_word(word)
+        return new
+
+    def _ids_of_word(self, word: str) -> tuple[int, ...]:
+        known = self._known
+        ids = known.get(word)
+        if ids is None:
+            written = word if self._characters is None else word.translate(self._characters)
+            ids = tuple(token.id for token in self._model.tokenize(written))
+            if len(word) <= _LONGEST_KNOWN:
+                if len(known) >= _MOST_KNOWN:
+                    known.clear()
+                known[word] = ids
+        return ids
+
+
+def word_encoder(backend: tokenizers.Tokenizer) -> WordEncoder | None:
+    """The encoder of a tokenizer; None where it is of a kind that needs the package."""
+    try:
+        return WordEncoder(backend)
+    except UnknownPatternError:
+        return None
+
+
+def _cutting(backend: tokenizers.Tokenizer) -> tuple[re.Pattern[str], dict[int, int] | None]:
+    """The pattern that cuts texts into words, and how the characters of words are written.
+
+    Raises:
+        UnknownPatternError: texts are cut in another way.
+    """
+    steps = list(_steps(backend.pre_tokenizer, "pretokenizers"))
+    kinds = [step["type"] for step in steps]
+    byte_level = steps.pop() if kinds and kinds[-1] == "ByteLevel" else None
+    if byte_level is not None and byte_level.get("add_prefix_space"):
+        raise UnknownPatternError("it puts a space before texts")
+    characters = None if byte_level is None else _byte_characters()
+    if not steps and byte_level is not None and byte_level.get("use_regex", True):
+        return ascii_pattern(GPT2_PATTERN), characters
+    if len(steps) != 1 or (byte_level is not None and byte_level.get("use_regex", True)):
+        raise UnknownPatternError("it has several steps that cut texts, or none")
+    split = steps[0]
+    if split["type"] != "Split" or split["behavior"] != "Isolated" or split.get("invert"):
+        raise UnknownPatternError("it does not cut texts into words")
+    pattern = split["pattern"].get("Regex")
+    if pattern is None:
+        raise UnknownPatternError("it cuts at a text, not by a pattern")
+    return ascii_pattern(pattern), characters
+
+
+def _check_rest(backend: tokenizers.Tokenizer) -> None:
+    """What else may change ids.
+
+    Raises:
+        UnknownPatternError: something does.
+    """
+    model = backend.model
+    if not isinstance(model, tokenizers.models.BPE) or model.dropout:
+        raise UnknownPatternError("words do not always have the same ids")
+    if backend.truncation is not None or backend.padding is not None:
+        raise UnknownPatternError("it cuts or fills texts to a length")
+    for step in _steps(backend.normalizer, "normalizers"):
+        if step["type"] not in _HARMLESS_NORMALIZERS:
+            raise UnknownPatternError("it changes texts before it cuts them")
+
+
+def _added(backend: tokenizers.Tokenizer) -> Iterator[tuple[str, int]]:
+    """Text and id of added tokens.
+
+    Raises:
+        UnknownPatternError: where they are found is no matter of their text alone.
+    """
+    tokens = backend.get_added_tokens_decoder()
+    if len({token.normalized for token in tokens.values()}) > 1:
+        raise UnknownPatternError("some added tokens are looked for before others")
+    for token_id, token in tokens.items():
+        if token.lstrip or token.rstrip or token.single_word or not token.content:
+            raise UnknownPatternError("an added token takes or looks at what is around it")
+        yield token.content, token_id
+
+
+def _steps(component: Any, inside: str) -> Iterable[dict[str, Any]]:
+    """The steps of a part of a tokenizer; its pickled state is its section of tokenizer.json."""
+    steps = [] if component is None else [json.loads(component.__getstate__())]
+    while steps:
+        step = steps.pop(0)
+        if step["type"] == "Sequence":
+            steps = [*step[inside], *steps]
+        else:
+            yield step
+
+
+def _byte_characters() -> dict[int, int]:
+    """How byte-level vocabularies write ASCII: what is not printable by the characters from 256 on."""
+    hidden = [byte for byte in range(128) if not 0x21 <= byte <= 0x7E]
+    return {byte: 256 + place for place, byte in enumerate(hidden)}
+
+
+def _ids_of(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids

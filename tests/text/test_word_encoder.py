@@ -1,0 +1,188 @@
+"""Tokenising by known words, held to what the tokenizers package makes of the same text."""
+
+import random
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tests.text.chat_tokenizers import DEMO
+from tests.text.chat_tokenizers import TOKENIZERS as OTHERS
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from rhizome_text import word_encoder
+from rhizome_text.word_encoder import WordEncoder
+from rhizome_text.word_pattern import GPT2_PATTERN, UnknownPatternError, ascii_pattern
+
+PATTERNS = {
+    "gpt-2": GPT2_PATTERN,
+    "llama-3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen-2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "escaped": r"[!\"\#\$%\&'\(\)\*\+,\-\./:;<=>\?@\[\]\^_`\{\|\}\~][A-Za-z]+|[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s+|\p{N}|[^\s\p{L}\p{N}\p{P}\p{S}]",
+    "demo": r"\n\n| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s",
+}
+CORPUS = [
+    "The traveller asks which road leads to the old harbour; it's 123 steps, they'LL!\n\n\tfoo(bar) == []",
+    "def f(x):\n    return {'a': x ** 2}\r\n<|user|> hi <|end|> https://example.org/a_b-c?d=1&e=%20",
+] * 3
+SPECIAL = ["<|user|>", "<|end|>", "<|end|>>", "<think>"]
+
+
+def _byte_level(pattern: str, **flags: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, **flags) for text in SPECIAL])
+    return tokenizer
+
+
+TOKENIZERS = {name: _byte_level(pattern) for name, pattern in PATTERNS.items()}
+TOKENIZERS["the demo itself"] = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+TOKENIZERS["normalized to NFC"] = _byte_level(PATTERNS["qwen-2"])
+TOKENIZERS["normalized to NFC"].normalizer = normalizers.NFC()
+ENCODERS = {name: WordEncoder(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+PIECES = st.sampled_from(
+    [
+        *SPECIAL,
+        *CORPUS,
+        "<|",
+        "|>",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\x1c",
+        "\x85",
+        "'s",
+        "'LL",
+        "12",
+        "é",
+        "ſ",
+    ]
+)
+TEXTS = st.lists(st.one_of(PIECES, st.text(st.characters(max_codepoint=127), max_size=6)), max_size=12)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=300, deadline=None)
+@given(pieces=TEXTS)
+@example(pieces=["a!!<|end|>>"])
+@example(pieces=[" \x1c\x1f\x0b\x0c \t x"])
+def test_the_ids_are_those_of_the_tokenizer(name: str, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    found = ENCODERS[name].encode(text)
+    assert (
+        found == TOKENIZERS[name].encode(text, add_special_tokens=False).ids if text.isascii() else not found
+    )
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=40))
+def test_a_translated_pattern_cuts_as_the_package_does(name: str, text: str) -> None:
+    split = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated")
+    assert ascii_pattern(PATTERNS[name]).findall(text) == [piece for piece, _ in split.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"(a)|.", r"^a", r"a$", r"\p{Greek}", r"\P{L}", r"\w+", r"\d", r"[a[bc]]", r"[a-z&&b]", r"a{2}+"),
+        *(r"(?<=a)b", r"(?<n>a)", r"\bx", r"[[:alpha:]]", "a.b", "é", r"\h", "(", r"(?m:a)", "a#b", "a\\"),
+    ],
+)
+def test_patterns_that_may_mean_something_else_are_refused(pattern: str) -> None:
+    with pytest.raises(UnknownPatternError):
+        ascii_pattern(pattern)
+
+
+def _changed(**parts: object) -> Tokenizer:
+    tokenizer = _byte_level(PATTERNS["gpt-2"])
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer
+
+
+def _merged_with_dropout() -> Tokenizer:
+    tokenizer = _byte_level(PATTERNS["gpt-2"])
+    tokenizer.model.dropout = 0.1
+    return tokenizer
+
+
+def _truncating() -> Tokenizer:
+    tokenizer = _byte_level(PATTERNS["gpt-2"])
+    tokenizer.enable_truncation(4)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        *(OTHERS[name] for name in ("metaspace, first", "prepended", "stripping", "unigram", "normalized")),
+        _byte_level(PATTERNS["gpt-2"], lstrip=True),
+        _byte_level(PATTERNS["gpt-2"], single_word=True),
+        _changed(normalizer=normalizers.Lowercase()),
+        _changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        _changed(pre_tokenizer=pre_tokenizers.Whitespace()),
+        _changed(pre_tokenizer=pre_tokenizers.Split(" ", "isolated")),
+        _changed(pre_tokenizer=pre_tokenizers.Split(Regex(GPT2_PATTERN), "removed")),
+        _merged_with_dropout(),
+        _truncating(),
+    ],
+)
+def test_other_kinds_of_tokenizers_are_left_to_the_package(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UnknownPatternError):
+        WordEncoder(tokenizer)
+    assert word_encoder.word_encoder(tokenizer) is None
+
+
+def test_a_pattern_that_leaves_something_out_is_left_to_the_package() -> None:
+    tokenizer = Tokenizer(TOKENIZERS["demo"].model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated")
+    assert word_encoder.word_encoder(tokenizer) is None
+
+
+def test_many_new_words_are_left_to_the_package_until_they_are_known() -> None:
+    numbers = random.Random(0)
+    tokenizer = TOKENIZERS["llama-3"]
+    encoder = WordEncoder(tokenizer)
+    words = [" " + "".join(numbers.choices("abcdefgh", k=8)) for _ in range(200)]
+    text = "".join(words)
+    tries = 0
+    while (found := encoder.encode(text)) is None:
+        tries += 1
+        assert tries < 10
+    assert tries == 200 // 64 and found == tokenizer.encode(text).ids
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_encoder, "_MOST_KNOWN", 50)
+    tokenizer = TOKENIZERS["qwen-2"]
+    encoder = WordEncoder(tokenizer)
+    for number in range(100):
+        text = f"word{'x' * number} {chr(97 + number % 26) * 5} a{number % 7}b"
+        assert encoder.encode(text) == tokenizer.encode(text).ids
+        assert len(encoder._known) <= 50
+        assert all(len(word) <= 32 for word in encoder._known)
+    assert encoder.encode("a " * 5000) is None  # long texts are for a thread, which the package leaves free
+
+
+def test_escaped_brackets_do_not_end_a_class() -> None:
+    assert ascii_pattern(r"[\]a]+|\s").findall("a]a ]") == ["a]a", " ", "]"]
+    assert isinstance(ascii_pattern(r"[^\]\\]"), re.Pattern)
