@@ -90,7 +90,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
         *INVALID,
         "tool_choice",
     ),
-    "no tools in tools": ({"tools": []}, *INVALID, "tools"),
+    "a choice among no tools": ({"tools": [], "tool_choice": "required"}, *INVALID, "tool_choice"),
     "a tool of a wrong type": ({"tools": [{"type": "retrieval"}]}, *INVALID, "tools[0].type"),
     "a bad tool name": ({"tools": [TWO_WORDS]}, *INVALID, "tools[0].function.name"),
     "a forced tool": ({"tools": [TOOL], "tool_choice": "required"}, *UNSUPPORTED, "tool_choice"),

@@ -1,4 +1,6 @@
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.gateway.conftest import RunningGateway, running_gateway
@@ -78,6 +80,51 @@ async def test_a_named_call_simply_stops(gateway, engine: TalkingEngine) -> None
     assert answer.json()["choices"][0]["message"]["tool_calls"]
     grammar = engine.submits[-1].request.grammar
     assert "get_weather" in str(grammar) and '"add"' not in str(grammar)
+
+
+def _only(*names: str, mode: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+async def test_of_allowed_tools_only_those_are_called(gateway, engine: TalkingEngine) -> None:
+    engine.script = lambda prompt: [Say(CALL)]
+    answer = (await gateway.chat(tools=TOOLS, tool_choice=_only("get_weather", mode="required"))).json()
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["tool_calls"]
+    grammar = str(engine.submits[-1].request.grammar)
+    assert "get_weather" in grammar and '"add"' not in grammar
+    choice = (await gateway.chat(tools=TOOLS, tool_choice=_only("add", mode="auto"))).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop")
+    assert not engine.submits[-1].request.HasField("grammar")
+    both = (await gateway.chat(tools=TOOLS, tool_choice=_only("add", "get_weather", mode="auto"))).json()
+    assert both["choices"][0]["message"]["tool_calls"]
+
+
+async def test_the_prompt_shows_the_tools_that_are_not_allowed_too(engine: TalkingEngine) -> None:
+    config = json.loads(engine.files["tokenizer_config.json"])
+    config["chat_template"] = "{{ tools | tojson }}"
+    engine.files["tokenizer_config.json"] = json.dumps(config).encode()
+    engine.max_context_tokens = 4096
+    async with running_gateway(engine.target, tool_parser="llama3_json") as gateway:
+        await gateway.becomes_ready()
+        await gateway.chat(tools=TOOLS, tool_choice=_only("add", mode="auto"))
+    assert json.loads(engine.prompts[-1]) == TOOLS
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        _only("nothing", mode="auto"),
+        _only(mode="required"),
+        _only("add", mode="sometimes"),
+        {"type": "allowed_tools"},
+    ],
+)
+async def test_what_is_no_choice_of_tools_is_refused(gateway, choice: dict[str, Any]) -> None:
+    answer = await gateway.chat(tools=TOOLS, tool_choice=choice)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("tool_choice")
 
 
 async def test_a_call_is_forced_by_a_grammar(gateway, engine: TalkingEngine) -> None:

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rhizome_grammar.annotations import without_annotations
+
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark", "choice"]
 
 MAX_BYTES: dict[GrammarKind, int] = {
@@ -119,7 +121,8 @@ class Grammar:
                 )
             case _:
                 whitespace = _FLEXIBLE_WHITESPACE if self.flexible_whitespace else _FIXED_WHITESPACE
-                schema = self.text if self.kind == "json_schema" else '{"type": "object"}'
+                wanted = self.text if self.kind == "json_schema" else '{"type": "object"}'
+                schema = without_annotations(wanted)
                 # Never lenient, whatever the schema asks for: an ignored keyword would be a broken promise.
                 return LLMatcher.grammar_from_json_schema(
                     schema,

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rhizome_gateway import __version__
 from rhizome_gateway.anthropic import errors as anthropic_errors
+from rhizome_gateway.anthropic.models import speaks_anthropic
 from rhizome_gateway.anthropic.request import CountTokensRequest, MessagesRequest
 from rhizome_gateway.anthropic.route import CountTokens, Messages
 from rhizome_gateway.auth.exposure import protect
@@ -158,7 +159,7 @@ class Gateway:
     def _refusal(self, scope: Scope, error: ApiError) -> ASGIApp:
         """Who may not come in reads why in the envelope of the API that was asked."""
         self.metrics.auth_failed(error.code or "")
-        route = self._error_bodies.get(scope["path"], openai_error_body)
+        route = self._error_bodies.get(scope["path"]) or _error_body_of(scope)
         body = route(error, request_id_of(scope))
         return Response(body, error.status, error.headers, media_type="application/json")
 
@@ -295,9 +296,15 @@ def _api(settings: GatewaySettings, lifespan: Any) -> FastAPI:
     return api
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+def _error_body_of(scope: Scope) -> ErrorBody:
+    """The envelope on paths that several APIs have: that of the one which the client says it speaks."""
+    return anthropic_errors.error_body if speaks_anthropic(scope) else openai_error_body
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    body = _error_body_of(request.scope)(error, request_id_of(request.scope))
+    return Response(body, error.status, error.headers, media_type="application/json")
 
 
 async def _engine_error(_: Request, error: Exception) -> Response:

@@ -196,3 +196,13 @@ async def test_nothing_is_stored(gateway, path: str) -> None:
 async def test_aliases_are_models(engine: TalkingEngine) -> None:
     async with responses_gateway(engine, model_alias=("gpt-5.4=talking-model",)) as gateway:
         assert (await whole(gateway, model="gpt-5.4"))["model"] == "gpt-5.4"
+
+
+async def test_other_ways_of_sampling_reach_the_engine(gateway, engine: TalkingEngine) -> None:
+    """Fields that OpenAI's Responses API does not have, but whose users know them from chats."""
+    engine.script = lambda prompt: [Say("one, two")]
+    response = await whole(gateway, top_k=40, min_p=0.1, repetition_penalty=1.5, seed=7, stop=[","])
+    assert response["output"][0]["content"][0]["text"] == "one"
+    sampling = engine.submits[0].request.sampling
+    assert (sampling.top_k, sampling.seed) == (40, 7)
+    assert (round(sampling.min_p, 3), sampling.repetition_penalty) == (0.1, 1.5)

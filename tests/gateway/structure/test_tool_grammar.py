@@ -111,6 +111,18 @@ async def test_a_tool_that_is_not_strict_takes_any_object(plain, name):
     assert raised.value.param == "tools[0].function.parameters"
 
 
+@pytest.mark.parametrize("name", FORMATS)
+async def test_a_tool_that_need_not_be_strict_is_held_to_a_schema_that_can_be(plain, name):
+    """LlamaIndex sends `strict: false` with every tool, and reads arguments by the schema all the same."""
+    schema = {"type": "object", "properties": {"sides": {"enum": [6, 20]}}, "required": ["sides"]}
+    closed = schema | {"additionalProperties": False}
+    calls, parser = calls_of(name, tool("f", closed, strict=False), parallel=False)
+    grammar = await grammar_for(plain.checker, tool_calls=calls)
+    for seed in range(4):
+        _, called = read(parser(), plain.say(grammar, seed))
+        assert called in ([("f", {"sides": 6})], [("f", {"sides": 20})])
+
+
 async def test_a_python_call_that_is_not_strict_takes_any_value_for_its_names(plain):
     properties = {"a": {"not": {}}, "b": {"type": "null"}}
     loose = tool("f", {"properties": properties, "required": ["a"]}, strict=False)

@@ -49,8 +49,10 @@ class Choice:
         visible_ids: special tokens that are text all the same, because the parser looks for them.
         parser: finds thinking and tool calls; None where there is nothing to find.
         ending: the last tokens of the prompt, where the answer goes on from its text.
+        keep_ids: remember the tokens.
 
     Attributes:
+        token_ids: of the answer so far, the one that ended it included; empty unless they are kept.
         satisfied: a stop string was found.
         ended: the last event was given out.
     """
@@ -59,6 +61,7 @@ class Choice:
         "_begun",
         "_called",
         "_detokenizer",
+        "_keep_ids",
         "_min_tokens",
         "_parser",
         "_plain",
@@ -70,6 +73,7 @@ class Choice:
         "_used",
         "ended",
         "satisfied",
+        "token_ids",
     )
 
     def __init__(
@@ -83,6 +87,7 @@ class Choice:
         visible_ids: frozenset[int] = frozenset(),
         parser: OutputParser | None = None,
         ending: Sequence[int] = (),
+        keep_ids: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
@@ -91,7 +96,9 @@ class Choice:
             self._detokenizer.push(ending)
         self._parser = parser
         self._stops = StopStrings(stop_strings, include=include_stop) if stop_strings else None
-        self._plain = parser is None and self._stops is None
+        self._plain = parser is None and self._stops is None and not keep_ids
+        self._keep_ids = keep_ids
+        self.token_ids: list[int] = []
         self._min_tokens = min_tokens
         self._begun = Started()
         self._used = 0
@@ -157,6 +164,8 @@ class Choice:
             if self.satisfied:
                 break
             self._used += 1
+            if self._keep_ids:
+                self.token_ids.append(token_id)
             text = self._detokenizer.push((token_id,))
             thinking = self._thinking
             new = self._shown(self._parsed(text)) if text else []
@@ -202,6 +211,8 @@ class Choice:
         usage = finished.usage
         if not self.satisfied:
             self._used = usage.completion_tokens
+            if self._keep_ids and finished.HasField("stop_token_id"):
+                self.token_ids.append(finished.stop_token_id)
         length = finished.reason == FinishReason.FINISH_REASON_LENGTH
         return self._end(
             "length" if length else "stop", usage.prompt_tokens, usage.cached_tokens, finished.timings

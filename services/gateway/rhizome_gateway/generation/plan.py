@@ -41,6 +41,7 @@ class Output:
         visible_ids: special tokens that the parser has to see.
         top_logprobs: report the log probabilities of this many rivals; None reports none at all.
         prompt_logprobs: the same for the prompt.
+        keep_ids: remember the tokens of the answers.
     """
 
     grammar: Grammar | None = None
@@ -48,6 +49,7 @@ class Output:
     visible_ids: frozenset[int] = frozenset()
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    keep_ids: bool = False
 
 
 def plan_choices(
@@ -81,7 +83,6 @@ def plan_choices(
             request = GenerateRequest(
                 request_id=response_id if alone else f"{response_id}-{len(planned)}",
                 model=served.info.model,
-                token_ids=token_ids,
                 sampling=sampling,
                 stop=stop,
                 cache_namespace=caller.salted_namespace(fields.cache_salt),
@@ -91,6 +92,7 @@ def plan_choices(
                 grammar=output.grammar,
                 prompt_logprobs=output.prompt_logprobs if index == 0 else None,
             )
+            request.token_ids.CopyFrom(token_ids)  # a keyword would write and read it
             if fields.seed is not None:
                 request.sampling.seed = _wrapped(fields.seed + index)
             choice = Choice(
@@ -101,6 +103,7 @@ def plan_choices(
                 skip_special_tokens=fields.skip_special_tokens is not False,
                 visible_ids=output.visible_ids,
                 parser=output.parser() if output.parser is not None else None,
+                keep_ids=output.keep_ids,
             )
             planned.append(PlannedChoice(request, choice))
     return planned

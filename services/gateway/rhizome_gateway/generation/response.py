@@ -76,6 +76,36 @@ class Generation:
         meter: measures it.
     """
 
+    __slots__ = (
+        "_answers",
+        "_awaited",
+        "_begun",
+        "_changed",
+        "_choices",
+        "_choices_per_prompt",
+        "_client",
+        "_connection",
+        "_exchange",
+        "_failure",
+        "_keep_alive_s",
+        "_last_sent",
+        "_loop",
+        "_meters",
+        "_open",
+        "_opening",
+        "_rendering",
+        "_room",
+        "_stalled_s",
+        "_started",
+        "_streams",
+        "_timeout_s",
+        "_timer",
+        "_trace",
+        "_unsent",
+        "_writer",
+        "summary",
+    )
+
     def __init__(
         self,
         exchange: Exchange,
@@ -272,12 +302,13 @@ class Generation:
 
     async def _wait(self, timeout_s: float | None = None) -> None:
         """Return when something changed, or after the time-out."""
-        if timeout_s is None:
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
+        try:
             await self._changed
-        else:
-            await asyncio.wait((self._changed,), timeout=timeout_s)
-        if self._changed.done():
-            self._changed = self._loop.create_future()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._changed = self._loop.create_future()
 
     @property
     def _done(self) -> bool:

@@ -10,8 +10,17 @@ from starlette.types import Message, Receive, Scope
 from rhizome_gateway.errors import ApiError
 
 
-async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_json_body(
+    scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float, arrived: bool = False
+) -> bytes:
     """Read the body of a JSON request.
+
+    Args:
+        scope: ASGI's.
+        receive: ASGI's.
+        max_bytes: the longest body.
+        timeout_s: how long all of it may take.
+        arrived: all of it is here, so that no timer is needed.
 
     Raises:
         ApiError: 415 when it is not plain JSON, 413 when it is too large (as announced, or as it turns out),
@@ -36,7 +45,7 @@ async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int, time
         if b"expect" in headers:  # the body stays away; the next request would be taken for it
             error.headers["Connection"] = "close"
         raise error
-    message = await _part(receive, timeout_s)
+    message = await _part(receive, None if arrived else timeout_s)
     if not message.get("more_body"):
         body = bytes(message.get("body", b""))
         if len(body) > max_bytes:
@@ -61,10 +70,13 @@ async def _rest(receive: Receive, first: bytes, max_bytes: int, timeout_s: float
     return b"".join(parts)
 
 
-async def _part(receive: Receive, timeout_s: float) -> Message:
+async def _part(receive: Receive, timeout_s: float | None) -> Message:
     try:
-        async with asyncio.timeout(timeout_s):
+        if timeout_s is None:
             message = await receive()
+        else:
+            async with asyncio.timeout(timeout_s):
+                message = await receive()
     except TimeoutError:
         raise ApiError(
             408,

@@ -21,15 +21,21 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 class ClientConnection:
     """The connection of one request.
 
+    What is looked at for every event lies in this one object: at 50 tokens per second each stream is cold
+    when its turn comes, and every further object is a miss of the processor's caches.
+
     Attributes:
+        paused: the client reads too slowly, so that nothing more should be written.
         on_lost: called once, when the client goes away before the response is complete.
         on_writable: called when a client that read slowly has caught up.
     """
 
-    __slots__ = ("_cycle", "on_lost", "on_writable")
+    __slots__ = ("_cycle", "_write", "on_lost", "on_writable", "paused")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self._write: Callable[[bytes], None] | None = cycle.transport.write
+        self.paused: bool = cycle.flow.write_paused
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
 
@@ -37,6 +43,11 @@ class ClientConnection:
     def lost(self) -> bool:
         """Whether the client is gone."""
         return self._cycle.disconnected
+
+    @property
+    def request_complete(self) -> bool:
+        """Whether all of the request's body is here."""
+        return not self._cycle.more_body
 
     @property
     def complete(self) -> bool:
@@ -48,16 +59,11 @@ class ClientConnection:
         """Whether the status line was sent."""
         return self._cycle.response_started
 
-    @property
-    def paused(self) -> bool:
-        """Whether the client reads too slowly, so that nothing more should be written."""
-        return self._cycle.flow.write_paused
-
     def write_chunk(self, body: bytes) -> None:
         """Write a piece of a response that was started, by ASGI's `send`, without a content-length."""
-        cycle = self._cycle
-        if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        write = self._write
+        if write is not None:
+            write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def write_last(self, body: bytes) -> None:
         """Write the last piece where nobody can wait any more, and hang up."""
@@ -73,6 +79,7 @@ class ClientConnection:
 
     def lose(self) -> None:
         """The client is gone."""
+        self._write = None
         self._cycle.disconnected = not self._cycle.response_complete
         self._cycle.message_event.set()
         if self.on_lost is not None and not self._cycle.response_complete:
@@ -80,6 +87,7 @@ class ClientConnection:
 
     def resume(self) -> None:
         """The client has caught up."""
+        self.paused = False
         if self.on_writable is not None:
             self.on_writable()
 

@@ -60,7 +60,13 @@ class Exchange:
 
     async def read_json(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """The body of a JSON request; see `body.read_json_body`."""
-        return await read_json_body(self.scope, self._receive, max_bytes=max_bytes, timeout_s=timeout_s)
+        return await read_json_body(
+            self.scope,
+            self._receive,
+            max_bytes=max_bytes,
+            timeout_s=timeout_s,
+            arrived=self.connection.request_complete,
+        )
 
     async def see_departure(self) -> None:
         """The client is gone: take ASGI's word for it, for the sake of whoever listens on the way."""

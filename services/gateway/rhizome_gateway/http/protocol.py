@@ -127,6 +127,11 @@ class _ConnectedProtocol(_UpgradeIgnoringProtocol):
         for connection in connections:
             connection.lose()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        for connection in self.open_connections:
+            connection.paused = True
+
     def resume_writing(self) -> None:
         super().resume_writing()
         for connection in self.open_connections:
@@ -157,10 +162,14 @@ class _CappedProtocol(_ConnectedProtocol):
         if not self.resuming:
             self._unset_keepalive_if_required()
             self.header_bytes, self.in_headers = 0, True
-            # Behind a request that is not answered yet, nothing has to come in time.
-            if self.header_timer is None and self._is_idle():
-                self._expect_headers()
         super().on_message_begin()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Most headers come whole. Behind a request that is not answered yet, none have to come in time.
+        untimed = self.in_headers and self.header_timer is None and not self.transport.is_closing()
+        if untimed and self._is_idle():
+            self._expect_headers()
 
     def on_headers_complete(self) -> None:
         self.in_headers = False

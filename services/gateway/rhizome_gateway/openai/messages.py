@@ -63,11 +63,8 @@ class Message(Fields):
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
-        said = self.content is not None or (
-            self.role == "assistant"
-            and (self.tool_calls or self.refusal is not None or self.reasoning or self.reasoning_content)
-        )
-        if not said:
+        # An assistant may have said nothing at all, and clients make null of that.
+        if self.content is None and self.role != "assistant":
             raise refuse("invalid_value", "A message must have content.")
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rhizome.engine.v1.generate_pb2 import TokenLogprob
 from rhizome_gateway.generation.summary import CollectedCall, Summary
-from rhizome_text.tokenizer import Tokenizer
+from rhizome_gateway.tokenization.spelling import TokenBytes
 
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -34,7 +34,7 @@ def finite_logprob(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
-def logprobs_object(tokens: Sequence[tuple[int, TokenLogprob]], tokenizer: Tokenizer) -> dict[str, Any]:
+def logprobs_object(tokens: Sequence[tuple[int, TokenLogprob]], tokenizer: TokenBytes) -> dict[str, Any]:
     """The `logprobs` of a chat choice or chunk.
 
     A token may be part of a character: `bytes` is exact then, `token` is not.

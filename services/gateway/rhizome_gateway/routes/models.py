@@ -1,4 +1,7 @@
-"""`GET /v1/models`: what is served, and under which names."""
+"""`GET /v1/models`: what is served, and under which names.
+
+A client that speaks Anthropic's API says so in a header, and gets the same in that API's form.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,44 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from rhizome_gateway.anthropic import models as anthropic_models
 from rhizome_gateway.auth.caller import SCOPE_KEY, Caller
 from rhizome_gateway.engine_session import EngineSession
+from rhizome_gateway.http.boundary import request_id_of
 from rhizome_gateway.served_model import ServedModel
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="List models")
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Any:
     """List what the caller may ask for: the served model, then its aliases."""
     session: EngineSession = request.app.state.session
     caller = _caller(request)
     await session.catch_up()
     names = [name for name in session.model_names() if caller is None or caller.allows(name)]
+    if anthropic_models.speaks_anthropic(request.scope):
+        models = [
+            anthropic_models.model_object(name, session.model(name), session.model_since) for name in names
+        ]
+        page = anthropic_models.model_page(models, request.query_params)
+        return anthropic_models.model_response(page, request_id_of(request.scope))
     return {"object": "list", "data": [_model_object(name, session.model(name), session) for name in names]}
 
 
 @router.get("/{model_id:path}", summary="Describe a model")
-async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
+async def retrieve_model(request: Request, model_id: str) -> Any:
     """Describe one model, by any name that a request may use; names may contain slashes."""
     session: EngineSession = request.app.state.session
     caller = _caller(request)
     if caller is not None:
         caller.require_model(model_id)
     await session.catch_up()
-    return _model_object(model_id, session.model(model_id), session)
+    served = session.model(model_id)
+    if anthropic_models.speaks_anthropic(request.scope):
+        model = anthropic_models.model_object(model_id, served, session.model_since)
+        return anthropic_models.model_response(model, request_id_of(request.scope))
+    return _model_object(model_id, served, session)
 
 
 def default_sampling(served: ServedModel) -> dict[str, Any]:

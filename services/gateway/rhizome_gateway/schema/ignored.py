@@ -32,27 +32,14 @@ WITHOUT_EFFECT = frozenset(
 
 OF_OTHER_SERVERS = frozenset(
     {
-        "bad_words",
-        "ebnf",
         "early_stopping",
-        "grammar",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
-        "json_schema",
         "length_penalty",
         "mirostat",
         "mm_processor_kwargs",
         "priority",
-        "prompt_logprobs",
-        "regex",
         "repeat_penalty",
-        "return_token_ids",
-        "stop_regex",
         "truncate_prompt_tokens",
         "typical_p",
-        "use_beam_search",
     }
 )
 """Fields that mean something elsewhere; counted by name when they are ignored."""

@@ -64,3 +64,12 @@ class SamplingFields(Fields):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class TokenFields(Fields):
+    """Whether a response shows tokens by number."""
+
+    return_token_ids: bool | None = Field(None, description="also the tokens of prompt and answer")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="log probabilities name tokens by number, token_id:42"
+    )

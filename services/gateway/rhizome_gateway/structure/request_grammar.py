@@ -52,10 +52,26 @@ async def grammar_for(
         markers = await checker.markers(_markers(tool_calls, thinking))
     except GrammarError as error:
         raise ApiError(400, f"{error}.", code="unsupported_parameter") from error
-    # Large schemas take milliseconds to read.
-    grammar, params = await asyncio.to_thread(
-        _composed, response_format, structured_outputs, tool_calls, thinking, markers.__getitem__
-    )
+
+    async def checked(calls: ToolCalls | None) -> generate_pb2.Grammar:
+        # Large schemas take milliseconds to read.
+        grammar, params = await asyncio.to_thread(
+            _composed, response_format, structured_outputs, calls, thinking, markers.__getitem__
+        )
+        return await _checked(checker, grammar, params)
+
+    held = tool_calls and tool_calls.held_to_schemas()
+    try:
+        return await checked(held)
+    except ApiError as error:
+        if held is tool_calls or error.status != 400:
+            raise
+    return await checked(tool_calls)
+
+
+async def _checked(
+    checker: GrammarChecker, grammar: Grammar, params: Mapping[str, str]
+) -> generate_pb2.Grammar:
     try:
         await checker.check(grammar)
     except CompilerBusyError as error:

@@ -6,14 +6,16 @@ client wrote its properties, because that is the order in which they come out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.schema.fields import Fields, refuse
+from rhizome_grammar.gbnf import is_gbnf
+from rhizome_grammar.gbnf_to_lark import gbnf_to_lark
 from rhizome_grammar.spec import Grammar
 
 
@@ -34,6 +36,9 @@ class ResponseFormat(Fields):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="of a json_object, as other servers take it"
+    )
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
@@ -45,36 +50,74 @@ class ResponseFormat(Fields):
         return self
 
 
-def _object_of(value: Any) -> Any:
+def schema_object(value: Any) -> Any:
     """A schema may be sent as an object or as the text of one."""
     if not isinstance(value, str):
         return value
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
-        raise refuse("invalid_value", "json must be a JSON schema.") from None
+        raise refuse("invalid_value", "What should be a JSON schema is no JSON.") from None
+
+
+SchemaOrText = Annotated[
+    dict[str, Any], BeforeValidator(schema_object, json_schema_input_type=str | dict[str, Any])
+]
+"""A JSON schema, as an object or as the text of one."""
 
 
 class StructuredOutputs(Fields):
     """One thing that the whole answer must match."""
 
     json_: Annotated[
-        dict[str, Any] | None, BeforeValidator(_object_of, json_schema_input_type=str | dict[str, Any] | None)
+        dict[str, Any] | None,
+        BeforeValidator(schema_object, json_schema_input_type=str | dict[str, Any] | None),
     ] = Field(None, alias="json", description="a JSON schema")
     regex: str | None = Field(None, description="a regular expression, in Rust's syntax")
     choice: list[str] | None = Field(None, description="one of some texts")
-    grammar: str | None = Field(None, description="a grammar in Lark's notation, as llguidance reads it")
+    json_object: Literal[True] | None = Field(None, description="any JSON object")
+    grammar: str | None = Field(
+        None, description="a grammar in Lark's notation, as llguidance reads it, or in GBNF"
+    )
+    _sent_as: str | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
         if sum(value is not None for value in self._values().values()) != 1:
             raise refuse(
-                "invalid_value", "structured_outputs must have exactly one of json, regex, choice, grammar."
+                "invalid_value",
+                "structured_outputs must have exactly one of json, regex, choice, grammar, json_object.",
             )
         return self
 
+    @property
+    def wanted(self) -> tuple[str, Any]:
+        """Which of the four it is, and what it holds."""
+        return next((name, value) for name, value in self._values().items() if value is not None)
+
+    @property
+    def field(self) -> str:
+        """The field of the request that it came in."""
+        return self._sent_as or "structured_outputs"
+
+    @property
+    def param(self) -> str:
+        """The client's name for it."""
+        return self._sent_as or f"structured_outputs.{self.wanted[0]}"
+
+    def sent_as(self, name: str) -> Self:
+        """The same, from a field of another name."""
+        self._sent_as = name
+        return self
+
     def _values(self) -> dict[str, Any]:
-        return {"json": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return {
+            "json": self.json_,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+            "json_object": self.json_object,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +147,22 @@ def wanted_answer(
     if formatted and structured_outputs is not None:
         raise ApiError(
             400,
-            "response_format and structured_outputs cannot both bind the answer; leave one out.",
+            f"response_format and {structured_outputs.field} cannot both bind the answer; leave one out.",
             code="invalid_value",
-            param="structured_outputs",
+            param=structured_outputs.field,
         )
     if structured_outputs is not None:
         return _structured(structured_outputs)
     if response_format is None or not formatted:
         return None
-    schema = response_format.json_schema
-    if response_format.type == "json_object" or schema is None or schema.schema_ is None:
+    if response_format.type == "json_object":
+        schema, param = response_format.schema_, "response_format.schema"
+    else:
+        named = response_format.json_schema
+        schema, param = named.schema_ if named else None, "response_format.json_schema.schema"
+    if schema is None:
         return Answer(Grammar("json_object"), "response_format")
-    param = "response_format.json_schema.schema"
-    return Answer(schema_grammar(schema.schema_, param), param)
+    return Answer(schema_grammar(schema, param), param)
 
 
 def schema_grammar(schema: dict[str, Any], param: str) -> Grammar:
@@ -136,14 +182,18 @@ def schema_grammar(schema: dict[str, Any], param: str) -> Grammar:
 
 
 def _structured(wanted: StructuredOutputs) -> Answer:
-    name, value = next((name, value) for name, value in wanted._values().items() if value is not None)
-    param = f"structured_outputs.{name}"
+    (name, value), param = wanted.wanted, wanted.param
     if name == "json":
         return Answer(schema_grammar(value, param), param)
+    if name == "json_object":
+        return Answer(Grammar("json_object"), param)
     try:
         if name == "choice":
             return Answer(Grammar("choice", choices=tuple(value)), param)
-        return Answer(Grammar("regex" if name == "regex" else "lark", value), param)
+        if name == "regex":
+            return Answer(Grammar("regex", value), param)
+        grammar = Grammar("lark", value)
+        return Answer(replace(grammar, text=gbnf_to_lark(value)) if is_gbnf(value) else grammar, param)
     except ValueError as error:
         raise _invalid(error, "invalid_value", param) from None
 

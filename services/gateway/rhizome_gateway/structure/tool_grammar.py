@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rhizome_gateway.parsing.call_object import Role
 from rhizome_gateway.parsing.formats import ToolFormat
@@ -41,6 +41,12 @@ class ToolCalls:
     format: ToolFormat
     required: bool
     parallel: bool = True
+
+    def held_to_schemas(self) -> ToolCalls:
+        """The same with every tool strict; itself where they are."""
+        if not any(tool.strict is False for tool in self.tools):
+            return self
+        return replace(self, tools=[replace(tool, strict=True) for tool in self.tools])
 
 
 def add_calls(rules: Rules, calls: ToolCalls, marker: Callable[[str], str]) -> None:

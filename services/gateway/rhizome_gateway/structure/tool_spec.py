@@ -19,7 +19,8 @@ class ToolSpec:
     Attributes:
         name: what the call says.
         parameters: JSON schema of its arguments; None takes none.
-        strict: False lets the arguments be any JSON object; otherwise the schema holds.
+        strict: False lets the arguments be any JSON object where the schema cannot be enforced; otherwise
+            such a schema is refused.
         param: the field of the request that holds the schema.
     """
 

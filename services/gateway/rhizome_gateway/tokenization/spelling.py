@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from rhizome_text.tokenizer import Tokenizer
+from typing import Protocol
+
+
+class TokenBytes(Protocol):
+    """Knows what tokens spell, as `Tokenizer` does."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's text in UTF-8, which may be a part of a character."""
+        ...
+
+
+class NumberedTokens:
+    """Spells each token as its number, `token_id:42`, as vLLM does where it is asked to."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `TokenBytes`."""
+        return b"token_id:%d" % token_id
 
 
 class Spelling:
@@ -15,7 +31,7 @@ class Spelling:
         tokenizer: whose tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenBytes) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 

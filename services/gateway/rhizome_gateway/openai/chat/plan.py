@@ -68,6 +68,7 @@ async def plan_chat(
             parser=parser,
             visible_ids=_visible_ids(served, parser),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            keep_ids=bool(request.return_token_ids),
         ),
     )
 
@@ -98,7 +99,8 @@ async def _grammar(
     served: ServedModel, request: ChatCompletionRequest, thinking: Thinking | None
 ) -> Grammar | None:
     calls = None
-    if request.callable_tools:
+    allowed = {tool.function.name for tool in request.callable_tools}
+    if allowed:
         form = served.text.formats.tools
         if form is not None:
             calls = ToolCalls(
@@ -110,7 +112,7 @@ async def _grammar(
                         f"tools[{position}].function.parameters",
                     )
                     for position, tool in enumerate(request.tools or ())
-                    if request.named_tool in (None, tool.function.name)
+                    if tool.function.name in allowed
                 ],
                 form,
                 required=request.must_call,

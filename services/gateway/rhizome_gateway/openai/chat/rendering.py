@@ -13,6 +13,7 @@ from rhizome_gateway.openai.chat.request import ChatCompletionRequest
 from rhizome_gateway.openai.chat.stream import ChatStream
 from rhizome_gateway.openai.objects import logprobs_object, tool_call_object, usage_object
 from rhizome_gateway.served_model import ServedModel
+from rhizome_gateway.tokenization.spelling import NumberedTokens, TokenBytes
 
 
 class ChatRendering:
@@ -23,6 +24,9 @@ class ChatRendering:
         self._request = request
         self._served = served
         self._created = int(time.time())
+        self._spells: TokenBytes = (
+            NumberedTokens() if request.return_tokens_as_token_ids else served.tokenizer
+        )
 
     def stream(self, summary: Summary) -> ChatStream:
         """Begin a stream."""
@@ -31,7 +35,7 @@ class ChatRendering:
             orjson.dumps(self._head("chat.completion.chunk")),
             summary,
             num_choices=request.num_choices,
-            tokenizer=self._served.tokenizer,
+            tokenizer=self._spells,
             include_usage=request.include_usage,
             called_reason=finish_reason(request, "tool_calls"),
         )
@@ -61,7 +65,7 @@ class ChatRendering:
         return {
             "index": index,
             "message": _message(answer),
-            "logprobs": logprobs_object(answer.logprobs, self._served.tokenizer) if wanted else None,
+            "logprobs": logprobs_object(answer.logprobs, self._spells) if wanted else None,
             "finish_reason": finish_reason(self._request, answer.finish_reason),
         }
 

@@ -8,13 +8,22 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rhizome_gateway.openai.messages import Message, Tool
 from rhizome_gateway.schema.fields import INT64_MAX, Fields, ModelName, Whole, refuse
-from rhizome_gateway.schema.sampling import SamplingFields
-from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
+from rhizome_gateway.schema.refused import REFUSED, refuse_unsupported
+from rhizome_gateway.schema.sampling import SamplingFields, TokenFields
+from rhizome_gateway.structure.form_fields import FormFields
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1024
 
-UNSUPPORTED = ("audio", "chat_template", "function_call", "functions", "web_search_options")
+UNSUPPORTED = REFUSED | {
+    "audio",
+    "chat_template",
+    "documents",
+    "echo",
+    "function_call",
+    "functions",
+    "web_search_options",
+}
 """Fields that would change the answer in ways this server does not offer."""
 
 
@@ -22,6 +31,9 @@ class StreamOptions(Fields):
     """What a stream holds besides the answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        None, description="with include_usage: every chunk says what the response has cost so far"
+    )
 
 
 class NamedFunction(Fields):
@@ -37,19 +49,33 @@ class NamedTool(Fields):
     function: NamedFunction
 
 
+class AllowedTools(Fields):
+    """Those of the tools that may be called; the model sees all of them."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class ToolSubset(Fields):
+    """A choice that leaves some tools out."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _known_choice(value: Any) -> Any:
     if isinstance(value, str) and value not in ("none", "auto", "required"):
         raise refuse("invalid_value", "tool_choice must be 'none', 'auto', 'required' or a named function.")
-    if isinstance(value, dict) and value.get("type") not in (None, "function"):
-        raise refuse("unsupported_parameter", "tool_choice may name a function only.")
+    if isinstance(value, dict) and value.get("type") not in (None, "function", "allowed_tools"):
+        raise refuse("unsupported_parameter", "tool_choice may name functions only.")
     return value
 
 
-ToolChoice = Annotated[str | NamedTool, BeforeValidator(_known_choice)]
-"""`none`, `auto`, `required`, or the function that must be called."""
+ToolChoice = Annotated[str | NamedTool | ToolSubset, BeforeValidator(_known_choice)]
+"""`none`, `auto`, `required`, the function that must be called, or those that may be."""
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(SamplingFields, TokenFields, FormFields):
     """A conversation that the model is to continue."""
 
     model: ModelName
@@ -61,9 +87,7 @@ class ChatCompletionRequest(SamplingFields):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
@@ -72,6 +96,7 @@ class ChatCompletionRequest(SamplingFields):
         pattern=r"^(none|minimal|low|medium|high|xhigh|max)$",
         description="'none' switches thinking off",
     )
+    include_reasoning: bool | None = Field(None, description="false leaves thinking out of the response")
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(
@@ -81,10 +106,7 @@ class ChatCompletionRequest(SamplingFields):
     @model_validator(mode="before")
     @classmethod
     def _is_supported(cls, fields: Any) -> Any:
-        if isinstance(fields, dict):
-            for name in UNSUPPORTED:
-                if fields.get(name) not in (None, False, [], {}):
-                    raise refuse("unsupported_parameter", f"{name} is not supported; leave it out.")
+        refuse_unsupported(fields, UNSUPPORTED)
         return fields
 
     @model_validator(mode="after")
@@ -93,7 +115,7 @@ class ChatCompletionRequest(SamplingFields):
             raise refuse("invalid_value", "min_tokens must not be greater than max_tokens.")
         if self.stream_options is not None and not self.stream:
             raise refuse("invalid_value", "stream_options needs stream: true.")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refuse("invalid_value", "top_logprobs needs logprobs: true.")
         if self.modalities is not None and self.modalities != ["text"]:
             raise refuse("unsupported_parameter", "modalities may only be ['text'].")
@@ -104,10 +126,10 @@ class ChatCompletionRequest(SamplingFields):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise refuse("invalid_value", "tools must have different names.")
-        if not names and self.tool_choice not in (None, "none"):
+        if not names and self.tool_choice not in (None, "none", "auto"):
             raise refuse("invalid_value", "tool_choice needs tools.")
-        if self.named_tool is not None and self.named_tool not in names:
-            raise refuse("invalid_value", "tool_choice must name one of the tools.")
+        if self._chosen_tools is not None and not self._chosen_tools.issubset(names):
+            raise refuse("invalid_value", "tool_choice must name tools that are declared in tools.")
         return self
 
     @property
@@ -131,15 +153,37 @@ class ChatCompletionRequest(SamplingFields):
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
 
     @property
+    def _chosen_tools(self) -> frozenset[str] | None:
+        """Names of the tools that the choice leaves; None where it leaves all."""
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool):
+            return frozenset({choice.function.name})
+        if isinstance(choice, ToolSubset):
+            return frozenset(tool.function.name for tool in choice.allowed_tools.tools)
+        return None
+
+    @property
     def callable_tools(self) -> list[Tool]:
         """Tools that the answer may call."""
-        named = self.named_tool
-        return [tool for tool in self.offered_tools or () if named in (None, tool.function.name)]
+        chosen, offered = self._chosen_tools, self.offered_tools or []
+        return offered if chosen is None else [tool for tool in offered if tool.function.name in chosen]
 
     @property
     def must_call(self) -> bool:
         """Whether the answer has to be a tool call."""
+        if isinstance(self.tool_choice, ToolSubset):
+            return self.tool_choice.allowed_tools.mode == "required"
         return self.tool_choice == "required" or self.named_tool is not None
+
+    @property
+    def hides_reasoning(self) -> bool:
+        """Whether thinking is left out of the response."""
+        return self.include_reasoning is False
+
+    @property
+    def counts_on(self) -> bool:
+        """Whether every chunk of a stream says what the response has cost so far."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def include_usage(self) -> bool:

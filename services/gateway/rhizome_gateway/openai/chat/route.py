@@ -7,6 +7,7 @@ import uuid
 from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
+from rhizome_gateway.openai.annotated import annotated
 from rhizome_gateway.openai.chat.plan import plan_chat
 from rhizome_gateway.openai.chat.rendering import ChatRendering
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
@@ -26,6 +27,10 @@ class ChatCompletions:
         asked = await read_asked(runtime, exchange, ChatCompletionRequest)
         request, served = asked.request, asked.served
         completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+        planned = await plan_chat(
+            runtime, asked.caller, served, request, asked.fields.get("tools"), completion_id
+        )
+        rendering = ChatRendering(completion_id, request, served)
         job = Job(
             semconv.OPERATION_CHAT,
             served,
@@ -33,9 +38,9 @@ class ChatCompletions:
             completion_id,
             request,
             request.token_limit,
-            await plan_chat(runtime, asked.caller, served, request, asked.fields.get("tools"), completion_id),
+            planned,
             request.num_choices,
-            ChatRendering(completion_id, request, served),
+            annotated(rendering, request, planned, request.num_choices, prompt_in_choices=False),
             bool(request.stream),
             asked.arrived,
         )

@@ -19,13 +19,16 @@ from rhizome_gateway.generation.events import (
 from rhizome_gateway.generation.summary import Summary
 from rhizome_gateway.openai.objects import logprobs_object, usage_object
 from rhizome_gateway.openai.sse import DONE, KEEP_ALIVE, error_event
-from rhizome_text.tokenizer import Tokenizer
+from rhizome_gateway.tokenization.spelling import TokenBytes
 
 _ROLE = b'{"role":"assistant","content":"","refusal":null}'
 
 
 class ChatStream:
     """Writes the chunks of one stream; what never changes is encoded once. See `generation.writer`.
+
+    A choice says its role with its first token and not before: benchmarks and routers take the first chunk
+    for the first token.
 
     Args:
         head: the fields that all chunks begin with, as one JSON object.
@@ -46,6 +49,7 @@ class ChatStream:
         "_num_choices",
         "_summary",
         "_tokenizer",
+        "_unsaid",
         "_usage",
     )
 
@@ -55,7 +59,7 @@ class ChatStream:
         summary: Summary,
         *,
         num_choices: int,
-        tokenizer: Tokenizer,
+        tokenizer: TokenBytes,
         include_usage: bool,
         called_reason: str = "tool_calls",
     ) -> None:
@@ -65,11 +69,15 @@ class ChatStream:
         self._num_choices = num_choices
         self._called_reason = called_reason
         self._tokenizer = tokenizer
+        self._unsaid: set[int] = set()
         self._choice_heads = [self._head + b'{"index":%d,"delta":' % i for i in range(num_choices)]
         self._choice_ends = b"}]" + self._usage + b"}\n\n"
 
     def event(self, index: int, event: Event) -> bytes:
         """The chunks for one event."""
+        if self._unsaid and index in self._unsaid:
+            self._unsaid.discard(index)
+            return self._raw_chunk(index, _ROLE) + self.event(index, event)
         if type(event) is Text:
             if not event.logprobs:
                 return b"".join(
@@ -86,7 +94,8 @@ class ChatStream:
             )
         match event:
             case Begun():
-                return self._raw_chunk(index, _ROLE)
+                self._unsaid.add(index)
+                return b""
             case Reasoning():
                 logprobs = logprobs_object(event.logprobs, self._tokenizer) if event.logprobs else None
                 # Clients look for one name or the other.

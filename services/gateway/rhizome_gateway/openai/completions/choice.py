@@ -67,6 +67,8 @@ class ContinuingChoice(Choice):
             return super()._delta(delta)
         self._ended_by_token = True
         self._used += len(delta.token_ids)
+        if self._keep_ids:
+            self.token_ids += delta.token_ids
         return (Text("", self._logprobs(delta.token_ids, delta.logprobs)),)
 
     def _logprobs(self, token_ids: Sequence[int], likelihoods: Sequence[TokenLogprob]) -> TokenLogprobs:

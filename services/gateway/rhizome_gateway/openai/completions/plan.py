@@ -19,7 +19,7 @@ from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.structure.request_grammar import grammar_for
 from rhizome_gateway.tokenization.inputs import ModelInput, input_name, read_inputs
-from rhizome_gateway.tokenization.spelling import Spelling
+from rhizome_gateway.tokenization.spelling import NumberedTokens, Spelling
 
 _MANY_TOKENS = 4096
 
@@ -71,6 +71,7 @@ async def plan_completion(
         grammar=grammar,
         top_logprobs=request.logprobs if request.logprobs is not None or not ranked else 0,
         prompt_logprobs=request.logprobs if request.echo else None,
+        keep_ids=bool(request.return_token_ids),
     )
     planned = plan_choices(
         served,
@@ -82,9 +83,8 @@ async def plan_completion(
         max_tokens=request.token_limit,
         output=output,
     )
-    shared = _Shared(
-        hidden_ids, _end_ids(served, request) if grammar is None else frozenset(), Spelling(served.tokenizer)
-    )
+    spelled = Spelling(NumberedTokens() if request.return_tokens_as_token_ids else served.tokenizer)
+    shared = _Shared(hidden_ids, _end_ids(served, request) if grammar is None else frozenset(), spelled)
     choices: list[PlannedChoice] = []
     shown: list[ShownChoice] = []
     for place, one in enumerate(planned):
@@ -147,6 +147,7 @@ def _continuing(
         stop_strings=request.stop_strings,
         skip_special_tokens=request.skip_special_tokens is not False,
         include_stop=bool(request.include_stop_str_in_output),
+        keep_ids=bool(request.return_token_ids),
     )
     return PlannedChoice(asked, choice)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from rhizome_gateway.openai.chat.request import StreamOptions
 from rhizome_gateway.schema.fields import ModelName, Whole, refuse
-from rhizome_gateway.schema.sampling import SamplingFields
-from rhizome_gateway.structure.schema import ResponseFormat, StructuredOutputs
+from rhizome_gateway.schema.refused import REFUSED, refuse_unsupported
+from rhizome_gateway.schema.sampling import SamplingFields, TokenFields
+from rhizome_gateway.structure.form_fields import FormFields
 from rhizome_gateway.tokenization.inputs import TextInputs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's; where the context has less room, that is used."""
 
 
-class CompletionRequest(SamplingFields):
+UNSUPPORTED = REFUSED | {"prompt_embeds"}
+"""Fields that would change the answer in ways this server does not offer."""
+
+
+class CompletionRequest(SamplingFields, TokenFields, FormFields):
     """Text that the model is to go on with."""
 
     model: ModelName
@@ -32,12 +37,16 @@ class CompletionRequest(SamplingFields):
     logprobs: Whole | None = Field(None, ge=0, le=5)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     suffix: str | None = Field(None, description="not supported")
     add_special_tokens: bool | None = Field(
         None, description="begin a text with the model's begin-of-sequence token, true unless given"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_supported(cls, fields: Any) -> Any:
+        refuse_unsupported(fields, UNSUPPORTED)
+        return fields
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -51,6 +60,10 @@ class CompletionRequest(SamplingFields):
             raise refuse("invalid_value", "stream_options needs stream: true.")
         if self.best_of is not None and self.best_of < self.num_choices:
             raise refuse("invalid_value", "best_of must not be below n.")
+        if self.return_token_ids and self.num_candidates > self.num_choices:
+            raise refuse(
+                "unsupported_parameter", "return_token_ids needs best_of to be n; leave best_of out."
+            )
         if self.stream and self.num_candidates > self.num_choices:
             raise refuse("invalid_value", "best_of above n needs whole answers; leave stream out.")
         return self
@@ -69,6 +82,16 @@ class CompletionRequest(SamplingFields):
     def num_candidates(self) -> int:
         """How many answers to each prompt are generated."""
         return self.best_of or self.num_choices
+
+    @property
+    def hides_reasoning(self) -> bool:
+        """Completions have no thinking."""
+        return False
+
+    @property
+    def counts_on(self) -> bool:
+        """Whether every chunk of a stream says what the response has cost so far."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def include_usage(self) -> bool:

@@ -7,6 +7,7 @@ import uuid
 from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
+from rhizome_gateway.openai.annotated import annotated
 from rhizome_gateway.openai.completions.plan import plan_completion
 from rhizome_gateway.openai.completions.rendering import CompletionRendering
 from rhizome_gateway.openai.completions.request import CompletionRequest
@@ -27,6 +28,8 @@ class Completions:
         request, served = asked.request, asked.served
         completion_id = f"cmpl-{uuid.uuid4().hex}"
         plan = await plan_completion(runtime, asked.caller, served, request, completion_id)
+        rendering = CompletionRendering(completion_id, request, served, plan.shown)
+        step = request.num_candidates
         job = Job(
             semconv.OPERATION_TEXT_COMPLETION,
             served,
@@ -35,8 +38,8 @@ class Completions:
             request,
             request.token_limit,
             plan.choices,
-            request.num_candidates,
-            CompletionRendering(completion_id, request, served, plan.shown),
+            step,
+            annotated(rendering, request, plan.choices, step, prompt_in_choices=True),
             bool(request.stream),
             asked.arrived,
         )

@@ -15,13 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-import orjson
-from pydantic_core import from_json
-
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.openai.responses.carried_reasoning import reasoning_of
 from rhizome_gateway.openai.responses.items import InputItem
 from rhizome_gateway.openai.responses.tools import function_name
+from rhizome_gateway.prompt.written_arguments import certain_object
 
 _PARAGRAPH = "\n\n"
 _DEVELOPER = "<developer>\n{}\n</developer>"
@@ -92,19 +90,9 @@ def _call(item: InputItem, index: int) -> dict[str, Any]:
 
 
 def _arguments(item: InputItem, index: int) -> dict[str, Any]:
-    """The arguments as an object; of those that were cut off, what is certain.
-
-    An answer may end inside of a call. Clients that keep it would otherwise never get a next answer.
-    """
-    text = item.arguments or "{}"
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        try:
-            value = from_json(text, allow_partial=True, allow_inf_nan=False)
-        except ValueError:
-            value = None
-    if not isinstance(value, dict):
+    """The arguments as an object; of those that were cut off or broken, what is certain."""
+    value = certain_object(item.arguments or "{}")
+    if value is None:
         param = f"input[{index}].arguments"
         raise ApiError(400, f"'{param}' must be a JSON object.", code="invalid_value", param=param)
     return value

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rhizome_gateway.openai.responses.items import Input
 from rhizome_gateway.openai.responses.tools import DeclaredTool
 from rhizome_gateway.schema.fields import Fields, ModelName, Whole, refuse
+from rhizome_gateway.schema.sampling import SamplingFields
 
 _STORED = {
     "previous_response_id": "responses are not stored here; send the whole conversation in input",
@@ -133,12 +134,10 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
-class ResponsesRequest(InputTokensRequest):
+class ResponsesRequest(InputTokensRequest, SamplingFields):
     """A conversation that the model is to continue."""
 
     max_output_tokens: Whole | None = Field(None, ge=1, lt=2**31)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token")
-    top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     include: list[str] | None = Field(None, max_length=32)
@@ -151,9 +150,6 @@ class ResponsesRequest(InputTokensRequest):
     prompt: Any = Field(None, description="not supported: nothing is stored")
     max_tool_calls: Whole | None = Field(None, ge=1, lt=2**31, description="of OpenAI's own tools; no effect")
     service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
 
     @property
     def wants_logprobs(self) -> bool:

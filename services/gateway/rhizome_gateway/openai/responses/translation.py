@@ -17,6 +17,7 @@ from rhizome_gateway.openai.responses.request import (
     ToolPolicy,
 )
 from rhizome_gateway.openai.responses.tools import Tool, usable_tools
+from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.schema.validation import validate
 
 _TOOL_PARAM = re.compile(r"tools\[(\d+)\]\.function(?=\.|$)")
@@ -80,13 +81,8 @@ def chat_request(request: InputTokensRequest) -> Translated:
 
 def _generation(request: ResponsesRequest) -> dict[str, Any]:
     """What matters to the answer, and to where it is made."""
-    fields: dict[str, Any] = {
-        "max_completion_tokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "stream": request.stream,
-        "prompt_cache_key": request.prompt_cache_key or request.user or request.safety_identifier,
-    }
+    fields: dict[str, Any] = {name: getattr(request, name) for name in SamplingFields.model_fields}
+    fields |= {"max_completion_tokens": request.max_output_tokens, "stream": request.stream}
     if request.wants_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     return fields
