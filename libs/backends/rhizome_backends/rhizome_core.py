@@ -24,10 +24,12 @@ from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_backends.base import Metadata, Probe
 from rhizome_backends.rhizome_events import follow_engine
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.curve import ClientCurve
-from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
+from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX
 from rhizome_transport.errors import EngineError
 from rhizome_transport.kv_watch import watch_kv_events
+from rhizome_transport.open_core import open_core
 from rhizome_transport.zmq_client import ZmqEngineClient
 
 _PEER_NAME: Final = "rhizome-proxy"
@@ -127,12 +129,12 @@ class CoreStream:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve: ClientCurve | None
     ) -> None:
-        self._connection: DealerConnection | None = None
+        self._connection: CoreConnection | None = None
         self._failure: EngineError | None = None
         self._cancelled = False
         identity = RELAYED_IDENTITY_PREFIX + uuid.uuid4().bytes
         try:
-            self._connection = DealerConnection(context, endpoint, identity=identity, curve=curve)
+            self._connection = open_core(context, endpoint, identity=identity, curve=curve)
         except EngineError as error:  # for the reader, as a stream that cannot be opened tells it, too
             self._failure = error
         except zmq.ZMQError:

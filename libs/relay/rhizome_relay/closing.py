@@ -131,13 +131,15 @@ class Closing:
             lease.release(Outcome(ending, status, self._retry_after_s, self.first_byte_s))
 
     def _own_lines(self) -> bytes:
-        lines = b"x-request-id: %b\r\n" % self.request.id
-        if self.attempts:
-            name = self._target.name.encode()
-            lines += b"x-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n" % (name, self.attempts)
-            times = (self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3)
-            lines += b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n" % times
-        return lines
+        if not self.attempts:
+            return b"x-request-id: %b\r\n" % self.request.id
+        return (
+            b"x-request-id: %b\r\nx-rhizome-backend: %b\r\nx-rhizome-attempts: %d\r\n"
+            b"server-timing: queue;dur=%.1f, connect;dur=%.1f, ttfb;dur=%.1f\r\n"
+        ) % (
+            *(self.request.id, self._target.name.encode(), self.attempts),
+            *(self.queue_s * 1e3, self.connect_s * 1e3, self.first_byte_s * 1e3),
+        )
 
     def _expect(self, within_s: float) -> float:
         """Wait for so long from now on; returns now."""

@@ -14,9 +14,10 @@ from typing import cast
 import httptools
 
 from rhizome_relay.answer import Answer, render
-from rhizome_relay.errors import HttpError, bad_request
+from rhizome_relay.errors import HttpError, bad_request, too_large, too_long
 from rhizome_relay.exchange import Exchange
 from rhizome_relay.framing import read_head
+from rhizome_relay.known_heads import PATIENCE, KnownRequest, may_come_again
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
 from rhizome_relay.resumable import exchange_for
@@ -39,8 +40,8 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         "_ahead", "_deaf", "_exchange", "_headers", "_in_head", "_last", "_loop", "_on_closed",
         "_parser", "_peer", "_pieces", "_reading", "_received", "_relay", "_replaying", "_request", "_silent",
-        "_starting", "_target", "_transport", "_trusted", "_upload_held", "_waiting", "deadline",
-        "write_paused",
+        "_starting", "_strangers", "_target", "_transport", "_trusted", "_upload_held", "_waiting",
+        "deadline", "write_paused",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, on_closed: Callable[[Downstream], None]) -> None:
@@ -57,6 +58,7 @@ class Downstream(asyncio.Protocol):
         self._received = 0
         self._silent = 0  # bytes since the last progress: a head's end, a piece of a body
         self._ahead = 0  # bytes of requests that wait for their turn
+        self._strangers = 0  # heads in a row that nobody had seen before
         self._in_head = self._last = self._deaf = self._replaying = self._starting = self._upload_held = False
         self._reading = True
         self.write_paused = False
@@ -160,13 +162,18 @@ class Downstream(asyncio.Protocol):
         """A piece of a request, or several requests."""
         if self._deaf:
             return
+        between = self._strangers < PATIENCE and self.idle
+        if between and (request := self._recall(data)) is not None:
+            self._waiting.append(request)
+            self._start_next()
+            return
         if self._exchange is not None and self._request is not self._exchange.request:
             self._ahead += len(data)
         self._silent += len(data)
         try:
             self._feed(data)
             if self._silent > self._relay.settings.max_head_bytes:
-                raise _too_long(self._target if self._in_head and not self._headers else b"")
+                raise too_long(self._target if self._in_head and not self._headers else b"")
         except HttpError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -174,7 +181,28 @@ class Downstream(asyncio.Protocol):
             if cause is not None and not isinstance(cause, HttpError):
                 raise cause from None
             self._refuse(cause or bad_request("The request is malformed HTTP; send it as RFC 9112 says."))
+        if between:
+            self._learn(data)
         self._start_next()
+
+    def _recall(self, data: bytes) -> RelayRequest | None:
+        """The request that this is, if its head came before and all of it is here."""
+        found = self._relay.heads.find(data)
+        if found is None or len(found[1]) > self._relay.settings.replay_bytes:
+            return None
+        known, body, digits = found
+        self._strangers = 0
+        request = known.again(body, digits)
+        request.peer, request.trusted = self._peer, self._trusted
+        request.id = self._relay.new_id()
+        return request
+
+    def _learn(self, data: bytes) -> None:
+        """Keep what the parser has read between two requests, if that was one whole one."""
+        self._strangers += 1
+        request = self._waiting[0] if len(self._waiting) == 1 else None
+        if isinstance(request, RelayRequest) and self._request is None and may_come_again(request):
+            self._relay.heads.learn(data, len(request.body), KnownRequest(request))
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -226,10 +254,10 @@ class Downstream(asyncio.Protocol):
         self._in_head = False
         self._silent = self._received = 0
         if len(self._target) > settings.max_head_bytes:
-            raise _too_long(self._target)
+            raise too_long(self._target)
         size = sum([len(name) + len(value) for name, value in headers])
         if len(headers) > settings.max_headers or size > settings.max_head_bytes:
-            raise _too_long()
+            raise too_long()
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise HttpError(505, "unknown_version", "Speak HTTP/1.1.")
@@ -244,7 +272,7 @@ class Downstream(asyncio.Protocol):
         self._request = request
         if request.length is not None and request.length > settings.replay_bytes:
             if request.length > settings.max_body_bytes:
-                raise _too_large()
+                raise too_large()
             request.held = False
             self._waiting.append(request)
 
@@ -256,7 +284,7 @@ class Downstream(asyncio.Protocol):
         self._silent = 0
         self._received += len(data)
         if self._received > settings.max_body_bytes:
-            raise _too_large()
+            raise too_large()
         if request.held:
             self._pieces.append(data)
             if self._received > settings.replay_bytes:
@@ -361,13 +389,3 @@ class Downstream(asyncio.Protocol):
         if held is self._reading and not self._transport.is_closing():
             self._reading = not held
             self._transport.resume_reading() if self._reading else self._transport.pause_reading()
-
-
-def _too_long(target: bytes = b"") -> HttpError:
-    if target:
-        return HttpError(414, "uri_too_long", "The path and the query are too long.")
-    return HttpError(431, "headers_too_large", "The headers are too long or too many; send fewer of them.")
-
-
-def _too_large() -> HttpError:
-    return HttpError(413, "body_too_large", "The body is longer than this server takes.")

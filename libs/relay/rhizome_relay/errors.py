@@ -59,6 +59,18 @@ def refusal(status: int, after_s: float) -> HttpError:
     return unavailable("The backends cannot take the request now. Try again later.", after_s)
 
 
+def too_long(target: bytes = b"") -> HttpError:
+    """A head beyond what is read: its target, where that is already too long."""
+    if target:
+        return HttpError(414, "uri_too_long", "The path and the query are too long.")
+    return HttpError(431, "headers_too_large", "The headers are too long or too many; send fewer of them.")
+
+
+def too_large() -> HttpError:
+    """A body beyond what is read."""
+    return HttpError(413, "body_too_large", "The body is longer than this server takes.")
+
+
 NO_PATH = HttpError(404, "unknown_path", "There is nothing here for clients at this path.")
 LOOP = HttpError(508, "loop_detected", "The request has passed this proxy before; check its backends.")
 BUG = HttpError(500, "internal_error", "The proxy failed; its log names the cause under x-request-id.")

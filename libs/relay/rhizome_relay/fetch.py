@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from rhizome_relay.known_heads import KnownResponse
 from rhizome_relay.picker import Ending, Origin
 from rhizome_relay.pool import OriginPool, Pools
 from rhizome_relay.request import Pairs
@@ -50,7 +51,9 @@ class _Collecting:
     def on_early_hints(self, headers: Pairs) -> None:
         """Of no use here."""
 
-    def on_response(self, status: int, headers: Pairs, length: int) -> bool:
+    def on_response(
+        self, status: int, headers: Pairs, length: int, known: KnownResponse | None = None
+    ) -> bool:
         """Keep the head; a body that is announced as too long is not waited for."""
         self._status, self._headers = status, headers
         if length > self._max_bytes:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from rhizome_relay.errors import HttpError, bad_request
 from rhizome_relay.request import Pairs, RelayRequest
 
-_NAMES = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade", b"x-request-id")
-)
+_ONCE = (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"x-request-id")
 
 
 class MalformedResponseError(Exception):
@@ -29,12 +27,14 @@ def read_head(request: RelayRequest, host: bytes | None, upgrading: bool) -> Non
     Raises:
         HttpError: the head has several readings, or asks for what is not offered.
     """
-    seen: dict[bytes, bytes] = {}
-    for name, value in request.headers:
-        if name in _NAMES:
-            if name in seen and name != b"connection":
-                raise bad_request(f"The header {name.decode()} must not be repeated.")
-            seen[name] = seen[name] + b"," + value if name in seen else value
+    seen = request.fields
+    options = seen.get(b"connection")
+    if len(seen) != len(request.headers):
+        names = [name for name, _ in request.headers]
+        if repeated := [name for name in _ONCE if names.count(name) > 1]:
+            raise bad_request(f"The header {repeated[0].decode()} must not be repeated.")
+        if options is not None:
+            options = b",".join([value for name, value in request.headers if name == b"connection"])
     modern = request.version == "1.1"
     if b"host" not in seen and modern:
         raise bad_request("A request of HTTP/1.1 must have a Host header.")
@@ -48,7 +48,7 @@ def read_head(request: RelayRequest, host: bytes | None, upgrading: bool) -> Non
         request.length = None
     elif (length := seen.get(b"content-length")) is not None:
         request.length = content_length(length)
-    if (options := seen.get(b"connection")) is not None:
+    if options is not None:
         request.keep_alive = modern and b"close" not in tokens(options)
     if upgrading and seen.get(b"upgrade", b"").strip().lower() != b"h2c":
         raise HttpError(501, "no_upgrade", "This server changes to no other protocol; use plain HTTP.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import time
+from collections.abc import Collection
 
 from rhizome_relay.framing import tokens
 from rhizome_relay.picker import Target
@@ -46,12 +47,14 @@ def request_head(request: RelayRequest, target: Target, settings: RelaySettings,
         settings: of the relay.
         length: of the body; `None` for chunks.
     """
-    dropped = _NEVER_SENT if settings.forward_credentials else _NEVER_SENT_NOR_CREDENTIALS
-    dropped = _with_listed(dropped, request.headers)
-    if target.headers:
-        dropped |= {name for name, _ in target.headers}
-    lines = [b"%b: %b\r\n" % pair for pair in request.headers if pair[0] not in dropped]
-    lines.extend([b"%b: %b\r\n" % pair for pair in target.headers])
+    replaced = tuple([name for name, _ in target.headers]) if target.headers else ()
+    known = request.known
+    passed = None if known is None else known.lines.get(replaced)
+    if passed is None:
+        passed = _passed_on(request, replaced, settings)
+        if known is not None:
+            known.lines[replaced] = passed
+    given = b"".join([b"%b: %b\r\n" % pair for pair in target.headers]) if target.headers else b""
     addresses, scheme, host = request.peer.encode(), b"http", request.host
     if request.trusted:
         told = request.header
@@ -59,24 +62,30 @@ def request_head(request: RelayRequest, target: Target, settings: RelaySettings,
             addresses = before + b", " + addresses
         scheme, host = told(FORWARDED[1]) or scheme, told(FORWARDED[2]) or host
     if length is None:
-        lines.append(b"transfer-encoding: chunked\r\n")
+        framing = b"transfer-encoding: chunked\r\n"
     elif length or request.method in (b"POST", b"PUT", b"PATCH"):
-        lines.append(b"content-length: %d\r\n" % length)
-    if wants_trailers(request):
-        lines.append(b"te: trailers\r\nconnection: te\r\n")
-    lines.append(
+        framing = b"content-length: %d\r\n" % length
+    else:
+        framing = b""
+    origin = target.origin
+    return (
+        b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b"
         b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n"
         b"via: %b %b\r\nx-request-id: %b\r\n\r\n"
-        % (addresses, scheme, host, request.version.encode(), settings.via, request.id)
+    ) % (
+        *(request.method, origin.base, request.target, origin.authority, passed, given, framing),
+        *(addresses, scheme, host, request.version.encode(), settings.via, request.id),
     )
-    origin = target.origin
-    return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b" % (
-        request.method,
-        origin.base,
-        request.target,
-        origin.authority,
-        b"".join(lines),
-    )
+
+
+def _passed_on(request: RelayRequest, replaced: Collection[bytes], settings: RelaySettings) -> bytes:
+    """Lines of a request's head that any backend gets."""
+    dropped = _NEVER_SENT if settings.forward_credentials else _NEVER_SENT_NOR_CREDENTIALS
+    dropped = _with_listed(dropped, request.headers).union(replaced)
+    lines = [b"%b: %b\r\n" % pair for pair in request.headers if pair[0] not in dropped]
+    if wants_trailers(request):
+        lines.append(b"te: trailers\r\nconnection: te\r\n")
+    return b"".join(lines)
 
 
 def response_headers(headers: Pairs, via: bytes) -> list[bytes]:

@@ -6,7 +6,7 @@ import enum
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rhizome_relay.request import RelayRequest
 
@@ -28,11 +28,16 @@ class Origin:
     base: bytes = b""
     tls: ssl.SSLContext | None = None
     authority: bytes = field(init=False, compare=False)
+    _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == (443 if self.tls else 80) else f":{self.port}"
         object.__setattr__(self, "authority", f"{host}{port}".encode("ascii"))
+        object.__setattr__(self, "_hash", hash((self.host, self.port, self.base, self.tls)))
+
+    def __hash__(self) -> int:
+        return self._hash  # every request looks for its connections by it
 
 
 class Ending(enum.Enum):
@@ -48,8 +53,7 @@ class Ending(enum.Enum):
     TRUNCATED = "truncated"  # it began to answer and did not end
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What an attempt says about its backend.
 
     Attributes:
@@ -65,8 +69,7 @@ class Outcome:
     first_byte_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of a request.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from rhizome_relay.known_heads import KnownHeads, KnownResponse
 from rhizome_relay.picker import Origin
 from rhizome_relay.settings import RelaySettings
 from rhizome_relay.upstream import Upstream
@@ -12,8 +13,9 @@ from rhizome_relay.upstream import Upstream
 class OriginPool:
     """Connections to one origin. There is no limit on those in use: a request never waits for another one."""
 
-    def __init__(self, origin: Origin, settings: RelaySettings) -> None:
+    def __init__(self, origin: Origin, settings: RelaySettings, heads: KnownHeads[KnownResponse]) -> None:
         self._origin = origin
+        self._heads = heads
         self._settings = settings
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
@@ -38,7 +40,7 @@ class OriginPool:
             OSError: the origin cannot be reached, or not in time (TimeoutError).
         """
         origin = self._origin
-        connection = Upstream(self._closed)
+        connection = Upstream(self._closed, self._heads)
         self._all.add(connection)
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
@@ -84,12 +86,13 @@ class Pools:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self._pools: dict[Origin, OriginPool] = {}
+        self._heads: KnownHeads[KnownResponse] = KnownHeads()
 
     def of(self, origin: Origin) -> OriginPool:
         """The pool of an origin."""
         pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[origin] = OriginPool(origin, self._settings)
+            pool = self._pools[origin] = OriginPool(origin, self._settings, self._heads)
         return pool
 
     @property

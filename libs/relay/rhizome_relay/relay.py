@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 
 from rhizome_relay.answer import Handler
+from rhizome_relay.known_heads import KnownHeads, KnownRequest
 from rhizome_relay.picker import Picker, RetryBudget
 from rhizome_relay.pool import Pools
 from rhizome_relay.settings import RelaySettings
@@ -22,6 +23,7 @@ class Relay:
         local: the handler of a path of the proxy's own, `None` for paths of backends.
         pools: connections to backends.
         draining: whether connections of clients end with the response that is under way.
+        heads: of requests that clients sent before.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Relay:
         self.local = local
         self.pools = pools or Pools(self.settings)
         self.draining = False
+        self.heads: KnownHeads[KnownRequest] = KnownHeads()
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(8).encode()
 

@@ -6,6 +6,7 @@ from rhizome_relay.answer import status_line
 from rhizome_relay.errors import HttpError
 from rhizome_relay.framing import CHUNKED
 from rhizome_relay.headers import response_headers, trailer_lines, wants_trailers
+from rhizome_relay.known_heads import KnownResponse
 from rhizome_relay.request import Pairs, RelayRequest
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -44,6 +45,7 @@ class ResponseWriter:
         own: bytes,
         via: bytes,
         last: bool,
+        known: KnownResponse | None = None,
     ) -> None:
         """Render the head.
 
@@ -55,8 +57,18 @@ class ResponseWriter:
             own: header lines of the proxy.
             via: this proxy's name.
             last: whether the client's connection ends with this response.
+            known: what was found out about its head before, where it is not the first like this.
         """
         modern = request.version == "1.1"
+        if known is not None and request.method != b"HEAD":
+            self._chunked = self._until_close = self._trailing = self._sse = False
+            self._tail = b""
+            self.keep_alive = request.keep_alive and not last
+            if not known.lines:
+                known.lines = status_line(status) + b"".join(response_headers(headers, via))
+            end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+            self._head = b"%bcontent-length: %d\r\n%b%b" % (known.lines, length, own, end)
+            return
         bodyless = request.method == b"HEAD" or status in (204, 304)
         self._chunked = length < 0 and modern
         self._until_close = length < 0 and not modern

@@ -24,6 +24,7 @@ from rhizome_relay.errors import HttpError
 from rhizome_relay.exchange import Exchange
 from rhizome_relay.framing import CHUNKED
 from rhizome_relay.headers import retry_after_s
+from rhizome_relay.known_heads import KnownResponse
 from rhizome_relay.picker import Continuation, Ending, Target
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
@@ -91,7 +92,9 @@ class ResumableExchange(Exchange):
         else:
             super()._forget()
 
-    def on_response(self, status: int, headers: Pairs, length: int) -> bool:
+    def on_response(
+        self, status: int, headers: Pairs, length: int, known: KnownResponse | None = None
+    ) -> bool:
         """See `Exchange`; a head that the client already has is only checked."""
         stream = can_be_followed(status, headers, length)
         if self._following:
@@ -99,7 +102,7 @@ class ResumableExchange(Exchange):
                 self._refused(status, headers)
                 return False
         elif not self._opened:
-            wanted = super().on_response(status, headers, length)
+            wanted = super().on_response(status, headers, length, known)
             self._following = wanted and stream
             return wanted
         else:
@@ -121,7 +124,7 @@ class ResumableExchange(Exchange):
             if ended:
                 self._tell_error(self._error)
         elif self._following:
-            data = self._continuation.take(b"".join(parts), ended)
+            data = self._continuation.take(parts[0] if len(parts) == 1 else b"".join(parts), ended)
             super().on_data([data] if data else [], trailers, ended)
         else:
             super().on_data(parts, trailers, ended)
@@ -244,8 +247,8 @@ def _last_event(body: bytes) -> bytes:
 
 def exchange_for(relay: Relay, client: Client, request: RelayRequest) -> Exchange:
     """What takes a request to its backends."""
-    if relay.local(request.path) is None:
-        continuation = relay.picker.continuation(request)
-        if continuation is not None:
-            return ResumableExchange(relay, client, request, continuation)
-    return Exchange(relay, client, request)
+    handler = relay.local(request.path)
+    continuation = relay.picker.continuation(request) if handler is None else None
+    if continuation is not None:
+        return ResumableExchange(relay, client, request, continuation)
+    return Exchange(relay, client, request, handler)

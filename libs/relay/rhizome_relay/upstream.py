@@ -9,11 +9,14 @@ from typing import Protocol, cast
 import httptools
 
 from rhizome_relay.framing import UNTIL_CLOSE, MalformedResponseError, read_response_head
+from rhizome_relay.known_heads import PATIENCE, KnownHeads, KnownResponse
 from rhizome_relay.picker import Ending
 from rhizome_relay.request import Pairs
 
 MAX_HEAD_BYTES = 256 << 10
 _BUFFER_BYTES = 64 << 10
+_COPIED_BYTES = 16 << 10
+"""To copy less is cheaper than to hand over two pieces."""
 
 
 class Receiver(Protocol):
@@ -22,7 +25,9 @@ class Receiver(Protocol):
     def on_early_hints(self, headers: Pairs) -> None:
         """A 103 response; the final one follows."""
 
-    def on_response(self, status: int, headers: Pairs, length: int) -> bool:
+    def on_response(
+        self, status: int, headers: Pairs, length: int, known: KnownResponse | None = None
+    ) -> bool:
         """The head of the final response, `length` as in `framing`; returns whether the body is wanted."""
 
     def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
@@ -46,13 +51,16 @@ class Upstream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_announced", "_complete", "_dirty", "_end", "_head_bytes", "_head_only", "_headers", "_hints",
-        "_keep_alive", "_length", "_on_closed", "_parser", "_parts", "_receiver", "_status", "_trailers",
-        "_transport", "answered", "idle_since", "on_body", "reused", "write_paused",
+        "_announced", "_complete", "_dirty", "_end", "_head_bytes", "_head_only", "_headers", "_heads",
+        "_hints", "_keep_alive", "_length", "_on_closed", "_parser", "_parts", "_receiver", "_status",
+        "_strangers", "_trailers", "_transport", "answered", "idle_since", "on_body", "reused",
+        "write_paused",
     )  # fmt: skip
 
-    def __init__(self, on_closed: Callable[[Upstream], None]) -> None:
+    def __init__(self, on_closed: Callable[[Upstream], None], heads: KnownHeads[KnownResponse]) -> None:
         self._on_closed = on_closed
+        self._heads = heads
+        self._strangers = 0  # heads in a row that nobody had seen before
         self._receiver: Receiver | None = None
         self._parts: list[bytes] = []
         self.on_body = self._parts.append  # what the parser calls, without a frame of ours between
@@ -72,10 +80,14 @@ class Upstream(asyncio.Protocol):
         self._receiver = receiver
         self._head_only = head_only
 
-    def write(self, *data: bytes) -> None:
+    def write(self, data: bytes, body: bytes = b"") -> None:
         """Send a part of the request."""
-        if not self._transport.is_closing():  # else `connection_lost` is on its way
-            self._transport.writelines(data)
+        if self._transport.is_closing():  # `connection_lost` is on its way
+            return
+        if len(body) > _COPIED_BYTES:
+            self._transport.writelines((data, body))
+        else:
+            self._transport.write(data + body)
 
     def release(self) -> bool:
         """Detach the receiver of a response that has ended; returns whether another exchange may follow."""
@@ -123,7 +135,10 @@ class Upstream(asyncio.Protocol):
         if receiver is None:  # nobody asked
             self._transport.abort()
             return
+        first = not self.answered and self._strangers < PATIENCE and not self._head_only
         self.answered = True
+        if first and self._recall(receiver, data):
+            return
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         try:
@@ -136,6 +151,8 @@ class Upstream(asyncio.Protocol):
                 self._fail(Ending.TRUNCATED if self._announced else Ending.MALFORMED, str(cause or error))
                 return
             self.on_message_begin()
+        if first:
+            self._learn(data)
         if not self._announced and not self._announce(receiver, len(data)):
             return
         parts = self._parts
@@ -146,6 +163,26 @@ class Upstream(asyncio.Protocol):
             parts.clear()
         receiver.on_data(parts, self._trailers, self._complete)
         parts.clear()
+
+    def _recall(self, receiver: Receiver, data: bytes) -> bool:
+        """Pass a whole response on whose head came before; returns whether it is one."""
+        found = self._heads.find(data)
+        if found is None:
+            return False
+        known, body, _ = found
+        self._strangers = 0
+        self._status, self._length = known.status, len(body)
+        self._announced = self._complete = self._keep_alive = True
+        if receiver.on_response(known.status, known.headers, len(body), known):
+            receiver.on_data([body] if body else [], [], True)
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Keep what the parser has read, if it was one whole good answer."""
+        self._strangers += 1
+        good = self._complete and self._status == 200 and self._keep_alive
+        if good and not self._dirty and not self._hints:
+            self._heads.learn(data, self._length, KnownResponse(200, self._headers))
 
     def _announce(self, receiver: Receiver, arrived: int) -> bool:
         """Pass heads on that have arrived; returns whether the final one has and its body is wanted."""

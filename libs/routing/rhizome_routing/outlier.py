@@ -47,6 +47,8 @@ class Outlier:
 
     Attributes:
         trial: a half-open backend has got its one request, which has not succeeded or failed yet.
+        until: when its ejection ends, or ended if nothing has succeeded since; `None` where it is trusted.
+        returned_at: when it came back; `None` once that is long ago.
     """
 
     def __init__(
@@ -56,31 +58,33 @@ class Outlier:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trial = False
+        self.until: float | None = None
         self._rules = rules
         self._may_eject = may_eject
         self._clock = clock
         self._failures = 0
         self._ejections = 0
-        self._until: float | None = None
         self._last_until = -_CAP_S
-        self._returned_at: float | None = None
+        self.returned_at: float | None = None
 
     @property
     def ejected(self) -> bool:
         """Whether it is out: its time is not over, or its trial is under way."""
-        return self._until is not None and (self.trial or self._clock() < self._until)
+        return self.until is not None and (self.trial or self._clock() < self.until)
 
     @property
     def weight(self) -> float:
         """What part of its share it should get, in (0, 1]: it grows while one that came back warms up."""
-        if self._returned_at is None:
+        if self.returned_at is None:
             return 1.0
-        share = (self._clock() - self._returned_at) / max(self._rules.slow_start_s, 1e-9)
+        share = (self._clock() - self.returned_at) / max(self._rules.slow_start_s, 1e-9)
+        if share >= 1.0:
+            self.returned_at = None
         return min(1.0, max(_LEAST_WEIGHT, share))
 
     def begin(self) -> bool:
         """Note that a request goes there; whether it is the trial of a half-open backend."""
-        if self._until is None or self.trial or self._clock() < self._until:
+        if self.until is None or self.trial or self._clock() < self.until:
             return False
         self.trial = True
         return True
@@ -89,8 +93,8 @@ class Outlier:
         """Note a failure."""
         self._failures += 1
         now = self._clock()
-        if self._until is not None:
-            if self.trial or now >= self._until:
+        if self.until is not None:
+            if self.trial or now >= self.until:
                 self._eject(now)
         elif self._failures >= self._rules.failures and self._may_eject():
             self._eject(now)
@@ -98,19 +102,19 @@ class Outlier:
     def succeeded(self) -> None:
         """Note that a request got its first event."""
         self._failures = 0
-        if self._until is not None and (self.trial or self._clock() >= self._until):
+        if self.until is not None and (self.trial or self._clock() >= self.until):
             self.trial = False
-            self._until = None
+            self.until = None
             self.returned()
 
     def returned(self) -> None:
         """It was away and is back: begin the slow start."""
-        self._returned_at = self._clock()
+        self.returned_at = self._clock()
 
     def _eject(self, now: float) -> None:
         if now - self._last_until > _CAP_S:
             self._ejections = 0
         self.trial = False
         lasting_s = min(_CAP_S, _BASE_S * 2.0 ** min(self._ejections, 16))
-        self._until = self._last_until = now + lasting_s * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311
+        self.until = self._last_until = now + lasting_s * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311
         self._ejections += 1

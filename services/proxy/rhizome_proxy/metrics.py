@@ -48,7 +48,7 @@ class ProxyCollector:
             ("retries", "Requests that went to another backend before their first event.", counts.retries),
             ("retries_denied", "Those that would have, beyond the budget.", counts.retries_denied),
             ("resumes", "Answers that went on at another backend.", counts.resumes),
-            ("crash_loops", "Requests (gRPC) under which too many backends were lost.", counts.crash_loops),
+            ("crash_loops", "Requests under which too many backends were lost.", counts.crash_loops),
         ):
             family = CounterMetricFamily(f"rhizome_proxy_{name}", text)
             family.add_metric([], value)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from rhizome_proxy.figures import RequestFigures
 from rhizome_proxy.pool.backend import Backend
 from rhizome_proxy.pool.registry import Registry, trusted
-from rhizome_routing.admission import Admissions, PriorityClass, Ticket
+from rhizome_routing.admission import Admission, Admissions
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Policy
 from rhizome_routing.retry_budget import RetryBudget
@@ -37,6 +37,20 @@ class RouteCounts:
     retries_denied: int = 0
     resumes: int = 0
     crash_loops: int = 0
+
+
+class Lane(NamedTuple):
+    """What holds for all requests of a face for a model, until something changes in the pool.
+
+    Attributes:
+        healthy: backends that may get them.
+        served: whether a backend is known to serve the model by that name, whatever its face.
+        group: the queue that they wait in.
+    """
+
+    healthy: list[Backend]
+    served: bool
+    group: str
 
 
 class Router:
@@ -76,26 +90,42 @@ class Router:
         self.resume_wait_s = resume_wait_s
         self.timeout_s = timeout_s
         self.counts = RouteCounts()
-        self._known: dict[tuple[str, bool], list[Backend]] = {}
-        self._known_at = -1
+        self._lanes: dict[tuple[str, bool], Lane] = {}
+        self._lanes_at = -1
         self.http = RequestFigures("http", self.serves)
         self.grpc = RequestFigures("grpc", self.serves)
 
     def serves(self, model: str) -> bool:
         """Whether some backend is known to serve a model by that name."""
-        return any(one.knows(model) for one in self.registry.members)
+        return self._lane(model, http=True).served
 
     def serving(self, model: str, *, http: bool) -> list[Backend]:
         """Backends of a face that are ready for requests for a model; see `pick`."""
-        if self._known_at != self.registry.version:
-            self._known_at = self.registry.version
-            self._known.clear()
-        healthy = self._known.get((model, http))
-        if healthy is None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            healthy = self._known[model, http] = self._healthy(model, http=http)
-        return trusted(healthy)
+        return trusted(self._lane(model, http=http).healthy)
+
+    def _lane(self, model: str, *, http: bool) -> Lane:
+        if self._lanes_at != self.registry.version:
+            self._lanes_at = self.registry.version
+            self._lanes.clear()
+        lane = self._lanes.get((model, http))
+        if lane is None:
+            if len(self._lanes) >= _MOST_KNOWN:
+                self._lanes.clear()
+            served = any(one.knows(model) for one in self.registry.members)
+            group = ("http:" if http else "grpc:") + self._group_name(model, served=served)
+            lane = self._lanes[model, http] = Lane(self._healthy(model, http=http), served, group)
+        return lane
+
+    def _group_name(self, model: str, *, served: bool) -> str:
+        """Which queue requests for a model wait in: wrong names and aliases must not give more turns."""
+        if not model:
+            return ""
+        if not served:
+            return "*" if any("*" in one.spec.aliases for one in self.registry.members) else ""
+        own = {one.name: one.own_name(model) for one in self.registry.members if one.knows(model)}
+        name = next(iter(own.values())) or model
+        same = {one.name: one.own_name(name) for one in self.registry.members if one.knows(name)}
+        return name if own == same else model
 
     def taking(self, group: str) -> list[Backend]:
         """Backends of a group of requests, as `offer` names them."""
@@ -120,20 +150,11 @@ class Router:
         if backend is not None:
             backend.resumed += 1
 
-    def offer(
-        self, tenant: str, priority: PriorityClass, tokens: int, model: str, *, http: bool
-    ) -> Ticket | None:
-        """Ask for a place at the backends; `None` where there is no queue.
-
-        Raises:
-            NotAdmitted: too much waits already.
-        """
+    def queue(self, model: str, *, http: bool) -> Admission | None:
+        """Where requests for a model ask for a place at its backends; `None` where there is no queue."""
         if self.admissions is None:
             return None
-        if model and not self.serves(model):  # one queue for all of them: names must not give more turns
-            every = any("*" in one.spec.aliases for one in self.registry.members)
-            model = "*" if every else ""
-        return self.admissions.of(("http:" if http else "grpc:") + model).offer(tenant, priority, tokens)
+        return self.admissions.of(self._lane(model, http=http).group)
 
     def pick(
         self, ask: Ask | None, model: str, tried: Collection[str] = (), *, http: bool = False
@@ -143,10 +164,13 @@ class Router:
         Where a backend is known to serve the model by that name, be it ready or not, such ones get it. Others
         take what nobody knows: those with an alias for it, else any, who may say so in its own words.
         """
-        ready = self.serving(model, http=http)
-        untried = [backend for backend in ready if backend.name not in tried]
-        if len(untried) == 1:
-            return untried[0]
+        untried = self.serving(model, http=http)
+        if tried:
+            untried = [backend for backend in untried if backend.name not in tried]
+        if len(untried) < 2:
+            return untried[0] if untried else None
         ordered = self.policy.order(untried, ask)
-        roomy = (backend for backend in ordered if backend.room.free(backend) > 0)
-        return next(roomy, ordered[0] if ordered else None)
+        for backend in ordered:
+            if backend.room.free(backend) > 0:
+                return backend
+        return ordered[0]

@@ -117,7 +117,7 @@ class OutlierMachine(RuleBasedStateMachine):
         assert self.trials <= 1
         assert 0.0 < self.outlier.weight <= 1.0
         if self.outlier.ejected and not self.outlier.trial:
-            assert self.outlier._until - self.clock.now <= 66.1
+            assert self.outlier.until - self.clock.now <= 66.1
 
 
 TestOutlierMachine = OutlierMachine.TestCase

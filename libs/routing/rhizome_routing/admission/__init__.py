@@ -17,9 +17,10 @@ One ticket covers all attempts of a request. `admissions.pump()` belongs after e
 change of a backend's state; what happens to tickets and rooms is followed by itself.
 """
 
+from rhizome_routing.admission.counts import AdmissionCounts
 from rhizome_routing.admission.errors import NotAdmitted, QueueTimeout, SystemOverloaded, TenantOverloaded
 from rhizome_routing.admission.groups import Admissions
-from rhizome_routing.admission.queue import Admission, AdmissionCounts, Capacity
+from rhizome_routing.admission.queue import Admission, Capacity
 from rhizome_routing.admission.room import Fleet, Room, RoomRules, Sent
 from rhizome_routing.admission.settings import AdmissionSettings, ClassRules, PriorityClass
 from rhizome_routing.admission.ticket import Ticket

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from rhizome_routing.admission.queue import Admission, AdmissionCounts
+from rhizome_routing.admission.queue import Admission
 from rhizome_routing.admission.room import Fleet
 from rhizome_routing.admission.settings import AdmissionSettings
 
@@ -28,7 +28,7 @@ class Admissions:
     def __init__(
         self, settings: AdmissionSettings, fleet: Fleet, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.counts = AdmissionCounts()
+        self.counts = fleet.counts
         self._settings = settings
         self._fleet = fleet
         fleet.on_room = self._take_turns

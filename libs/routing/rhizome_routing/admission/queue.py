@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+from rhizome_routing.admission.counts import AdmissionCounts
 from rhizome_routing.admission.errors import NotAdmitted, QueueTimeout, SystemOverloaded, TenantOverloaded
 from rhizome_routing.admission.fair_queue import FairQueue
 from rhizome_routing.admission.settings import AdmissionSettings, PriorityClass
@@ -28,32 +28,6 @@ class Capacity(Protocol):
 
     def closed(self) -> None:
         """An admitted request ended."""
-
-
-@dataclass(slots=True)
-class AdmissionCounts:
-    """What became of offered requests: `offered` is the sum of the others and of those that wait.
-
-    Attributes:
-        offered: all.
-        at_once: admitted without waiting.
-        queued: admitted after they waited.
-        refused: told to come back later.
-        expired: waited as long as they may.
-        cancelled: given up while they waited.
-    """
-
-    offered: int = 0
-    at_once: int = 0
-    queued: int = 0
-    refused: int = 0
-    expired: int = 0
-    cancelled: int = 0
-
-    @property
-    def waiting(self) -> int:
-        """Those that wait now."""
-        return self.offered - self.at_once - self.queued - self.refused - self.expired - self.cancelled
 
 
 class Admission:
@@ -99,6 +73,21 @@ class Admission:
         """Requests that wait: all, or those of one class."""
         return self._waiting if priority is None else len(self._queues[priority])
 
+    def at_once(
+        self, tenant: str = "", priority: PriorityClass = PriorityClass.NORMAL, tokens: int = 1
+    ) -> Ticket | None:
+        """A place at the backends if there is room and nobody waits; `None` where one has to `offer`."""
+        if self._waiting:
+            self._on_room()
+        if self._waiting or not self._capacity.has_room(self._group):
+            return None
+        self.counts.offered += 1
+        self.counts.at_once += 1
+        self._capacity.opened()
+        ticket = Ticket(self, tenant, priority, max(1, tokens), 0.0, 0.0)
+        ticket.state = TicketState.ADMITTED
+        return ticket
+
     def offer(
         self,
         tenant: str,
@@ -118,17 +107,13 @@ class Admission:
             TenantOverloaded: too much of the tenant waits.
             SystemOverloaded: too much of its class waits.
         """
+        ticket = self.at_once(tenant, priority, tokens)
+        if ticket is not None:
+            return ticket
         now, longest_s = self.clock(), self._settings.classes[priority].max_wait_s
         wait_s = longest_s if deadline_s is None else min(deadline_s, longest_s)
         ticket = Ticket(self, tenant, priority, max(1, tokens), now, wait_s)
         self.counts.offered += 1
-        if self._waiting:
-            self._on_room()
-        if not self._waiting and self._capacity.has_room(self._group):
-            self.counts.at_once += 1
-            self._capacity.opened()
-            ticket.move(TicketState.ADMITTED)
-            return ticket
         queue = self._queues[priority]
         refusal = self._refusal(queue, ticket, now)
         if refusal is not None:
@@ -138,6 +123,7 @@ class Admission:
             self._earned[priority] = 0.0
         ticket.place = queue.push(tenant, ticket, now)
         self._waiting += 1
+        self.counts.waiting += 1
         return ticket
 
     def pump(self) -> None:
@@ -156,6 +142,7 @@ class Admission:
             ticket, charge = self._queues[priority].pop(now)
             ticket.charge = charge
             self._waiting -= 1
+            self.counts.waiting -= 1
             self._earn(priority, ticket.tokens)
             ticket.waited_s = now - ticket.offered_at
             self.counts.queued += 1
@@ -181,17 +168,19 @@ class Admission:
             self.counts.cancelled += 1
             self._leave(ticket)
         elif ticket.state is TicketState.ADMITTED:
-            ticket.move(TicketState.CLOSED)
+            ticket.state = TicketState.CLOSED
             if ticket.charge is not None:
                 self._queues[ticket.priority].correct(ticket.charge, used_tokens)
                 ticket.charge = None
             self._capacity.closed()
-            self._on_room()
+            if self.counts.waiting:
+                self._on_room()
 
     def _leave(self, ticket: Ticket) -> None:
         assert ticket.place is not None
         self._queues[ticket.priority].remove(*ticket.place)
         self._waiting -= 1
+        self.counts.waiting -= 1
         ticket.move(TicketState.CLOSED)
 
     def _next_class(self) -> PriorityClass:

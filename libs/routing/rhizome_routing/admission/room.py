@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from rhizome_routing.admission.counts import AdmissionCounts
 from rhizome_routing.admission.first_tokens import FirstTokenLimit
 from rhizome_routing.candidate import Candidate, LoadReport
 
@@ -137,7 +138,8 @@ class Room:
         self.in_flight += 1
         self.unanswered += 1
         self.awaited += streamed
-        self._changed(1)
+        self.known_at = -1
+        self._on_change(1)
         return sent
 
     def free(self, backend: Candidate) -> int:
@@ -145,10 +147,10 @@ class Room:
         if backend.busy:
             return 0
         rules, report = self._rules, backend.report
-        fresh = report is not None and self._clock() - report.at <= backend.load_max_age_s
         if rules.max_in_flight is not None:
             free = max(1, round(rules.max_in_flight * backend.weight)) - self.in_flight
         else:
+            fresh = report is not None and self._clock() - report.at <= backend.load_max_age_s
             if report is not None and report is not self._report:
                 self._report = report
                 self._limit = self._by_report(report)
@@ -189,18 +191,16 @@ class Room:
             now = self._clock()
             self.awaited -= 1
             self._times.answered(tokens, now - sent_at, others, now)
-        self._changed(0)
+        self.known_at = -1
+        self._on_change(0)
 
     def _on_leave(self, streamed: bool, *, answered: bool) -> None:
         self.in_flight -= 1
         if not answered:
             self.unanswered -= 1
             self.awaited -= streamed
-        self._changed(-1)
-
-    def _changed(self, more: int) -> None:
         self.known_at = -1
-        self._on_change(more)
+        self._on_change(-1)
 
 
 class Fleet:
@@ -213,13 +213,15 @@ class Fleet:
         clock: monotonic seconds, as load reports are stamped with.
 
     Attributes:
-        on_room: called when there may be more room.
+        on_room: called when there may be more room and somebody waits.
+        counts: of all who want some of it.
     """
 
     def __init__(
         self, backends: Callable[[str], Iterable[Roomy]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.on_room: Callable[[], None] = lambda: None
+        self.counts = AdmissionCounts()
         self._backends = backends
         self._clock = clock
         self._admitted = 0
@@ -275,5 +277,5 @@ class Fleet:
 
     def _on_change(self, more: int) -> None:
         self._placed += more
-        if more <= 0:
+        if more <= 0 and self.counts.waiting:
             self.on_room()

@@ -9,7 +9,7 @@ caller to make it never look idle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from rhizome_routing.candidate import Candidate, LoadReport
 from rhizome_routing.policies.base import Placement
@@ -58,25 +58,28 @@ class Active:
         else:
             self._tokens.pop(name, None)
 
-    def own(self, backend: Candidate) -> float:
-        """What this proxy's open requests cost there."""
-        return self._request * backend.in_flight + self._token * self._tokens.get(backend.name, 0)
-
-    def foreign(self, backend: Candidate, now: float) -> float | None:
-        """What others' open requests cost there; `None` means unknown, never idle.
+    def costs(self, backends: Sequence[Candidate], now: float) -> tuple[list[float], list[float | None]]:
+        """What this proxy's open requests cost at each, and what others' do: `None` is unknown, never idle.
 
         Args:
-            backend: where.
+            backends: where.
             now: seconds of the clock that reports are stamped with.
         """
-        report = backend.report
-        if report is None or now - report.at > backend.load_max_age_s:
-            return None
-        seen = self._reports.get(backend.name)
-        if seen is None or seen[0] is not report:
-            self._on_report(backend, report)
-            seen = self._reports[backend.name] = report, self._others(backend.name, report)
-        return seen[1]
+        own: list[float] = []
+        foreign: list[float | None] = []
+        tokens, reports, request, token = self._tokens, self._reports, self._request, self._token
+        for backend in backends:
+            name, report = backend.name, backend.report
+            own.append(request * backend.in_flight + token * tokens.get(name, 0))
+            if report is None or now - report.at > backend.load_max_age_s:
+                foreign.append(None)
+                continue
+            seen = reports.get(name)
+            if seen is None or seen[0] is not report:
+                self._on_report(backend, report)
+                seen = reports[name] = report, self._others(name, report)
+            foreign.append(seen[1])
+        return own, foreign
 
     def retain(self, names: Collection[str]) -> None:
         """Forget the reports of all backends but these."""

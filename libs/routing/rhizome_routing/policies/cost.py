@@ -73,18 +73,20 @@ class Cost(Policy):
         """Order `backends` by cost."""
         now, draw = self._clock(), self._random.random
         # Reports come first: they say in which blocks a backend counts.
-        foreign = [self._active.foreign(backend, now) for backend in backends]
-        worst = max((work for work in foreign if work is not None), default=0.0)
+        own, foreign = self._active.costs(backends, now)
+        worst = max([work for work in foreign if work is not None], default=0.0)
         prompt = ask.prompt_tokens if ask is not None else 0
         cached = self._cached(ask) if ask is not None else {}
         rows: list[tuple[float, bool, float, int]] = []
         idle_cost = 0.0
-        for place, (backend, others) in enumerate(zip(backends, foreign, strict=True)):
-            active = self._active.own(backend) + (worst if others is None else others)
+        for place, backend in enumerate(backends):
+            active, others = own[place], foreign[place]
+            unknown = others is None
+            active += worst if others is None else others
             cost = prompt - cached.get(backend.name, 0) + active / backend.weight
-            if others is not None and not active:
-                idle_cost = max(idle_cost, cost)
-            rows.append((cost, others is None, draw(), place))
+            if not active and not unknown and cost > idle_cost:
+                idle_cost = cost
+            rows.append((cost, unknown, draw(), place))
         if idle_cost:
             rows = [(max(row[0], idle_cost), *row[1:]) if row[1] else row for row in rows]
         rows.sort()
@@ -94,7 +96,7 @@ class Cost(Policy):
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""
         if ask is None:
             return super().place(backend, ask)
-        index = self._index(ask)
+        index = self.text_index if ask.is_text else self.index
         index.dispatched(backend.name, ask.chain(index.view(backend.name).block_size).hashes)
         return OpenTokens(self._active, backend.name, ask.prompt_tokens)
 
@@ -105,12 +107,9 @@ class Cost(Policy):
         self._active.retain(names)
         self._instances = {name: one for name, one in self._instances.items() if name in names}
 
-    def _index(self, ask: Ask) -> PrefixIndex:
-        return self.text_index if ask.is_text else self.index
-
     def _cached(self, ask: Ask) -> dict[str, int]:
         """Prompt tokens that each backend has cached; those without any are left out."""
-        index = self._index(ask)
+        index = self.text_index if ask.is_text else self.index
         cached: dict[str, int] = {}
         for block_size in index.block_sizes:
             chain = ask.chain(block_size)

@@ -26,9 +26,10 @@ class PriorityGroups(Policy):
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` group by group."""
         ordered = self.policy.order(backends, ask)
-        groups = {(backend.busy, backend.priority) for backend in backends}
-        if len(groups) > 1:
-            ordered.sort(key=lambda backend: (backend.busy, backend.priority))
+        for backend in backends:
+            if backend.busy or backend.priority != backends[0].priority:
+                ordered.sort(key=lambda one: (one.busy, one.priority))
+                break
         return ordered
 
     def place(self, backend: Candidate, ask: Ask | None) -> Placement:

@@ -30,23 +30,25 @@ TEXT_CHUNK_BYTES: Final = TEXT_BLOCK * TEXT_TOKEN_BYTES
 _HASH: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chain:
     """The sampled prefixes of one prompt, shortest first.
 
     Attributes:
-        sample: [n] their hashes.
+        sample: [n] their hashes, as Python's integers where they were computed so.
         probes: [m] those of the hashes to look up, at most about `MOST_PROBES`.
         tokens: [m] how long the prefixes are that the probes name.
     """
 
-    sample: BlockHashes
+    sample: BlockHashes | list[int]
     probes: list[int]
     tokens: list[int]
 
     @property
     def hashes(self) -> list[int]:
         """`sample` as Python's integers."""
+        if isinstance(self.sample, list):
+            return self.sample
         hashes: list[int] = self.sample.tolist()
         return hashes
 
@@ -88,10 +90,10 @@ def chain_of_text(text: bytes, namespace: str) -> Chain:
     for begin in range(0, len(text) - TEXT_CHUNK_BYTES + 1, TEXT_CHUNK_BYTES):
         one = hash((one, text[begin : begin + TEXT_CHUNK_BYTES]))
         named.append(one & _HASH)
+    if len(named) <= MOST_PROBES:
+        return Chain(named, named, list(range(TEXT_BLOCK, (len(named) + 1) * TEXT_BLOCK, TEXT_BLOCK)))
     mask = 0
     while len(named) > (mask + 1) * MOST_PROBES:
         mask = mask << 1 | 1
     probed = [(name, place) for place, name in enumerate(named, 1) if not name & mask]
-    return Chain(
-        np.array(named, np.uint64), [name for name, _ in probed], [place * TEXT_BLOCK for _, place in probed]
-    )
+    return Chain(named, [name for name, _ in probed], [place * TEXT_BLOCK for _, place in probed])

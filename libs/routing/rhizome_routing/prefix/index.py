@@ -31,6 +31,7 @@ DEFAULT_POOL_TOKENS: Final = 1 << 19
 
 DEFAULT_BLOCK: Final = 16
 _NO_HASH: Final = -1
+_FOREVER: Final = math.inf
 _EXACT_SLACK: Final = 2
 
 
@@ -73,6 +74,7 @@ class PrefixIndex:
         self._holders: dict[int, int] = {}
         self._views: dict[str, View] = {}
         self._by_bit: dict[int, View] = {}
+        self._block_sizes: set[int] = set()  # found out again where empty
         self._speculative: deque[tuple[float, View, list[int]]] = deque()
 
     def __len__(self) -> int:
@@ -82,7 +84,9 @@ class PrefixIndex:
     @property
     def block_sizes(self) -> set[int]:
         """In which blocks backends hold something."""
-        return {view.block_size for view in self._views.values()}
+        if not self._block_sizes:
+            self._block_sizes = {view.block_size for view in self._views.values()}
+        return self._block_sizes
 
     def view(self, name: str) -> View:
         """A backend's view; an empty one for a backend that is new."""
@@ -92,6 +96,7 @@ class PrefixIndex:
             while bit in self._by_bit:
                 bit <<= 1
             found = self._views[name] = self._by_bit[bit] = View(name, bit, self._default_block)
+            self._block_sizes = set()
         return found
 
     def match(self, hashes: Sequence[int], lengths: Sequence[int] | None = None) -> dict[str, int]:
@@ -125,9 +130,10 @@ class PrefixIndex:
 
     def dispatched(self, name: str, hashes: list[int]) -> None:
         """A prompt with these prefixes went to a backend."""
-        self._expire()
+        if self._speculative:
+            self._expire()
         view = self.view(name)
-        until = self._clock() + SPECULATIVE_S if view.exact else math.inf
+        until = self._clock() + SPECULATIVE_S if view.exact else _FOREVER
         held, bit, holders = view.held, view.bit, self._holders
         for one in reversed(hashes):
             before = held.get(one)
@@ -136,11 +142,12 @@ class PrefixIndex:
                 held[one] = until
             else:
                 held.move_to_end(one)
-                if before != math.inf:
+                if before != _FOREVER:
                     held[one] = until
         if view.exact:
             self._speculative.append((until, view, hashes))
-        self._trim(view)
+        if len(held) > view.capacity:
+            self._trim(view)
 
     def stored(self, name: str, hashes: Iterable[int]) -> None:
         """A backend says that it holds blocks."""
@@ -181,6 +188,7 @@ class PrefixIndex:
         if block_size != view.block_size:
             self.cleared(name, everything=True)
             view.block_size = block_size
+            self._block_sizes = set()
         view.capacity = max(1, pool_tokens // max(block_size, SAMPLE_TOKENS))
         self._trim(view)
 
@@ -189,6 +197,7 @@ class PrefixIndex:
         for name in [name for name in self._views if name not in names]:
             self.cleared(name, everything=True)
             del self._by_bit[self._views.pop(name).bit]
+            self._block_sizes = set()
 
     def _expire(self) -> None:
         """Drop what no event confirmed in time."""

@@ -18,6 +18,7 @@ from rhizome_relay.errors import HttpError
 from rhizome_relay.request import RelayRequest
 
 _MODELS: Final = b"/v1/models"
+_MODEL: Final = b"/v1/models/"
 _ALLOW: Final = ((b"allow", b"GET, HEAD"),)
 _HTML: Final = b"text/html; charset=utf-8"
 _POLICY: Final = ((b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),)
@@ -66,8 +67,8 @@ class Endpoints:
         page = self._pages.get(bare)
         if page is not None:
             return _reading(page)
-        if bare.startswith(_MODELS + b"/"):
-            name = bare[len(_MODELS) + 1 :].decode("utf-8", "replace")
+        if bare.startswith(_MODEL):
+            name = bare[len(_MODEL) :].decode("utf-8", "replace")
             return _reading(lambda: self._model(name))
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from typing import cast
+from typing import Final, cast
 
 import orjson
 
@@ -20,7 +20,6 @@ from rhizome_relay.picker import Ending, Outcome, Result
 from rhizome_relay.request import RelayRequest
 from rhizome_routing.admission import NotAdmitted, Ticket
 from rhizome_routing.policies.ask import Ask
-from rhizome_routing.policies.base import Placement
 from rhizome_routing.prefix.chain import TEXT_TOKEN_BYTES
 from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
@@ -31,6 +30,9 @@ _USAGE_BYTES = 2048
 
 _UNSAID_BYTES = 8 << 20
 """How long a body may be that comes in pieces and does not say."""
+
+_MANY_LOSSES: Final = 3
+"""Backends that break under a request one after another, from which on it may be the cause."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,35 +52,44 @@ class Journey:
         streamed: whether its answer comes token by token.
         ticket: its place in the queue; `None` where it needs none.
         lost: the backend whose stream another one is to go on with; empty where none is.
+        losses: backends that broke while they had it.
     """
 
-    __slots__ = ("ask", "backend", "cost", "lost", "model", "prompt", "span", "streamed", "ticket")
+    __slots__ = ("ask", "backend", "cost", "losses", "lost", "model", "prompt", "span", "streamed", "ticket")
 
     def __init__(self, request: RelayRequest) -> None:
+        document = request.json()
         self.model = request.model or ""
         self.backend = self.lost = ""
+        self.losses = 0
         self.ask: Ask | None = read_ask(request)
         self.span: Span | None = begin_request(request)
         self.ticket: Ticket | None = None
-        self.cost, self.prompt, self.streamed = 0, 0, False
         if self.ask is not None:
-            document = request.json()
             limit = output_limit(document)
             self.prompt = self.ask.prompt_tokens
             self.cost = self.prompt + (USUAL_OUTPUT if limit is None else limit)
             self.streamed = document.get("stream") is True
-        elif not request.held:  # too long to be read
+            return
+        self.cost, self.prompt, self.streamed = 0, 0, False
+        if not request.held:  # too long to be read
             length = _UNSAID_BYTES if request.length is None else request.length
             self.cost = length // TEXT_TOKEN_BYTES
 
 
 class PoolTarget:
-    """A backend of the pool, for one attempt at one request; see `rhizome_relay.picker.Target`."""
+    """A backend of the pool, and its place there for one attempt at one request.
 
-    __slots__ = ("_backend", "_journey", "_retry", "_router", "headers", "kind", "name", "origin")
+    It is the `Lease` that it hands out, too; see `rhizome_relay.picker`.
+    """
+
+    __slots__ = (
+        "_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_retry", "_router", "_span",
+        "headers", "kind", "name", "origin",
+    )  # fmt: skip
 
     def __init__(self, router: Router, backend: Backend, journey: Journey, *, retry: bool = False) -> None:
-        server = cast(HttpServer, backend.server)
+        server: HttpServer = backend.server  # type: ignore[assignment]
         self.name = backend.name
         self.kind = server.kind
         self.origin = server.origin
@@ -99,44 +110,24 @@ class PoolTarget:
         except TypeError:  # the reader goes deeper than the writer
             raise bad_request("The body is nested too deeply for this model's name to be an alias.") from None
 
-    def lease(self, cut: Callable[[], None], heard_at: Callable[[], float]) -> HttpLease:
+    def lease(self, cut: Callable[[], None], heard_at: Callable[[], float]) -> PoolTarget:
         """Count the request there."""
         router, backend, journey = self._router, self._backend, self._journey
-        router.counts.retries += self._retry
+        if self._retry:
+            router.counts.retries += 1
         journey.backend = backend.name
-        span = begin_attempt(journey.span, backend, router.policy.name)
-        if span is not None:
-            self.headers = (*self.headers, (b"traceparent", span.trace_parent.to_header().encode()))
-        placement = router.policy.place(backend, journey.ask)
-        return HttpLease(backend, placement, journey, span, router, cut, heard_at)
-
-
-class HttpLease:
-    """An attempt's place at a backend; see `rhizome_relay.picker.Lease`."""
-
-    __slots__ = ("_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_router", "_span")
-
-    def __init__(
-        self,
-        backend: Backend,
-        placement: Placement,
-        journey: Journey,
-        span: Span | None,
-        router: Router,
-        cut: Callable[[], None],
-        heard_at: Callable[[], float],
-    ) -> None:
-        self._heard_at = heard_at
-        self._router = router
-        self._backend = backend
-        self._journey = journey
-        self._placement = placement
-        self._span = span
-        self._cut = cut
-        tokens = journey.ask.prompt_tokens if journey.ask is not None else 0
-        self._lease = backend.lease(tokens, streamed=journey.streamed)
+        self._span = None
+        if journey.span is not None:
+            self._span = begin_attempt(journey.span, backend, router.policy.name)
+            parent = self._span.trace_parent.to_header().encode()
+            self.headers = (*self.headers, (b"traceparent", parent))
+        ask = journey.ask
+        self._placement = router.policy.place(backend, ask)
+        self._lease = backend.lease(0 if ask is None else journey.prompt, streamed=journey.streamed)
+        self._cut, self._heard_at = cut, heard_at
         backend.cuts.add(cut)
         backend.heard.add(heard_at)
+        return self
 
     def first_byte(self) -> None:
         """The backend works; who else might have had the request does not matter any more."""
@@ -157,9 +148,14 @@ class HttpLease:
         backend.cuts.discard(self._cut)
         backend.heard.discard(self._heard_at)
         self._placement.end()
+        if self._span is not None:
+            end_attempt(self._span, outcome)
+        if ending is Ending.COMPLETE and outcome.status < 500:
+            self._lease.release()
+            return
         broken = ending in _BROKEN
+        self._journey.losses += broken and ending is not Ending.UNREACHABLE
         self._lease.release(failed=broken)
-        end_attempt(self._span, outcome)
         if broken:
             backend.suspect(f"a request failed: {ending.value}")
         elif ending is Ending.REFUSED and outcome.status in (429, 503):
@@ -184,14 +180,15 @@ class PoolPicker:
         """Backends, the best first; which is the next best is asked when it is needed."""
         self._router.http.open += 1
         request.state = journey = Journey(request)
-        if journey.cost:
-            try:
-                journey.ticket = self._router.offer(
-                    tenant_of(request), priority_of(request), journey.cost, journey.model, http=True
-                )
-            except NotAdmitted as refusal:
-                raise _refused(refusal) from None
-            if journey.ticket is not None and not journey.ticket.admitted:
+        queue = self._router.queue(journey.model, http=True) if journey.cost else None
+        if queue is not None:
+            priority = priority_of(request)
+            journey.ticket = queue.at_once(priority=priority, tokens=journey.cost)
+            if journey.ticket is None:
+                try:
+                    journey.ticket = queue.offer(tenant_of(request), priority, journey.cost)
+                except NotAdmitted as refusal:
+                    raise _refused(refusal) from None
                 return self._admitted(journey, journey.ticket)
         return self._targets(journey)
 
@@ -206,13 +203,21 @@ class PoolPicker:
 
     def ended(self, request: RelayRequest, result: Result) -> None:
         """Count it."""
-        journey = cast(Journey, request.state)
-        if journey.ticket is not None:
-            journey.ticket.release(_used_tokens(journey, result))
-        end_request(journey.span, result)
+        journey: Journey = request.state
+        ticket, waited_s = journey.ticket, 0.0
+        if ticket is not None:
+            # To look for usage in a whole answer takes time, and who went in at once paid nothing to correct.
+            free = ticket.charge is None and not journey.streamed
+            ticket.release(None if free else _used_tokens(journey, result))
+            waited_s = ticket.waited_s
+        if journey.span is not None:
+            end_request(journey.span, result)
         error = "" if result.whole and result.status < 500 else str(result.status or "cancelled")
         if result.status and not result.whole:
             error = "truncated"
+        most = min(_MANY_LOSSES, max(1, self._router.max_resumes) + 1)
+        if error and journey.losses >= most:
+            self._router.counts.crash_loops += 1
         self._router.http.ended(
             journey.model,
             result.backend,
@@ -221,7 +226,7 @@ class PoolPicker:
             error=error,
             duration_s=result.duration_s,
             first_byte_s=result.first_byte_s,
-            queue_s=journey.ticket.waited_s if journey.ticket is not None else 0.0,
+            queue_s=waited_s,
         )
         if _log.isEnabledFor(logging.DEBUG):
             path, place = request.path.decode("latin-1"), result.backend or "nobody"

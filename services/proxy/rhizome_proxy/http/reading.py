@@ -29,8 +29,9 @@ _SESSION_FIELDS: Final = ("prompt_cache_key", "session_id", "user", "safety_iden
 _PROMPT_FIELDS: Final = ("tools", "system", "instructions", "messages", "prompt", "input", "inputs")
 """In the order in which chat templates render them."""
 
-_FILE_MARKS: Final = (b";base64,", b'"data":"')
-_FILE: Final = re.compile(b"(" + b"|".join(_FILE_MARKS) + b")")
+_BASE64: Final = b";base64,"
+_DATA: Final = b'"data":"'
+_FILE: Final = re.compile(b"(" + _BASE64 + b"|" + _DATA + b")")
 _FILE_BYTES: Final = 1024
 """What is shorter than this is text that may be anything."""
 
@@ -65,7 +66,8 @@ def read_ask(request: RelayRequest) -> Ask | None:
     if not isinstance(document, dict):
         return None
     key = _affinity_key(request, document)
-    namespace = request.model or ""
+    named = document.get("model")
+    namespace = named if isinstance(named, str) else ""
     prompt = document.get("prompt")
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         with contextlib.suppress(OverflowError):  # no token id; the backend says so
@@ -83,7 +85,7 @@ def read_ask(request: RelayRequest) -> Ask | None:
 
 def _without_files(text: bytes) -> bytes:
     """Put digests in the place of what is coded as base64 in JSON: equal files stay equal text."""
-    if not any(mark in text for mark in _FILE_MARKS):  # a twentieth of what the expression takes
+    if _BASE64 not in text and _DATA not in text:  # a twentieth of what the expression takes
         return text
     head, *rest = _FILE.split(text)
     told = [head]
@@ -98,7 +100,7 @@ def _without_files(text: bytes) -> bytes:
 
 def operation_of(request: RelayRequest) -> str:
     """OpenTelemetry's word for what is asked; empty where it has none, as for a list of models."""
-    return _OPERATIONS.get(request.path.rstrip(b"/"), "")
+    return _OPERATIONS.get(request.path) or _OPERATIONS.get(request.path.rstrip(b"/"), "")
 
 
 def tenant_of(request: RelayRequest) -> str:
@@ -132,9 +134,9 @@ def priority_of(request: RelayRequest) -> PriorityClass:
 
 
 def _affinity_key(request: RelayRequest, document: Mapping[str, Any]) -> str:
-    for name, value in request.headers:
-        if name in SESSION_HEADERS:
-            return value.decode("latin-1")
+    if not SESSION_HEADERS.isdisjoint(request.fields):
+        told = next(value for name, value in request.headers if name in SESSION_HEADERS)
+        return told.decode("latin-1")
     for field in _SESSION_FIELDS:
         key = document.get(field)
         if isinstance(key, str) and key:

@@ -31,10 +31,8 @@ def begin_request(request: RelayRequest) -> Span | None:
     return span
 
 
-def end_request(span: Span | None, result: Result) -> None:
+def end_request(span: Span, result: Result) -> None:
     """The request is over."""
-    if span is None:
-        return
     span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, result.status or None)
     span.set_attribute(semconv.ATTEMPTS, result.attempts)
     if result.status >= 500 or (result.status and not result.whole):
@@ -44,10 +42,8 @@ def end_request(span: Span | None, result: Result) -> None:
         span.end("ok" if result.whole else "cancelled")
 
 
-def begin_attempt(request: Span | None, backend: Backend, policy: str) -> Span | None:
+def begin_attempt(request: Span, backend: Backend, policy: str) -> Span:
     """A backend was chosen."""
-    if request is None:
-        return None
     pick: dict[str, str | int | None] = {
         semconv.PICK_BACKEND: backend.name,
         semconv.PICK_POLICY: policy,
@@ -61,10 +57,8 @@ def begin_attempt(request: Span | None, backend: Backend, policy: str) -> Span |
     return start_span("attempt", kind=SpanKind.CLIENT, parent=request.trace_parent, attributes=where)
 
 
-def end_attempt(span: Span | None, outcome: Outcome) -> None:
+def end_attempt(span: Span, outcome: Outcome) -> None:
     """The attempt is over."""
-    if span is None:
-        return
     span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, outcome.status or None)
     if outcome.ending is Ending.CANCELLED:
         span.end("cancelled")

@@ -84,6 +84,7 @@ class Backend:
 
     Attributes:
         name: unique in the pool.
+        load_max_age_s: a load report older than this says nothing about now.
         spec: what the settings say about it.
         http: whether it speaks HTTP rather than gRPC.
         server: how to talk to it.
@@ -111,6 +112,7 @@ class Backend:
         fleet: Fleet | None = None,
     ) -> None:
         self.rules = rules or BackendRules()
+        self.load_max_age_s = self.rules.load_max_age_s
         self._fleet = fleet or Fleet(lambda group: ())
         self.room = self._fleet.new_room(self.rules.room)
         self.outlier = Outlier(self.rules.outlier, may_eject)
@@ -135,8 +137,7 @@ class Backend:
         self._draining = False
         self._down_since: float | None = None
         self._full_until = 0.0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # where somebody waits for it
 
     @property
     def state(self) -> State:
@@ -153,7 +154,8 @@ class Backend:
     @property
     def weight(self) -> float:
         """Its share of requests beside others; less than what is set for a while after it came back."""
-        return self.spec.weight * self.outlier.weight
+        outlier = self.outlier
+        return self.spec.weight if outlier.returned_at is None else self.spec.weight * outlier.weight
 
     @property
     def priority(self) -> int:
@@ -182,14 +184,9 @@ class Backend:
         return own if not self.models or own in self.models else None
 
     @property
-    def load_max_age_s(self) -> float:
-        """A load report older than this says nothing about now."""
-        return self.rules.load_max_age_s
-
-    @property
     def busy(self) -> bool:
         """Whether it is over a threshold, or just said that it is full: others come first."""
-        if time.monotonic() < self._full_until:
+        if self._full_until and time.monotonic() < self._full_until:
             return True
         rules = self.rules
         if rules.max_running is None and rules.max_waiting is None:
@@ -260,7 +257,10 @@ class Backend:
 
     async def wait_idle(self) -> None:
         """Return once this proxy has no open request there."""
-        await self._idle.wait()
+        while self.in_flight:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
     def lease(self, tokens: int = 0, *, streamed: bool = True) -> Lease:
         """Count one more open request there until the lease is released.
@@ -271,9 +271,9 @@ class Backend:
         """
         self.in_flight += 1
         self.total += 1
-        self._idle.clear()
         sent = self.room.sent(tokens, streamed=streamed)
-        return Lease(self, sent, trial=self.outlier.begin())
+        outlier = self.outlier
+        return Lease(self, sent, trial=outlier.until is not None and outlier.begin())
 
     def observe_load(self, load: Load | None, own: int | None = None) -> None:
         """Keep a load report; `None` voids the last one.
@@ -302,8 +302,9 @@ class Backend:
     def _released(self, *, failed: bool) -> None:
         self.in_flight -= 1
         self.failed += failed
-        if not self.in_flight:
+        if self._idle is not None and not self.in_flight:
             self._idle.set()
+            self._idle = None
 
     def _set_health(self, health: State, reason: str) -> None:
         self.reason = reason

@@ -203,4 +203,7 @@ class Registry:
 
 def trusted(healthy: list[Backend]) -> list[Backend]:
     """Those that are not ejected, or all where no other is left: a doubtful server is better than none."""
-    return [backend for backend in healthy if not backend.outlier.ejected] or healthy
+    for backend in healthy:
+        if backend.outlier.until is not None:
+            return [one for one in healthy if not one.outlier.ejected] or healthy
+    return healthy

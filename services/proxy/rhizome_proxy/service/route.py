@@ -181,7 +181,8 @@ class Route:
         tokens = ask.prompt_tokens + (request.stop.max_tokens or USUAL_OUTPUT)
         tenant = request.tenant or request.cache_namespace
         try:
-            self._ticket = self._router.offer(tenant, priority, tokens, self._model, http=False)
+            queue = self._router.queue(self._model, http=False)
+            self._ticket = queue.offer(tenant, priority, tokens) if queue is not None else None
         except NotAdmitted as refusal:
             raise not_admitted(refusal) from None
         return self._ticket
