@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 import grpc
 import pytest
 
+from rhizome.engine.v1.engine_service_pb2 import EmbedRequest
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, StopConditions, TokenIds
 from rhizome_testing.engine_ways import ask, kinds, tokens_of
 from rhizome_testing.scripted_engine import TOKENIZER_FILES, ScriptedCore
@@ -141,6 +143,45 @@ async def test_a_lost_request_waits_for_a_core_that_was_started_a_moment_ago(pai
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_request_that_waits_for_a_core_can_be_cancelled_and_ends_with_its_client(pair, until):
+    pair.cores[1].stop()
+    await pair.client.clients[0].frames.connection()
+    stream = await pair.client.open(ask("queue-1"), lambda: None)
+    others = asyncio.ensure_future(anext(pair.client.generate(ask("queue-2"))))
+    await until(lambda: pair.submits[0] == ["queue-1", "queue-2"])
+    pair.cores[0].stop()
+    await until(lambda: not pair.client.clients[0].frames.connected)
+    stream.cancel()
+    pair.cores[1] = ScriptedCore(pair.endpoints[1], instance_id="late")
+    await until(lambda: pair.cores[1].script.cancels == ["queue-1"])
+    stream.close()
+    pair.cores[1].stop()  # and now there is nobody left
+    await asyncio.sleep(0.2)
+    await pair.client.close()
+    with pytest.raises(EngineError):
+        await asyncio.wait_for(others, 5)
+
+
+async def test_a_core_that_drains_is_asked_again_where_it_was_if_no_other_is_left(pair):
+    pair.cores[1].stop()
+    await pair.client.clients[0].frames.connection()
+    pair.cores[0].script.draining = 1
+    assert tokens_of([event async for event in pair.client.generate(ask("count-1"))]) == list(range(5))
+
+
+async def test_no_request_waits_for_a_core_beyond_its_time(pair, monkeypatch):
+    async def lost(*_, **__):
+        raise EngineError(grpc.StatusCode.UNAVAILABLE, "it was lost")
+
+    pair.cores[1].stop()
+    await pair.client.clients[0].frames.connection()
+    monkeypatch.setattr(pair.client.clients[0], "embed", lost)
+    begun = time.monotonic()
+    with pytest.raises(EngineError):
+        await pair.client.embed(EmbedRequest(), timeout_s=0.3)
+    assert time.monotonic() - begun < 1.5
 
 
 async def test_a_core_that_comes_back_gets_requests_again(pair, until):

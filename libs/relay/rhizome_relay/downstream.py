@@ -188,7 +188,8 @@ class Downstream(asyncio.Protocol):
     def _recall(self, data: bytes) -> RelayRequest | None:
         """The request that this is, if its head came before and all of it is here."""
         found = self._relay.heads.find(data)
-        if found is None or len(found[1]) > self._relay.settings.replay_bytes:
+        settings = self._relay.settings
+        if found is None or len(found[1]) > min(settings.replay_bytes, settings.max_body_bytes):
             return None
         known, body, digits = found
         self._strangers = 0

@@ -26,7 +26,7 @@ from rhizome_text.word_pattern import GPT2_PATTERN, UnknownPatternError, ascii_p
 _MOST_CHARS = 8192
 _MOST_NEW = 64
 """New words in one text; each costs as much as ten of the package's tokens."""
-_MOST_KNOWN = 65_536
+_MOST_KNOWN = 16_384
 _LONGEST_KNOWN = 32
 
 _HARMLESS_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
@@ -92,10 +92,15 @@ class WordEncoder:
         return ids
 
     def _learn(self, words: Sequence[str], most: int) -> int:
-        """Tokenise the words that are new, but no more than one beyond `most`; how many were."""
+        """Tokenise the words that are new, but no more than one beyond `most`; how many were.
+
+        A word that is too long to be kept is one too many: the package is faster.
+        """
         new = 0
         for word in dict.fromkeys(words):
             if word not in self._known:
+                if len(word) > _LONGEST_KNOWN:
+                    return most + 1
                 new += 1
                 if new > most:
                     break
@@ -176,6 +181,8 @@ def _added(backend: tokenizers.Tokenizer) -> Iterator[tuple[str, int]]:
     for token_id, token in tokens.items():
         if token.lstrip or token.rstrip or token.single_word or not token.content:
             raise UnknownPatternError("an added token takes or looks at what is around it")
+        if token.normalized and not token.content.isascii() and backend.normalizer is not None:
+            raise UnknownPatternError("an added token may be another text once it is normalised")
         yield token.content, token_id
 
 

@@ -80,9 +80,12 @@ def ascii_pattern(pattern: str) -> re.Pattern[str]:
         written.append(char)
         place += 1
     try:
-        return re.compile("".join(written), re.ASCII)
+        translated = re.compile("".join(written), re.ASCII)
     except re.error as error:
         raise _unknown(pattern) from error
+    if translated.match("") is not None:  # where nothing is found, the two go on differently
+        raise _unknown(pattern)
+    return translated
 
 
 def _escape(pattern: str, place: int, in_class: bool) -> tuple[str, int]:
@@ -92,9 +95,9 @@ def _escape(pattern: str, place: int, in_class: bool) -> tuple[str, int]:
         members = _MEMBERS.get(category[1] or category[2])
         if members is None:
             raise _unknown(pattern)
-        if not in_class:
-            members = f"[{members}]" if members else _NOTHING
-        return members, category.end()
+        if in_class:
+            return members or r"\x80", category.end()  # an empty class would take the bracket behind it
+        return f"[{members}]" if members else _NOTHING, category.end()
     escaped = pattern[place + 1 : place + 2]
     if escaped not in _SAME and (not escaped.isascii() or escaped.isalnum() or not escaped):
         raise _unknown(pattern)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -22,9 +23,10 @@ from rhizome.engine.v1.engine_service_pb2 import EmbedRequest, EmbedResponse, Ge
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
+from rhizome_transport.deadlines import left
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frames import LONGEST_RETRY_S
-from rhizome_transport.inbox import RequestInbox
+from rhizome_transport.inbox import DRAINING, RequestInbox
 from rhizome_transport.load_sum import sum_loads
 from rhizome_transport.request_stream import RequestStream, each_event
 from rhizome_transport.zmq_client import ZmqEngineClient
@@ -139,6 +141,7 @@ class BalancedClient:
         Raises:
             EngineError: the last one's, or the first that no other core would answer differently.
         """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         await self._connected(timeout_s)
         tried: tuple[object, ...] = ()
         while True:
@@ -149,7 +152,7 @@ class BalancedClient:
                 return await ask(client)
             except EngineError as error:
                 tried = (*tried, client)
-                if error.code not in _TRY_NEXT or not await self._another(tried, error):
+                if error.code not in _TRY_NEXT or not await self._another(tried, error, left(deadline)):
                     raise
 
     def _ready(self) -> list[ZmqEngineClient]:
@@ -162,7 +165,9 @@ class BalancedClient:
     def _untried(self, tried: tuple[object, ...]) -> list[ZmqEngineClient]:
         return [client for client in self.clients if client not in tried]
 
-    async def _another(self, tried: tuple[object, ...], why: EngineError) -> bool:
+    async def _another(
+        self, tried: tuple[object, ...], why: EngineError, timeout_s: float | None = None
+    ) -> bool:
         """Whether a core that was not tried is connected. After a loss, those that are about to be count.
 
         A core that was started a moment ago may be between two attempts to connect to it.
@@ -170,7 +175,7 @@ class BalancedClient:
         untried = self._untried(tried)
         if why.code is grpc.StatusCode.UNAVAILABLE and untried and self._least_busy(tried) is None:
             with suppress(EngineError):
-                await self._connected(None, limit_s=LONGEST_RETRY_S, among=untried)
+                await self._connected(timeout_s, limit_s=LONGEST_RETRY_S, among=untried)
         return self._least_busy(tried) is not None
 
     async def _connected(
@@ -211,7 +216,9 @@ class BalancedClient:
     ) -> bool:
         """Give a request of which nothing came to another core, if one is left that has not had it."""
         inbox.tried = (*inbox.tried, client)
-        about_to_connect = why.code is grpc.StatusCode.UNAVAILABLE and bool(self._untried(inbox.tried))
+        # Whoever drains may come back at the same address: its own client asks there again.
+        lost = why.code is grpc.StatusCode.UNAVAILABLE and why.reason != DRAINING
+        about_to_connect = lost and bool(self._untried(inbox.tried))
         if self._least_busy(inbox.tried) is None and not about_to_connect:
             return False
         _log.info("%s did not take a request, another engine core gets it: %s", client.endpoint, why.message)
@@ -222,17 +229,24 @@ class BalancedClient:
         frame = inbox.take_submit()
         if frame is None:  # nobody waits any more
             return
-        client = self._least_busy(inbox.tried) if await self._another(inbox.tried, why) else None
-        if client is None:
-            inbox.fail(why)
-            return
+        wishes: list[bool] = []  # of a reader that cancels while nobody has the request
+        inbox.cancel = lambda _request_id, *, satisfied=False: wishes.append(satisfied)
         try:
+            client = self._least_busy(inbox.tried) if await self._another(inbox.tried, why) else None
+            if client is None:
+                raise why
             session = await client.frames.connection()
         except EngineError as error:
             inbox.fail(error)
             return
-        if inbox.wanted:
-            session.submit(request_id, inbox, frame)
+        except BaseException:  # this client is closed
+            inbox.fail(why)
+            raise
+        if not inbox.wanted:
+            return
+        session.submit(request_id, inbox, frame)
+        for satisfied in wishes:
+            session.cancel(request_id, satisfied=satisfied)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, context=Context())

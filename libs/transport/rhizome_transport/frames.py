@@ -349,6 +349,9 @@ class FrameMultiplexer:
         except EngineError as error:
             inbox.fail(error)
             return
+        except BaseException:  # this client is closed
+            inbox.fail(EngineError(grpc.StatusCode.CANCELLED, "this client was closed"))
+            raise
         if not inbox.wanted:  # given up meanwhile
             return
         session.submit(request_id, inbox, frame)

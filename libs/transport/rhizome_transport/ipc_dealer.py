@@ -46,7 +46,7 @@ class IpcDealer(CoreConnection):
             raise too_many_open(endpoint, error) from error
         self._zmtp = ZmtpReader(MAX_MESSAGE_BYTES)
         self._ready = self._deaf = False
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._heard_at = self._loop.time()
         self._beating: asyncio.TimerHandle | None = None
         try:
@@ -119,12 +119,12 @@ class IpcDealer(CoreConnection):
         elif name == b"ERROR":
             self._end()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         """Send, behind what could not be sent before."""
         if self.broken or self._deaf:
             return
         if self._unsent:
-            self._unsent += data
+            self._unsent = memoryview(bytes(self._unsent) + data)
             return
         try:
             sent = self._socket.send(data)
@@ -137,11 +137,11 @@ class IpcDealer(CoreConnection):
             self._end()
             return
         if sent < len(data):
-            self._unsent = data[sent:]
+            self._unsent = memoryview(data)[sent:]  # no copy: a frame may have megabytes
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
-        data, self._unsent = self._unsent, b""
+        data, self._unsent = self._unsent, memoryview(b"")
         self._loop.remove_writer(self._socket.fileno())
         self._write(data)
         if not self._unsent and self._ready:

@@ -13,7 +13,8 @@ def map_zeros(num_bytes: int) -> Tensor:
     """Return [num_bytes] uint8; `torch.zeros` would write them, so that all are there.
 
     A step reads all weights, and pages of the KV pool that are scattered. With pages of 4 KiB each of them is
-    looked up anew, and what the hardware fetches ahead ends at every page; pages of 2 MiB save 10 to 20 %.
+    looked up anew, and what the hardware fetches ahead ends at every page; pages of 2 MiB, where the system
+    gives them, avoid both.
     """
     memory = mmap.mmap(-1, num_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):

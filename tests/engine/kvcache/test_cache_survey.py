@@ -93,6 +93,16 @@ def test_any_part_of_any_tree_is_a_tree_and_looking_changes_nothing(surveying):
     assert [(node.last_use, node.uses, node.lock_ref) for node in surveying.cache.nodes()] == before
 
 
+def test_of_very_many_branches_those_used_last_are_shown(surveying):
+    for first in range(200):
+        surveying.put(first, 0)
+    for first in (150, 3, 77):
+        surveying.cache.match("", np.array([first, 0], np.int32))
+    assert surveying.runs(3) == {"": [[77, 0], [3, 0], [150, 0]]}
+    assert surveying.survey.newest(199).truncated
+    assert len(surveying.survey.newest(200).parts[""]) == 200
+
+
 class Union(Tiers):
     """Both tiers, looked at."""
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 from tests.engine.kvcache.test_radix_properties import Mirror
 
+from rhizome_engine.kvcache import host_tier
 from rhizome_engine.kvcache.eviction import FifoPolicy, LfuPolicy, LruPolicy
 from rhizome_engine.kvcache.host_tier import HostTier
 from rhizome_engine.kvcache.page_copies import PageCopies
@@ -291,3 +292,41 @@ def test_namespaces_find_nothing_of_each_other():
     tiers.cache.evict(8)
     assert tiers.answer("b", conversation(1, 8)) == 0
     assert tiers.answer("a", conversation(1, 8)) == 7
+
+
+def test_pages_that_are_saved_together_follow_one_another():
+    tiers = Tiers(6)
+    tiers.answer("", [1, 2, 3, 4, 5, 6])
+    tiers.cache.evict(8)
+    (copy,) = tiers.copies.take()
+    assert copy.targets.tolist() == [NUM_PAGES, NUM_PAGES + 1, NUM_PAGES + 2]
+
+
+def test_a_prompt_that_is_longer_than_the_tier_does_not_empty_it():
+    tiers = Tiers(2)
+    tiers.answer("", [7, 8])
+    tiers.cache.evict(8)
+    tiers.run()
+    tiers.answer("", [1, 2, 3, 4, 5, 6])
+    tiers.cache.evict(1)  # its last page would be the third here
+    assert tiers.copies.take() == [] and tiers.host.cache.peek("", np.array([7, 8], np.int32)) == 2
+
+
+def test_only_who_lacks_something_asks_the_tier():
+    tiers = Tiers(6)
+    for _ in range(3):
+        tiers.answer("", [1, 2, 3, 4, 5])
+    tiers.cache.evict(8)
+    tiers.answer("", [1, 2, 3, 4, 5])
+    stats = tiers.host.cache.total_stats()
+    assert (stats.lookups_hit, stats.hit_tokens, stats.lookups_missed, stats.miss_tokens) == (1, 4, 1, 4)
+
+
+def test_of_a_long_path_a_part_is_saved_at_a_time(monkeypatch):
+    monkeypatch.setattr(host_tier, "_MOST_SAVED_TOKENS", 2 * SIZE)
+    tiers = Tiers(6)
+    tiers.answer("", list(range(8)))
+    for expected in ([0, 1], [2], []):
+        tiers.cache.evict(1)
+        saved = [page for copy in tiers.copies.take() for page in (copy.targets - NUM_PAGES).tolist()]
+        assert saved == expected

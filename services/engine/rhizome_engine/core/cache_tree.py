@@ -7,7 +7,7 @@ from rhizome_engine.kvcache.cache_survey import CacheSurvey, Part, Surveyed
 
 _NODES = 256
 _MOST_NODES = 4096
-"""Some 20 ms of the engine's time."""
+"""Some 40 ms of the engine's time."""
 
 
 def to_cache_tree(

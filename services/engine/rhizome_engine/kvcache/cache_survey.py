@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rhizome_engine.kvcache.node import RadixNode, TokenIds, common_prefix
@@ -128,7 +128,7 @@ class CacheSurvey:
         open_ends: list[tuple[int, int, Part | None, _Place | None, _Place | None]] = []
 
         def offer(parent: Part | None, device: _Place | None, host: _Place | None) -> None:
-            for way, other in _ways(device, host, self._page_size * _TOKEN_BYTES):
+            for way, other in _ways(device, host, self._page_size * _TOKEN_BYTES, most + 1):
                 last_use = 0 if way is None else way[0].last_use
                 if other is not None and other[0].last_use > last_use:
                     last_use = other[0].last_use
@@ -185,27 +185,35 @@ def _place(node: RadixNode | None, end: int) -> _Place | None:
 
 
 def _ways(
-    device: _Place | None, host: _Place | None, page_bytes: int
+    device: _Place | None, host: _Place | None, page_bytes: int, most: int
 ) -> Iterator[tuple[_Place | None, _Place | None]]:
-    """How two trees go on at the same place, each way with what the other tree has of it."""
-    if device is None or host is None:
-        for place in _after(device, page_bytes).values():
-            yield place, None
-        for place in _after(host, page_bytes).values():
-            yield None, place
-        return
-    others = _after(host, page_bytes)
-    for key, place in _after(device, page_bytes).items():
-        yield place, others.pop(key, None)
-    for place in others.values():
-        yield None, place
+    """How two trees go on at the same place, each way with what the other tree has of it.
+
+    Of very many ways only those used last: the last `most` of each tree are among them.
+    """
+    keys = [*_after(device, page_bytes, most), *_after(host, page_bytes, most)]
+    for key in dict.fromkeys(keys):
+        yield _way(device, key, page_bytes), _way(host, key, page_bytes)
 
 
-def _after(place: _Place | None, page_bytes: int) -> dict[bytes, _Place]:
-    """How a tree goes on at a place, by the bytes of the first page that follows."""
+def _after(place: _Place | None, page_bytes: int, most: int) -> Iterable[bytes]:
+    """The bytes of the first page of each way in which a tree goes on."""
     if place is None:
-        return {}
+        return ()
     node, end = place
     if end < len(node.pages):
-        return {node.key_bytes[end * page_bytes : (end + 1) * page_bytes]: (node, end)}
-    return {key: (child, 0) for key, child in node.children.items()}
+        return (node.key_bytes[end * page_bytes : (end + 1) * page_bytes],)
+    if len(node.children) <= most:
+        return node.children
+    return [key for key, _ in heapq.nlargest(most, node.children.items(), key=lambda way: way[1].last_use)]
+
+
+def _way(place: _Place | None, key: bytes, page_bytes: int) -> _Place | None:
+    """Where a tree goes on with a page, if it does."""
+    if place is None:
+        return None
+    node, end = place
+    if end < len(node.pages):
+        return place if node.key_bytes[end * page_bytes : (end + 1) * page_bytes] == key else None
+    child = node.children.get(key)
+    return None if child is None else (child, 0)

@@ -25,6 +25,9 @@ from rhizome_engine.kvcache.page_copies import PageCopies
 from rhizome_engine.kvcache.page_pool import PagePool, Pages
 from rhizome_engine.kvcache.radix_cache import RadixCache, UseClock
 
+_MOST_SAVED_TOKENS = 16_384
+"""Of one path at once: everybody in the step waits. It goes on with what is evicted next."""
+
 
 class HostTier:
     """The second tier; a `CacheListener` of the first one's tree.
@@ -69,6 +72,8 @@ class HostTier:
         if self._is_flushing:
             return
         token_ids = node.prefix_ids()
+        if len(token_ids) // self._page_size - len(pages) >= self.pool.num_pages:
+            return  # there is no room for these pages behind the others of their path
         if self.cache.touch(node.namespace, token_ids) * self._page_size < len(token_ids):
             path = [step.pages for step in node.path_to_root()]
             self._save(node.namespace, token_ids, np.concatenate(path[::-1]))
@@ -94,8 +99,10 @@ class HostTier:
             tokens that the request will have beyond those pages; the last page may be filled in part.
         """
         known = start * self._page_size
+        missing = len(token_ids) - known - more_than
         if self.cache.peek(namespace, token_ids) <= known + more_than:
-            self.cache.record_lookup(namespace, 0, len(token_ids) - known)
+            if missing > 0:  # or the device has all of it, and nobody asks here
+                self.cache.record_lookup(namespace, 0, missing)
             return 0
         match = self.cache.match(namespace, token_ids)
         end, sources = match.node, match.pages[start:]
@@ -109,7 +116,8 @@ class HostTier:
         self._copies.add(sources, targets, self._page_size)
         loaded = len(match.pages) * self._page_size + match.partial_tokens - known
         self.loaded_tokens += loaded
-        self.cache.record_lookup(namespace, loaded, len(token_ids) - known - loaded)
+        gained = loaded - more_than
+        self.cache.record_lookup(namespace, gained, missing - gained)
         return loaded
 
     def flush(self, device: RadixCache, namespace: str | None = None) -> int:
@@ -131,12 +139,13 @@ class HostTier:
         match = self.cache.match(namespace, token_ids, lookups=0)
         known = len(match.pages)
         self.cache.lock(match.node)
-        count = min(len(pages) - known, self.pool.num_free + self.cache.evictable_pages)
+        room = self.pool.num_free + self.cache.evictable_pages
+        count = min(len(pages) - known, room, max(_MOST_SAVED_TOKENS // self._page_size, 1))
         self.cache.evict(max(count - self.pool.num_free, 0))
         self.cache.unlock(match.node)
         if not count:
             return
-        targets = self.pool.allocate(count)
+        targets = np.sort(self.pool.allocate(count))  # rows that follow one another are copied together
         end = known + count
         self.cache.insert(
             namespace, token_ids[: end * self._page_size], np.concatenate([match.pages, targets])

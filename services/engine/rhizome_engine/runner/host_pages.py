@@ -52,7 +52,8 @@ class HostPages:
         memory = map_zeros(num_pages * row_bytes)
         self.data = memory.view(kv.data.dtype).view(num_pages, pieces, piece)
         if kv.data.device.type == "cuda":
-            _pin(self, memory)
+            with torch.cuda.device(kv.data.device):
+                _pin(self, memory)
         self._buffer = self._pool.new_empty(buffer_pages(row_bytes), pieces, piece)
 
     @property
