@@ -128,6 +128,18 @@ async def test_thinking_can_be_left_out(engine: TalkingEngine) -> None:
         deltas = [part["choices"][0]["delta"] for part in parts]
         assert deltas[0]["role"] == "assistant" and "reasoning" not in str(deltas)
         assert "".join(delta.get("content") or "" for delta in deltas) == "Yes"
+        whole = json.loads(await asked(gateway, path, include_reasoning=False, logprobs=True))
+        parts = await chunks(gateway, path, include_reasoning=False, logprobs=True)
+        streamed = [part["choices"][0]["logprobs"] or {"content": []} for part in parts]
+        shown = [
+            whole["choices"][0]["logprobs"]["content"],
+            [entry for one in streamed for entry in one["content"]],
+        ]
+        for entries in shown:
+            names = [entry["token"] for entry in entries]
+            assert names[-3:] == ["Y", "e", "s"] and "m" not in names
+        thought = json.loads(await asked(gateway, path, logprobs=True))["choices"][0]["logprobs"]["content"]
+        assert "m" in [entry["token"] for entry in thought]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -115,6 +115,27 @@ async def test_settings_reach_the_engine(gateway, engine: TalkingEngine) -> None
     assert engine.submits[0].request.model == "talking-model"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_tokens_that_may_and_words_that_must_not_come_reach_the_engine(
+    gateway, engine: TalkingEngine, path: str
+) -> None:
+    asked = {"messages": HI} if "chat" in path else {"prompt": "Hi"}
+    for fields, allowed, bad in (
+        ({"allowed_token_ids": [65, 66], "bad_words": ["b", " é", "b"]}, [65, 66], ["b", " b", "é", " é"]),
+        ({"allowed_token_ids": [], "bad_words": []}, None, []),
+        ({"allowed_token_ids": None, "bad_words": None}, None, []),
+    ):
+        body = {"model": "talking-model", "n": 2} | asked | fields
+        answer = await gateway.http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        assert "x-ignored-params" not in answer.headers
+        for submit in engine.submits[-2:]:
+            sampling = submit.request.sampling
+            assert sampling.HasField("allowed_token_ids") == (allowed is not None)
+            assert list(sampling.allowed_token_ids.ids) == (allowed or [])
+            assert [bytes(word.ids).decode() for word in sampling.bad_token_sequences] == bad
+
+
 async def test_a_stop_string_ends_the_text_and_the_request(gateway, engine: TalkingEngine) -> None:
     engine.script = lambda prompt: [Say("one two three" * 1000)]
     answer = (await gateway.chat(stop=["th", "xyz"])).json()

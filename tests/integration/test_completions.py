@@ -56,6 +56,24 @@ def test_token_ids_and_text_are_the_same_prompt(client: OpenAI, tokenizer: Token
     assert by_ids.usage.prompt_tokens == by_text.usage.prompt_tokens
 
 
+def test_only_allowed_tokens_come_and_no_bad_words(client: OpenAI, tokenizer: Tokenizer) -> None:
+    wanted: dict[str, Any] = {"model": MODEL, "prompt": TEXTS[0], "temperature": 0, "max_tokens": 24}
+
+    def tokens(**fields: Any) -> list[str]:
+        scores = client.completions.create(**wanted, logprobs=0, extra_body=fields).choices[0].logprobs
+        assert scores is not None and scores.tokens is not None
+        return scores.tokens
+
+    words = {token.strip() for token in tokens() if token.strip()}
+    whole = [word for word in sorted(words) if len(tokenizer.encode(word)) == 1][:3]
+    assert whole
+    # A space may be a token of its own; the word behind it is then the one that the list names by itself.
+    assert not {f"{space}{word}" for word in whole for space in ("", " ")} & set(tokens(bad_words=whole))
+    ids = tokenizer.encode(" a b c")
+    chosen = tokens(allowed_token_ids=ids)
+    assert len(chosen) == 24 and set(chosen) <= {tokenizer.decode([token_id]) for token_id in ids}
+
+
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_prompts_are_scored_as_transformers_does(
     client: OpenAI, tokenizer: Tokenizer, oracle: Any, max_tokens: int

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_DEPTH = 64
-"""Brackets within brackets."""
+MAX_DEPTH = 28
+"""Brackets within brackets; a terminal may hold no more once it is Lark."""
 MAX_REPEATS = 10_000
 
 _TOKEN = re.compile(
@@ -17,7 +17,7 @@ _TOKEN = re.compile(
     | (?P<name> [A-Za-z_][\w-]* )
     | (?P<text> "(?:[^"\\\n]|\\.)*" )
     | (?P<chars> \[(?:[^\]\\\n]|\\.)*\] )
-    | (?P<times> [*+?] | \{\s*\d+\s*(?:,\s*\d*\s*)?\} )
+    | (?P<times> [*+?] | \{\s*\d+\s*(?:,\s*(?:\d+\s*)?)?\} )
     | (?P<any> \. )
     | (?P<other> [()|] )
     """,
@@ -26,7 +26,17 @@ _TOKEN = re.compile(
 _FIRST_RULE = re.compile(r"(?:\s|\#[^\n]*(?:\n|\Z))*[A-Za-z_][\w-]*\s*::=", re.ASCII)
 _CHAR = re.compile(r"\\x([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})|\\(.)|(.)", re.DOTALL)
 _ITEMS = frozenset({"name", "text", "chars", "any", "times"})
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+_ESCAPES = {
+    "0": "\0",
+    "a": "\a",
+    "b": "\b",
+    "e": "\x1b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "v": "\v",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +143,7 @@ class _Reader:
             if token[0] != "times":
                 items.append(self._item(*token, depth))
             elif items and self._tokens[self._place - 2][0] != "times":
-                items[-1] = Times(items[-1], *_bounds(token[1]))
+                items[-1] = _repeated(items[-1], *_bounds(token[1]))
             else:
                 raise ValueError("grammar repeats nothing: *, +, ? and {} follow what they repeat")
         return items[0] if len(items) == 1 else Sequence(tuple(items))
@@ -168,12 +178,20 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
             yield kind, match[0]
 
 
+def _repeated(node: Node, least: int, most: int | None) -> Node:
+    return Text("") if most == 0 else Times(node, least, most)
+
+
 def _bounds(times: str) -> tuple[int, int | None]:
     if times in "*+?":
         return int(times == "+"), 1 if times == "?" else None
     least, comma, most = (part.strip() for part in times[1:-1].partition(","))
-    numbers = [int(number) for number in (least, most) if number]
-    if any(number > MAX_REPEATS for number in numbers):
+    written = [number.lstrip("0") or "0" for number in (least, most) if number]
+    if any(len(number) > 6 for number in written):  # Python reads no number of thousands of digits
+        numbers = [MAX_REPEATS + 1]
+    else:
+        numbers = [int(number) for number in written]
+    if max(numbers) > MAX_REPEATS:
         raise ValueError(f"grammar may repeat {MAX_REPEATS} times at most")
     if numbers[-1] < numbers[0]:
         raise ValueError("grammar has a repetition whose most is below its least")
@@ -189,9 +207,22 @@ def _characters(inside: str) -> Iterator[str]:
                 raise ValueError("grammar names a character that does not exist")
             yield chr(int(code, 16))
         elif match[4]:
-            yield _ESCAPES.get(match[4], match[4])
+            yield _escaped(match[4])
         else:
             yield match[5]
+
+
+def _escaped(character: str) -> str:
+    r"""What a backslash and a character stand for; classes such as `\d` are of regular expressions only."""
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if character.isascii() and character.isalnum():
+        raise ValueError(
+            "grammar has a backslash before a letter or digit that means nothing there; it may be one of "
+            + " ".join(f"\\{known}" for known in _ESCAPES)
+            + ", \\xHH, \\uHHHH, \\UHHHHHHHH"
+        )
+    return character
 
 
 def _class(inside: str) -> str:

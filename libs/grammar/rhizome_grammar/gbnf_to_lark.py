@@ -4,7 +4,9 @@ GBNF has rules only, over characters; Lark as llguidance reads it has rules over
 not reach itself is a regular expression and becomes a terminal; of a rule that does, the longest runs without
 such a rule in them become terminals. So a grammar without recursion is followed exactly. With recursion, a
 terminal takes as many characters as it can: every output belongs to the grammar, but where one terminal could
-swallow the beginning of the next (`[a-z]+` before `"end"`), some texts of the grammar cannot come out.
+swallow the beginning of the next (`[a-z]+` before `"end"`), some texts of the grammar cannot come out. A rule
+that ends in a loop over characters that may also follow it (white space before a line break) can keep a text
+from ending: its author leaves them out of the loop, or writes loop and end into one rule without recursion.
 """
 
 from __future__ import annotations

@@ -195,4 +195,5 @@ def _check_schema(text: str) -> None:
 def lark_string(text: str) -> str:
     """Write a text as a string of a Lark grammar."""
     # As JSON but for DEL, which JSON writes plainly and Lark's lexer refuses.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # "<[" within a string is text, and not the beginning of a token's id.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f").replace("<[", "<\\u005b")

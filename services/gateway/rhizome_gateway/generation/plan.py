@@ -31,12 +31,17 @@ _SAME_NAME = (
 )
 
 
+MAX_NAMED_TOKENS = 2**20
+"""Tokens that are allowed or banned, over all answers: each of the engine's requests names them again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What the answers may be, and how they are read.
 
     Attributes:
         grammar: what they must conform to.
+        bad_sequences: tokens that must not come out one after another.
         parser: makes the parser of one answer.
         visible_ids: special tokens that the parser has to see.
         top_logprobs: report the log probabilities of this many rivals; None reports none at all.
@@ -45,6 +50,7 @@ class Output:
     """
 
     grammar: Grammar | None = None
+    bad_sequences: Sequence[Sequence[int]] = ()
     parser: Callable[[], OutputParser] | None = None
     visible_ids: frozenset[int] = frozenset()
     top_logprobs: int | None = None
@@ -66,9 +72,11 @@ def plan_choices(
     """`num_choices` for each prompt, prompt by prompt; with a seed, choice `i` gets `seed + i`.
 
     Raises:
-        ApiError: 400; a token id outside of the model's vocabulary.
+        ApiError: 400; a token id outside of the model's vocabulary, or too many of them.
     """
     sampling = _sampling(fields, served.info.vocab_size, output.top_logprobs)
+    _check_named(fields, output, len(prompts) * num_choices)
+    sampling.bad_token_sequences.extend(TokenIds(ids=ids) for ids in output.bad_sequences)
     stop = StopConditions(
         max_tokens=max_tokens,
         min_tokens=fields.min_tokens,
@@ -109,6 +117,18 @@ def plan_choices(
     return planned
 
 
+def _check_named(fields: SamplingFields, output: Output, answers: int) -> None:
+    allowed, banned = len(fields.allowed_token_ids or ()), sum(1 + len(ids) for ids in output.bad_sequences)
+    if (allowed + banned) * answers > MAX_NAMED_TOKENS:
+        param = "allowed_token_ids" if allowed >= banned else "bad_words"
+        raise ApiError(
+            400,
+            f"{param} may name {MAX_NAMED_TOKENS} tokens, counted for each answer; ask for fewer answers.",
+            code="invalid_value",
+            param=param,
+        )
+
+
 def _sampling(fields: SamplingFields, vocab_size: int, top_logprobs: int | None) -> SamplingParams:
     sampling = SamplingParams(
         **{name: value for name in _SAME_NAME if (value := getattr(fields, name)) is not None}
@@ -126,6 +146,15 @@ def _sampling(fields: SamplingFields, vocab_size: int, top_logprobs: int | None)
                 param="logit_bias",
             )
         sampling.logit_bias[int(key)] = bias
+    if fields.allowed_token_ids:
+        if max(fields.allowed_token_ids) >= vocab_size:
+            raise ApiError(
+                400,
+                f"allowed_token_ids must be below {vocab_size}.",
+                code="invalid_value",
+                param="allowed_token_ids",
+            )
+        sampling.allowed_token_ids.ids.extend(fields.allowed_token_ids)
     return sampling
 
 

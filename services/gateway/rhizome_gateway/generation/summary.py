@@ -91,6 +91,11 @@ class Answer:
         return [entry for part in self._texts for entry in part.logprobs]
 
     @property
+    def text_logprobs(self) -> list[tuple[int, TokenLogprob]]:
+        """The same without those of the thinking."""
+        return [entry for part in self._texts if not part.thinking for entry in part.logprobs]
+
+    @property
     def finish_reason(self) -> str:
         """How it ended."""
         return "" if self.ended is None else self.ended.reason

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
-from rhizome_gateway.openai.messages import FunctionCall, Message
+from rhizome_gateway.openai.messages import Message
 from rhizome_gateway.prompt.context import check_context
 from rhizome_gateway.prompt.conversation import Prompt, chat_token_ids
 from rhizome_gateway.prompt.message import ChatMessage, ToolCall
 from rhizome_gateway.prompt.template_variables import template_variables
-from rhizome_gateway.prompt.written_arguments import certain_object
 from rhizome_gateway.served_model import ServedModel
 
 
@@ -48,16 +47,6 @@ def chat_message(message: Message) -> ChatMessage:
         message.content or message.refusal,
         reasoning if message.role == "assistant" else None,
         message.name,
-        [
-            ToolCall(call.function.name, _arguments(call.function), call.id)
-            for call in message.tool_calls or ()
-        ],
+        [ToolCall(call.function.name, call.function.arguments, call.id) for call in message.tool_calls or ()],
         message.tool_call_id,
     )
-
-
-def _arguments(called: FunctionCall) -> str | Mapping[str, Any] | None:
-    """What is an object is one; the rest stays as it was sent, and is refused where it is written."""
-    sent = called.arguments
-    certain = certain_object(sent) if isinstance(sent, str) else None
-    return sent if certain is None else certain

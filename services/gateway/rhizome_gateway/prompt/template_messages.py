@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from rhizome_gateway.errors import ApiError
+from rhizome_gateway.http.json_depth import json_depth_ok
 from rhizome_gateway.parsing.reasoning import ReasoningMarkers
 from rhizome_gateway.prompt.message import ChatMessage, ToolCall
+from rhizome_gateway.prompt.written_arguments import certain_object
 from rhizome_text.chat_template import REASONING_NAMES, ChatTemplate
+
+MAX_ARGUMENT_DEPTH = 256
+"""Templates and what prepares their texts go down by recursion."""
 
 
 class TemplateMessages:
-    """Writes messages for one template.
+    """Writes messages for one template; off the event loop where they are long.
 
     Args:
         template: the template.
@@ -37,7 +40,7 @@ class TemplateMessages:
         """All messages.
 
         Raises:
-            ApiError: 400; the arguments of a call are no JSON object.
+            ApiError: 400; the arguments of a call are no JSON object, or nested too deeply.
         """
         return [self._message(message, index) for index, message in enumerate(messages)]
 
@@ -98,10 +101,14 @@ def _call(call: ToolCall, field: str) -> dict[str, Any]:
 def _arguments(arguments: str | Mapping[str, Any] | None, field: str) -> dict[str, Any]:
     if isinstance(arguments, Mapping):
         return dict(arguments)
-    try:
-        value = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
+    value = certain_object(arguments or "{}")
+    if value is None:
         raise ApiError(400, f"'{field}' must be a JSON object.", code="invalid_value", param=field)
+    if isinstance(arguments, str) and not json_depth_ok(arguments.encode(), MAX_ARGUMENT_DEPTH) and value:
+        raise ApiError(
+            400,
+            f"'{field}' may be nested {MAX_ARGUMENT_DEPTH} levels deep at most.",
+            code="invalid_value",
+            param=field,
+        )
     return value

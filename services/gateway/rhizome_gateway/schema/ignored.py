@@ -38,7 +38,6 @@ OF_OTHER_SERVERS = frozenset(
         "mm_processor_kwargs",
         "priority",
         "repeat_penalty",
-        "truncate_prompt_tokens",
         "typical_p",
     }
 )

@@ -11,8 +11,6 @@ from rhizome_gateway.schema.fields import refuse
 
 REFUSED = frozenset(
     {
-        "allowed_token_ids",
-        "bad_words",
         "custom_logit_processor",
         "logits_processors",
         "lora_path",
@@ -34,7 +32,7 @@ def refuse_unsupported(fields: Any, names: frozenset[str]) -> None:
     """
     if not isinstance(fields, dict) or names.isdisjoint(fields):
         return
-    for name in names & fields.keys():
+    for name in sorted(names & fields.keys()):
         value = fields[name]
         # 0 is a number and may ask for something; False is not, though Python takes them for the same.
         if value is not None and value is not False and value not in ("", [], {}):

@@ -25,6 +25,12 @@ class SamplingFields(Fields):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: Whole | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    allowed_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(
+        None, max_length=2**18, description="nothing else is chosen; an empty list allows every token"
+    )
+    bad_words: list[str] | None = Field(
+        None, max_length=512, description="do not come out, at the start of a text or after a space"
+    )
     stop: str | list[str] | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, max_length=128)
     include_stop_str_in_output: bool | None = None

@@ -31,11 +31,11 @@ class FormFields(Fields):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: SchemaOrText | None = Field(None, description="structured_outputs.json, as vLLM named it")
+    guided_json: SchemaOrText = Field(None, description="structured_outputs.json, as vLLM named it")
     guided_regex: str | None = Field(None, description="structured_outputs.regex, as vLLM named it")
     guided_choice: list[str] | None = Field(None, description="structured_outputs.choice, as vLLM named it")
     guided_grammar: str | None = Field(None, description="structured_outputs.grammar, as vLLM named it")
-    json_schema: SchemaOrText | None = Field(
+    json_schema: SchemaOrText = Field(
         None, description="structured_outputs.json, as SGLang and llama.cpp name it"
     )
     regex: str | None = Field(None, description="structured_outputs.regex, as SGLang names it")

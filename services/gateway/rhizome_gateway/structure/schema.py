@@ -60,10 +60,15 @@ def schema_object(value: Any) -> Any:
         raise refuse("invalid_value", "What should be a JSON schema is no JSON.") from None
 
 
+def _schema_or_nothing(value: Any) -> Any:
+    return None if value == "" else schema_object(value)
+
+
 SchemaOrText = Annotated[
-    dict[str, Any], BeforeValidator(schema_object, json_schema_input_type=str | dict[str, Any])
+    dict[str, Any] | None,
+    BeforeValidator(_schema_or_nothing, json_schema_input_type=str | dict[str, Any] | None),
 ]
-"""A JSON schema, as an object or as the text of one."""
+"""A JSON schema, as an object or as the text of one; an empty text is none."""
 
 
 class StructuredOutputs(Fields):
@@ -92,7 +97,7 @@ class StructuredOutputs(Fields):
 
     @property
     def wanted(self) -> tuple[str, Any]:
-        """Which of the four it is, and what it holds."""
+        """Which of the five it is, and what it holds."""
         return next((name, value) for name, value in self._values().items() if value is not None)
 
     @property

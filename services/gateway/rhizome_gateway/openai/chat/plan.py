@@ -20,6 +20,7 @@ from rhizome_gateway.structure.request_grammar import grammar_for
 from rhizome_gateway.structure.thinking import Thinking
 from rhizome_gateway.structure.tool_grammar import ToolCalls
 from rhizome_gateway.structure.tool_spec import ToolSpec
+from rhizome_gateway.tokenization.bad_words import bad_sequences
 
 
 async def plan_chat(
@@ -65,6 +66,7 @@ async def plan_chat(
         max_tokens=request.token_limit,
         output=Output(
             grammar=await _grammar(served, request, thinking),
+            bad_sequences=await bad_sequences(served.tokenizer, request.bad_words),
             parser=parser,
             visible_ids=_visible_ids(served, parser),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,

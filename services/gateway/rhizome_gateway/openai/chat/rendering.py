@@ -61,11 +61,12 @@ class ChatRendering:
         }
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        wanted = self._request.logprobs
+        request = self._request
+        logprobs = answer.text_logprobs if request.hides_reasoning else answer.logprobs
         return {
             "index": index,
             "message": _message(answer),
-            "logprobs": logprobs_object(answer.logprobs, self._spells) if wanted else None,
+            "logprobs": logprobs_object(logprobs, self._spells) if request.logprobs else None,
             "finish_reason": finish_reason(self._request, answer.finish_reason),
         }
 

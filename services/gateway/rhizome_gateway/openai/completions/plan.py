@@ -18,6 +18,7 @@ from rhizome_gateway.prompt.context import check_context
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.structure.request_grammar import grammar_for
+from rhizome_gateway.tokenization.bad_words import bad_sequences
 from rhizome_gateway.tokenization.inputs import ModelInput, input_name, read_inputs
 from rhizome_gateway.tokenization.spelling import NumberedTokens, Spelling
 
@@ -69,6 +70,7 @@ async def plan_completion(
     )
     output = Output(
         grammar=grammar,
+        bad_sequences=await bad_sequences(served.tokenizer, request.bad_words),
         top_logprobs=request.logprobs if request.logprobs is not None or not ranked else 0,
         prompt_logprobs=request.logprobs if request.echo else None,
         keep_ids=bool(request.return_token_ids),

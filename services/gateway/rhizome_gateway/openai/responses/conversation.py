@@ -19,7 +19,7 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.openai.responses.carried_reasoning import reasoning_of
 from rhizome_gateway.openai.responses.items import InputItem
 from rhizome_gateway.openai.responses.tools import function_name
-from rhizome_gateway.prompt.written_arguments import certain_object
+from rhizome_gateway.prompt.written_arguments import begins_as_object
 
 _PARAGRAPH = "\n\n"
 _DEVELOPER = "<developer>\n{}\n</developer>"
@@ -84,15 +84,16 @@ def _assistant(
 
 
 def _call(item: InputItem, index: int) -> dict[str, Any]:
-    arguments = {"input": item.input} if item.type == "custom_tool_call" else _arguments(item, index)
+    is_custom = item.type == "custom_tool_call"
+    arguments: Any = {"input": item.input} if is_custom else _arguments(item, index)
     function = {"name": function_name(item.name or "", item.namespace), "arguments": arguments}
     return {"id": item.call_id, "type": "function", "function": function}
 
 
-def _arguments(item: InputItem, index: int) -> dict[str, Any]:
-    """The arguments as an object; of those that were cut off or broken, what is certain."""
-    value = certain_object(item.arguments or "{}")
-    if value is None:
+def _arguments(item: InputItem, index: int) -> str:
+    """The arguments as they were written; those that were cut off or broken are read with the prompt."""
+    value = item.arguments or "{}"
+    if not begins_as_object(value):
         param = f"input[{index}].arguments"
         raise ApiError(400, f"'{param}' must be a JSON object.", code="invalid_value", param=param)
     return value
