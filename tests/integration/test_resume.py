@@ -83,11 +83,16 @@ def check(answers: list[Answer], expected: list[Answer]) -> None:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    environment = {"RHIZOME_PROXY_POLL_TIMEOUT_S": "0.5", "RHIZOME_PROXY_STALL_TIMEOUT_S": "2"}
+    # That an engine drains has to be seen before its time to drain is over, or its end looks like an Abort.
+    environment = {
+        "RHIZOME_PROXY_POLL_INTERVAL_S": "0.1",
+        "RHIZOME_PROXY_POLL_TIMEOUT_S": "0.5",
+        "RHIZOME_PROXY_STALL_TIMEOUT_S": "2",
+    }
     settings = demo_stack_settings(
         tmp_path_factory.mktemp("logs"),
         environment=environment,
-        engine_arguments=("--served-model-name", "rhizome-demo", "--drain-timeout-s", "0.3"),
+        engine_arguments=("--served-model-name", "rhizome-demo", "--drain-timeout-s", "0.5"),
     )
     with running_stack(settings) as running:
         yield running

@@ -48,6 +48,7 @@ class IpcDealer(CoreConnection):
         self._ready = self._deaf = False
         self._unsent = memoryview(b"")
         self._heard_at = self._loop.time()
+        self._beat_at = self._heard_at + HEARTBEAT_S
         self._beating: asyncio.TimerHandle | None = None
         try:
             self._socket.connect(str(path))
@@ -148,7 +149,15 @@ class IpcDealer(CoreConnection):
             self._wake_writer()
 
     def _beat(self) -> None:
-        """See that the other side lives. This one may have stood still itself: what came meanwhile counts."""
+        """See that the other side lives. This one may have stood still itself: what came meanwhile counts.
+
+        So may both, on a machine that was suspended or is short of processors. Then the other side gets its
+        time again.
+        """
+        now = self._loop.time()
+        if now > self._beat_at + HEARTBEAT_S:
+            self._heard_at = max(self._heard_at, now - HEARTBEAT_S)
+        self._beat_at = now + HEARTBEAT_S
         self._on_readable()
         if self.broken:
             return
