@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
         received: where to count.
 
     Attributes:
-        began: done when the response's status and first bytes of body were there.
+        began: done when the response's head was there.
         spoke: done when the first token was there.
         ended: done when the response was complete.
         asked_at: when the request was written, by `time.perf_counter`.
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> bytes:
         """What follows the head of the response; nothing while it is incomplete."""
         end = data.find(b"\r\n\r\n")
-        if end < 0 or len(data) == end + 4:
+        if end < 0:
             self._head = data
             return b""
         self._head = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,8 +69,10 @@ def test_the_cache_is_drawn_and_can_be_walked(visit: Callable[..., Any], stack: 
     node = page.locator(".tree .node").first
     node.focus()
     page.keyboard.press("Enter")
-    told = page.locator(".chosen-node p").inner_text()
-    assert "tokens" in told and "uses" in told
+    # How often the first node was used depends on which engines the questions of this file went to.
+    expect(page.locator(".chosen-node p")).to_have_text(
+        re.compile(r"^[\d,]+ tokens? · (1 use|\d+\+? uses) · .+ · Σ [\d,]+$")
+    )
     page.keyboard.press("Alt+c")
     expect(page.locator(".composer")).to_be_visible()
 
