@@ -14,7 +14,8 @@ from rhizome_testing.processes import ProcessFixture
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "models" / "demo"
-TARGETS = ("grpc", "zmq", "baseline")
+GATEWAYS = ("grpc", "zmq")
+TARGETS = (*GATEWAYS, "probe-grpc", "probe-zmq", "baseline")
 
 
 @contextmanager
@@ -60,22 +61,27 @@ class MetronomeProcess(ProcessFixture):
 
 
 def start_front(kind: str, engine: MetronomeProcess, folder: Path) -> tuple[ProcessFixture, int]:
-    """Start a gateway (over `grpc` or `zmq`) or the `baseline`, and wait until it serves.
+    """Start a gateway (over `grpc` or `zmq`), a probe or the `baseline`, and wait until it serves.
 
     Returns:
         The process and its port.
     """
     port = free_port()
-    if kind == "baseline":
-        words = [str(HERE / "relay.py"), "--engine", engine.target]
-    else:
-        target = engine.endpoint if kind == "zmq" else engine.target
-        words = ["-m", "rhizome_gateway", "--engine", target, "--log-level", "WARNING"]
+    words = {
+        "grpc": ["-m", "rhizome_gateway", "--log-level", "WARNING"],
+        "zmq": ["-m", "rhizome_gateway", "--log-level", "WARNING"],
+        "probe-grpc": [str(HERE / "probe.py")],
+        "probe-zmq": [str(HERE / "probe.py")],
+        "baseline": [str(HERE / "relay.py")],
+    }[kind]
+    target = engine.endpoint if kind.endswith("zmq") else engine.target
     front = ProcessFixture(
-        [sys.executable, *words, "--port", str(port)], log=folder / f"{kind}-{port}.log", name=kind
+        [sys.executable, *words, "--engine", target, "--port", str(port)],
+        log=folder / f"{kind}-{port}.log",
+        name=kind,
     )
     try:
-        path = "/health" if kind == "baseline" else "/ready"
+        path = "/ready" if kind in GATEWAYS else "/health"
         front.wait_until(lambda: _answers(port, path), f"{path} answers 200")
     except BaseException:
         front.terminate()

@@ -231,7 +231,7 @@ class Exchange(Closing):
     def _forget(self) -> None:
         self.request.forget()
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
         """Pass a piece on."""
         if self._writer is None:
             return
@@ -240,7 +240,7 @@ class Exchange(Closing):
             self._last = parts[-1]
         if not self._answering and (parts or ended):
             self._answers()
-        data = self._writer.encode(parts, trailers, ended)
+        data = self._writer.encode(parts, trailers, ended, framed)
         if data:
             self._client.write(data)
         if ended:

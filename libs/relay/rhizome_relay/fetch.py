@@ -60,7 +60,7 @@ class _Collecting:
             self._refuse()
         return True
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
         """Keep a piece."""
         if self.done.done():
             return

@@ -100,13 +100,16 @@ class ResponseWriter:
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         self._head = b"%b%b%b%b" % (status_line(status), b"".join(lines), own, end)
 
-    def encode(self, parts: list[bytes], trailers: Pairs, ended: bool) -> bytes:
-        """The next pieces, the head before the first."""
+    def encode(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> bytes:
+        """The next pieces, the head before the first; `framed` as in `upstream.Receiver`."""
         data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if framed and self._chunked and not self._head:
+            self._tail = data if len(data) > 3 else (self._tail + data)[-4:]
+            return framed
         if self._chunked:
             if data:
                 if self._sse:
-                    self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]
+                    self._tail = data if len(data) > 3 else (self._tail + data)[-4:]
                 data = b"%x\r\n%b\r\n" % (len(data), data)
             if ended:
                 data += b"0\r\n%b\r\n" % (trailer_lines(trailers) if self._trailing else b"")

@@ -117,17 +117,18 @@ class ResumableExchange(Exchange):
             self.on_client_slow()
         return True
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
         """See `Exchange`."""
         if self._error is not None:
             self._error = b"".join([self._error, *parts])[:_MOST_ERROR_BYTES]
             if ended:
                 self._tell_error(self._error)
         elif self._following:
-            data = self._continuation.take(parts[0] if len(parts) == 1 else b"".join(parts), ended)
-            super().on_data([data] if data else [], trailers, ended)
+            given = parts[0] if len(parts) == 1 else b"".join(parts)
+            told = self._continuation.take(given, ended)
+            super().on_data([told] if told else [], trailers, ended, framed if told is given else b"")
         else:
-            super().on_data(parts, trailers, ended)
+            super().on_data(parts, trailers, ended, framed)
 
     def _tell_error(self, body: bytes) -> None:
         """Say in an event what the backend said with a status."""
