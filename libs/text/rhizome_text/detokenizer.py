@@ -19,8 +19,10 @@ _REPLACEMENT = "\ufffd"
 
 
 class _Decoder(Protocol):
+    between: bool
+    """Nothing is held back: until it is pushed the next time, each token's text is always the same."""
+
     def push(self, token_ids: Sequence[int]) -> str: ...
-    def push_one(self, token_id: int) -> str: ...
     def finish(self) -> str: ...
 
 
@@ -33,7 +35,7 @@ class IncrementalDetokenizer:
         visible_ids: special tokens that are text all the same.
     """
 
-    __slots__ = ("_decoder", "_hidden_ids")
+    __slots__ = ("_between", "_decoder", "_hidden_ids", "_texts")
 
     def __init__(
         self,
@@ -48,13 +50,21 @@ class IncrementalDetokenizer:
             self._decoder = _WindowDecoder(tokenizer)
         else:
             self._decoder = _ByteDecoder(tokenizer, tokenizer.rule)
+        self._texts = tokenizer.text_by_id
+        self._between = False
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Take new tokens, return the whole characters that they completed, possibly none."""
         hidden = self._hidden_ids
         if len(token_ids) == 1:  # one step of the engine
-            return "" if token_ids[0] in hidden else self._decoder.push_one(token_ids[0])
-        return self._decoder.push([i for i in token_ids if i not in hidden])
+            token_id = token_ids[0]
+            if token_id in hidden:
+                return ""
+            if self._between and (text := self._texts[token_id]) is not None:
+                return text
+        text = self._decoder.push([i for i in token_ids if i not in hidden])
+        self._between = self._decoder.between
+        return text
 
     def finish(self) -> str:
         """Return what was held back but is whole; an incomplete character is dropped."""
@@ -62,39 +72,27 @@ class IncrementalDetokenizer:
 
 
 class _ByteDecoder:
-    """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all.
-
-    Most tokens are whole characters, and between two characters their text is always the same.
-    """
+    """For decoders that map tokens to bytes: an incremental UTF-8 decoder does it all."""
 
     __slots__ = (
         "_at_start",
-        "_between",
         "_bytes",
         "_rule",
         "_strip_character",
         "_strip_left",
-        "_texts",
         "_tokenizer",
         "_utf8",
+        "between",
     )
 
     def __init__(self, tokenizer: Tokenizer, rule: DecodingRule) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
         self._bytes = tokenizer.bytes_by_id
-        self._texts = tokenizer.text_by_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_character, self._strip_left = rule.strip_start
         self._at_start = True
-        self._between = False
-
-    def push_one(self, token_id: int) -> str:
-        if self._between:
-            text = self._texts[token_id]
-            if text is not None:
-                return text
-        return self.push((token_id,))
+        self.between = False
 
     def push(self, token_ids: Sequence[int]) -> str:
         if self._at_start or self._strip_left:
@@ -104,7 +102,7 @@ class _ByteDecoder:
             known = self._bytes
             text = self._utf8.decode(b"".join([known[i] for i in token_ids]))
             started = True
-        self._between = started and not self._utf8.getstate()[0]
+        self.between = started and not self._utf8.getstate()[0]
         return text
 
     def _push_first(self, token_ids: Sequence[int]) -> str:
@@ -146,9 +144,7 @@ class _WindowDecoder:
         self._tokenizer = tokenizer
         self._context: list[int] = []
         self._pending: list[int] = []
-
-    def push_one(self, token_id: int) -> str:
-        return self.push((token_id,))
+        self.between = False  # what a token adds depends on those before it
 
     def push(self, token_ids: Sequence[int]) -> str:
         known = [i for i in token_ids if self._tokenizer.is_text(i, False)]

@@ -16,7 +16,8 @@ def map_zeros(num_bytes: int) -> Tensor:
     looked up anew, and what the hardware fetches ahead ends at every page; pages of 2 MiB, where the system
     gives them, avoid both.
     """
-    memory = mmap.mmap(-1, num_bytes)
+    # Large pages of shared memory, which is mmap's default here, are a setting of their own, mostly off.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.errors import ApiError
-from rhizome_gateway.generation.response import Generation, PlannedChoice
+from rhizome_gateway.generation.lane import PlannedChoice
+from rhizome_gateway.generation.response import Generation
 from rhizome_gateway.generation.summary import Summary
 from rhizome_gateway.generation.writer import Rendering
 from rhizome_gateway.http.exchange import Exchange

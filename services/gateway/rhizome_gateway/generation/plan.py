@@ -15,7 +15,7 @@ from rhizome.engine.v1.generate_pb2 import (
 from rhizome_gateway.auth.caller import Caller
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.choice import Choice
-from rhizome_gateway.generation.response import PlannedChoice
+from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.parsing.base import OutputParser
 from rhizome_gateway.schema.fields import INT64_MAX
 from rhizome_gateway.schema.sampling import SamplingFields

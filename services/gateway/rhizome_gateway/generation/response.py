@@ -5,8 +5,8 @@ events, the API's writer turns those into bytes, and these go out on the client'
 The task of the request only opens the choices, sends the status line, and waits for the end or the client's
 leave.
 
-      engine frame ─▶ RequestStream ─▶ Choice ─▶ StreamWriter ─▶ ClientConnection
-                                          └────▶ Answer ─▶ Rendering.whole ─▶ one JSON body
+      engine frame ─▶ RequestStream ─▶ Lane, Choice ─▶ StreamWriter ─▶ ClientConnection
+                                             └───────▶ Answer ─▶ Rendering.whole ─▶ one JSON body
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 
 from rhizome.common.v1.common_pb2 import TraceContext
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_gateway.errors import ApiError, stopping_error
-from rhizome_gateway.generation.choice import Choice
 from rhizome_gateway.generation.events import Ended, Event
+from rhizome_gateway.generation.lane import Lane, PlannedChoice
 from rhizome_gateway.generation.summary import Answer, Summary
 from rhizome_gateway.generation.writer import Rendering, StreamWriter
 from rhizome_gateway.http.connection import ClientConnection
@@ -30,8 +27,6 @@ from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.metrics.generation import GenerationMeter
 from rhizome_transport.client import EngineClient
 from rhizome_transport.errors import EngineError
-from rhizome_transport.inbox import Arrived
-from rhizome_transport.request_stream import RequestStream
 
 _log = logging.getLogger(__name__)
 
@@ -41,22 +36,11 @@ MAX_AT_ONCE = 64
 _REFUSAL_S = 0.25
 """How long the status line waits for other choices once one has begun: an engine refuses faster."""
 
-_MOST_PER_TURN = 8
-"""Deltas, of up to some hundred tokens, that one call takes where a reader has fallen behind."""
-
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
     "x-accel-buffering": "no",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedChoice:
-    """One choice: what to ask the engine, and what makes its answer into events."""
-
-    request: GenerateRequest
-    choice: Choice
 
 
 class Generation:
@@ -74,6 +58,11 @@ class Generation:
         timeout_s: time for the engine, None for no limit.
         trace: the parent span of what the engine does.
         meter: measures it.
+
+    Attributes:
+        failure: what broke it off.
+        started: the status line is out.
+        summary: of the whole response.
     """
 
     __slots__ = (
@@ -86,23 +75,22 @@ class Generation:
         "_client",
         "_connection",
         "_exchange",
-        "_failure",
         "_keep_alive_s",
+        "_lanes",
         "_last_sent",
         "_loop",
-        "_meters",
         "_open",
         "_opening",
         "_rendering",
         "_room",
         "_stalled_s",
-        "_started",
-        "_streams",
         "_timeout_s",
         "_timer",
         "_trace",
         "_unsent",
         "_writer",
+        "failure",
+        "started",
         "summary",
     )
 
@@ -134,14 +122,16 @@ class Generation:
         self._stalled_s = stalled_s
         self._timeout_s = timeout_s
         self._trace = trace
-        self._meters = [meter.choice() for _ in choices]
-        self._streams: list[RequestStream] = []
+        self._lanes = [
+            Lane(index, planned.choice, meter.choice(), self._connection, self)
+            for index, planned in enumerate(choices)
+        ]
         self._unsent: list[bytes] = []
         self._begun = False
-        self._started = False
+        self.started = False
         self._awaited = set(range(len(choices))[:MAX_AT_ONCE])
         self._open = len(choices)
-        self._failure: ApiError | None = None
+        self.failure: ApiError | None = None
         self._last_sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -182,19 +172,20 @@ class Generation:
                 self._timer.cancel()
             if self._opening is not None:
                 self._opening.cancel()
-            for stream in self._streams:
-                stream.close()
+            for lane in self._lanes:
+                if lane.stream is not None:
+                    lane.stream.close()
         if connection.lost:
             await self._exchange.see_departure()
             return "cancelled"
-        return "" if self._failure is None else self._failure.code or "error"
+        return "" if self.failure is None else self.failure.code or "error"
 
     async def _open_rest(self) -> None:
         """Open further choices as earlier ones end."""
         try:
             await self._open_streams(range(MAX_AT_ONCE, len(self._choices)))
         except Exception as error:
-            self._fail(self._exchange.failure(error))
+            self.fail(error)
 
     async def _open_streams(self, indexes: range) -> None:
         for index in indexes:
@@ -202,73 +193,39 @@ class Generation:
                 await self._room.acquire()
             if self._connection.lost:
                 return
-            request = self._choices[index].request
+            request, lane = self._choices[index].request, self._lanes[index]
             try:
-                stream = await self._client.open(
-                    request, partial(self._pump, index), timeout_s=self._timeout_s, trace=self._trace
+                lane.stream = await self._client.open(
+                    request, lane.pump, timeout_s=self._timeout_s, trace=self._trace
                 )
             except EngineError as error:
                 raise self._exchange.failure(error) from error
-            self._streams.append(stream)
 
     # While the engine works
 
-    def _pump(self, index: int) -> None:
-        """Take what there is for a choice, unless the client has to catch up first: then it merges."""
-        if self._failure is not None or index >= len(self._streams):
-            return
-        stream, choice = self._streams[index], self._choices[index].choice
-        try:
-            for _ in range(_MOST_PER_TURN):
-                # Before the status line, what slows the connection down is the answer to an earlier request.
-                if self._started and self._connection.paused:
-                    return
-                if (arrived := stream.take()) is None:
-                    break
-                self._feed(index, arrived)
-            else:  # others on the loop have waited long enough
-                self._loop.call_soon(self._pump, index)
-                return
-            if stream.ended and not choice.ended:
-                raise ApiError.broken_answer()
-        except EngineError as error:
-            if choice.satisfied and not choice.ended:
-                self._emit(index, choice.lost())
-            elif not choice.ended:
-                self._fail(self._exchange.failure(error))
-        except Exception as error:
-            self._fail(self._exchange.failure(error))
-
-    def _feed(self, index: int, arrived: Arrived) -> None:
-        choice = self._choices[index].choice
-        if choice.satisfied and isinstance(arrived, list):
-            return
-        if isinstance(arrived, list):
-            events = choice.feed_tokens(arrived)
-            self._meters[index].observe_tokens(time.monotonic(), len(arrived))
-        else:
-            events = choice.feed(arrived)
-            if num_tokens := len(arrived.delta.token_ids):
-                self._meters[index].observe_tokens(time.monotonic(), num_tokens)
-        if events:
-            self._emit(index, events)
-        if choice.satisfied and not choice.ended:
-            self._streams[index].cancel(satisfied=True)
-
-    def _emit(self, index: int, events: Sequence[Event]) -> None:
-        last = events[-1]
+    def emit(self, lane: Lane, events: Sequence[Event], now: float) -> None:
+        """See `lane.Sink`."""
+        index, last = lane.index, events[-1]
         if type(last) is Ended:
             self.summary.add(index, last)
-            self._meters[index].finish(last)
+            lane.meter.finish(last)
             self._open -= 1
             if self._room is not None:
                 self._room.release()
-        if self._writer is not None:
-            self._write(self._writer, index, events)
+        if (writer := self._writer) is not None:
+            if len(events) == 1:
+                chunk = writer.event(index, last)
+            else:
+                chunk = b"".join([writer.event(index, event) for event in events])
+            if not self.started:
+                self._unsent.append(chunk)
+            elif chunk:
+                self._last_sent = now
+                self._connection.write_chunk(chunk)
         else:
             for event in events:
                 self._answers[index].add(event)
-        if index in self._awaited:
+        if self._awaited and index in self._awaited:
             self._awaited.discard(index)
             if not self._begun or not self._awaited:
                 self._begun = True
@@ -276,22 +233,10 @@ class Generation:
         if not self._open:
             self._wake()
 
-    def _write(self, writer: StreamWriter, index: int, events: Sequence[Event]) -> None:
-        if len(events) == 1:
-            chunk = writer.event(index, events[0])
-        else:
-            chunk = b"".join([writer.event(index, event) for event in events])
-        if not chunk:
-            return
-        if not self._started:  # the status line is not out yet
-            self._unsent.append(chunk)
-        else:
-            self._last_sent = time.monotonic()
-            self._connection.write_chunk(chunk)
-
-    def _fail(self, failure: ApiError) -> None:
-        if self._failure is None:
-            self._failure = failure
+    def fail(self, error: Exception) -> None:
+        """See `lane.Sink`."""
+        if self.failure is None:
+            self.failure = self._exchange.failure(error)
             self._wake()
 
     def _wake(self) -> None:
@@ -312,15 +257,15 @@ class Generation:
 
     @property
     def _done(self) -> bool:
-        return not self._open or self._failure is not None or self._connection.lost
+        return not self._open or self.failure is not None or self._connection.lost
 
     async def _send_whole(self) -> None:
         while not self._done:
             await self._wait()
         if self._connection.lost:
             return
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         await self._exchange.send_json(200, self._rendering.whole(self._answers, self.summary))
 
     async def _send_stream(self, writer: StreamWriter) -> None:
@@ -335,11 +280,11 @@ class Generation:
             await self._wait(left_s)
         if self._connection.lost:
             return
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         first = self._take_unsent() if self._begun else writer.keep_alive
         await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
-        self._started, self._last_sent = True, time.monotonic()
+        self.started, self._last_sent = True, time.monotonic()
         self._timer = self._loop.call_later(self._keep_alive_s, self._keep_alive)
         if late := self._take_unsent():  # what came while the first bytes went out
             self._connection.write_chunk(late)
@@ -352,7 +297,7 @@ class Generation:
             raise
         if self._connection.lost:
             return
-        failure = self._failure
+        failure = self.failure
         await self._exchange.end(writer.end() if failure is None else writer.broken_off(failure))
 
     def _take_unsent(self) -> bytes:
@@ -360,8 +305,8 @@ class Generation:
         return b"".join(chunks)
 
     def _resume(self) -> None:
-        for index in range(len(self._streams)):
-            self._pump(index)
+        for lane in self._lanes:
+            lane.pump()
 
     def _keep_alive(self) -> None:
         """Break the silence, if there was one; and come again when the next could be over.

@@ -13,7 +13,7 @@ import orjson
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.events import Event, Reasoning
-from rhizome_gateway.generation.response import PlannedChoice
+from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.summary import Answer, Summary
 from rhizome_gateway.generation.writer import Rendering, StreamWriter
 

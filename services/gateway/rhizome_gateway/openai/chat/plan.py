@@ -9,8 +9,8 @@ from typing import Any
 from rhizome.engine.v1.generate_pb2 import Grammar
 from rhizome_gateway.auth.caller import Caller
 from rhizome_gateway.errors import ApiError
+from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.plan import Output, plan_choices
-from rhizome_gateway.generation.response import PlannedChoice
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
 from rhizome_gateway.parsing.formats import AnswerParser, OutputFormats, output_parser
 from rhizome_gateway.prompt.from_openai import chat_prompt

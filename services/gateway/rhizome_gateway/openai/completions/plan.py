@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_gateway.auth.caller import Caller
+from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.plan import Output, plan_choices
-from rhizome_gateway.generation.response import PlannedChoice
 from rhizome_gateway.openai.completions.choice import ContinuingChoice
 from rhizome_gateway.openai.completions.limits import check_choices, check_size
 from rhizome_gateway.openai.completions.request import CompletionRequest

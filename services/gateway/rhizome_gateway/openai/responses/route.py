@@ -10,7 +10,7 @@ import orjson
 from rhizome_gateway.auth.caller import caller_of
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.job import Job, run_job
-from rhizome_gateway.generation.response import PlannedChoice
+from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.openai.chat.plan import plan_chat
 from rhizome_gateway.openai.responses.objects import new_id
