@@ -78,15 +78,15 @@ class Heard:
         assert status == 200
         return True
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         assert not self.ended
-        if framed:
-            assert framed == b"%x\r\n%b\r\n" % (len(parts[0]), parts[0])
-            assert len(parts) == 1
-            assert not ended
-            self.frames += 1
         self.body += b"".join(parts)
         self.ended = ended
+
+    def on_chunk(self, piece: bytes, framed: bytes) -> None:
+        assert framed == b"%x\r\n%b\r\n" % (len(piece), piece)
+        self.frames += 1
+        self.on_data([piece], [], False)
 
     def on_failure(self, ending: Ending, reason: str) -> None:
         self.failure = ending

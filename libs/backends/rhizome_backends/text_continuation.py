@@ -46,6 +46,8 @@ _LIMITS: Final = ("max_completion_tokens", "max_tokens", "min_tokens", "n_predic
 _IDENTITY: Final = ("id", "object", "created", "model", "system_fingerprint")
 _PLAIN: Final = ("role", "content")
 _LOG_BYTES: Final = 16 << 10
+_FEW_BYTES: Final = 1 << 10
+_MOST_ALIKE: Final = 512
 _MOST_EVENT_BYTES: Final = 1 << 20
 _DONE: Final = b"data: [DONE]\n\n"
 _END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -80,8 +82,26 @@ class TextContinuation:
     """
 
     __slots__ = (
-        "_around", "_before", "_chat", "_ended", "_find", "_first", "_limit", "_log", "_muted", "_owes_usage",
-        "_reason", "_request", "_resumed", "_tail", "_text", "_tokens", "possible",
+        "_alike",
+        "_around",
+        "_before",
+        "_chat",
+        "_edges",
+        "_ended",
+        "_find",
+        "_first",
+        "_limit",
+        "_log",
+        "_most_log",
+        "_muted",
+        "_owes_usage",
+        "_reason",
+        "_request",
+        "_resumed",
+        "_tail",
+        "_text",
+        "_tokens",
+        "possible",
     )  # fmt: skip
 
     def __init__(self, request: RelayRequest, find: Callable[[frozenset[str] | None], Target | None]) -> None:
@@ -94,7 +114,9 @@ class TextContinuation:
         self._owes_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._first: dict[str, Any] | None = None
         self._log = bytearray()
-        self._around = (b"", b"")
+        self._most_log = _FEW_BYTES
+        self._alike: list[bytes] = []  # texts of events, before what is in the log
+        self._around = self._edges = (b"", b"")  # an event but for its text, without and with its end
         self._tail = b""
         self._text = ""
         self._tokens = self._before = 0
@@ -103,6 +125,9 @@ class TextContinuation:
 
     def take(self, data: bytes, ended: bool) -> bytes:
         """Keep what the client gets: whole events only, as half of one cannot be taken back."""
+        if self.possible and not (self._tail or self._resumed) and data.endswith(b"\n\n"):  # nearly always
+            self._keep(data)
+            return data
         if self._tail:
             data, self._tail = self._tail + data, b""
         if not self.possible and not self._resumed:
@@ -118,10 +143,23 @@ class TextContinuation:
             data, self._tail = data[:end], data[end:]
         if self._resumed:
             return b"".join([self._follow(event) for event in _events(data)])
-        self._log += data
-        if len(self._log) > _LOG_BYTES:
-            self._read()
+        self._keep(data)
         return data
+
+    def _keep(self, data: bytes) -> None:
+        """Keep whole events: mostly it is one, of which only the text differs from the last one's."""
+        before, behind = self._edges
+        if before and not self._log and data.startswith(before) and data.endswith(behind):
+            text = data[len(before) : len(data) - len(behind)]
+            if b"\n" not in text:
+                self._alike.append(text)
+                if len(self._alike) >= _MOST_ALIKE:
+                    self._add()
+                return
+        self._log += data
+        if len(self._log) > self._most_log:
+            self._read()
+            self._most_log = _FEW_BYTES if self._around[0] else _LOG_BYTES
 
     def end(self) -> bytes | None:
         """The end of a stream whose last token is out, if no usage is owed."""
@@ -176,23 +214,25 @@ class TextContinuation:
         that was read in full, the texts of all of them are read at once.
         """
         log, self._log = bytes(self._log), bytearray()
-        alike: list[bytes] = []
         for event in log.split(b"\n\n") if b"\r" not in log else _events(log):
             before, behind = self._around
             if before and event.startswith(before) and event.endswith(behind):
-                alike.append(event[len(before) : len(event) - len(behind)])
+                self._alike.append(event[len(before) : len(event) - len(behind)])
                 continue
-            self._add(alike)
+            self._add()
             payload = _payload(event)
             if payload == b"[DONE]":
                 self._ended = True
             elif payload:
                 self._note(_chunk(payload))
                 self._around = self._surroundings(event, payload)
-        self._add(alike)
+        self._add()
+        before, behind = self._around
+        self._edges = (before, behind if behind.endswith(b"\n") else behind + b"\n\n")
 
-    def _add(self, alike: list[bytes]) -> None:
-        """Count events by what they have as text."""
+    def _add(self) -> None:
+        """Count the events of which only the text was kept."""
+        alike, self._alike = self._alike, []
         if not alike:
             return
         before, behind = self._around
@@ -205,7 +245,6 @@ class TextContinuation:
         else:
             for text in alike:
                 self._note(_chunk(_payload(before + text + behind)))
-        alike.clear()
 
     def _surroundings(self, event: bytes, payload: bytes) -> tuple[bytes, bytes]:
         """What an event has before and behind its text, if it has nothing to say but that."""

@@ -38,9 +38,9 @@ class Closing:
     """
 
     __slots__ = (
-        "_answering", "_began", "_client", "_first_s", "_heard_at", "_last", "_lease", "_loop", "_over",
+        "_answering", "_began", "_client", "_first_s", "_heard_at", "_lease", "_loop", "_over",
         "_picking", "_pieces", "_relay", "_retry_after_s", "_target", "_task", "_total_at", "_upstream",
-        "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
+        "_usage", "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
@@ -59,7 +59,7 @@ class Closing:
         self._writer: ResponseWriter | None = None
         self._over = self._picking = self._answering = False
         self._pieces = 0
-        self._last = b""
+        self._usage = b""
         self._retry_after_s = self._first_s = self._heard_at = 0.0
 
     def _answer(self, answer: Answer) -> None:
@@ -107,7 +107,7 @@ class Closing:
             self._first_s,
             now - self._began,
             self._pieces,
-            self._last,
+            self._usage,
         )
         try:
             self._relay.picker.ended(self.request, result)

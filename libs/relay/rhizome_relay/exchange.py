@@ -28,6 +28,9 @@ from rhizome_relay.upstream import Upstream
 
 _log = logging.getLogger(__name__)
 
+TOKENS = b'_tokens"'
+"""In what tells how many tokens were used; within a text a quote is written otherwise."""
+
 
 class Exchange(Closing):
     """A request on its way."""
@@ -231,21 +234,36 @@ class Exchange(Closing):
     def _forget(self) -> None:
         self.request.forget()
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
-        """Pass a piece on."""
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+        """Pass pieces on."""
         if self._writer is None:
             return
-        if parts:
-            self._pieces += len(parts)
-            self._last = parts[-1]
+        self._pieces += len(parts)
+        for piece in parts:
+            if TOKENS in piece:
+                self._usage = piece
         if not self._answering and (parts or ended):
             self._answers()
-        data = self._writer.encode(parts, trailers, ended, framed)
+        data = self._writer.encode(parts, trailers, ended)
         if data:
             self._client.write(data)
         if ended:
             self._finish()
         elif not self._client.write_paused:
+            self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
+
+    def on_chunk(self, piece: bytes, framed: bytes) -> None:
+        """Pass a piece on as it came, once the answer has begun: this runs for every event of a stream."""
+        writer = self._writer
+        if writer is None or not self._answering or not writer.begun:
+            self.on_data([piece], [], False)
+            return
+        self._pieces += 1
+        if TOKENS in piece:
+            self._usage = piece
+        client = self._client
+        client.write(writer.encode_chunk(piece, framed))
+        if not client.write_paused:
             self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
 
     def _answers(self) -> None:

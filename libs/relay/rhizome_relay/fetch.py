@@ -60,8 +60,12 @@ class _Collecting:
             self._refuse()
         return True
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
+    def on_chunk(self, piece: bytes, framed: bytes) -> None:
         """Keep a piece."""
+        self.on_data([piece], [], False)
+
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+        """Keep some."""
         if self.done.done():
             return
         self._body += parts

@@ -81,7 +81,7 @@ class Result(NamedTuple):
         first_byte_s: from the request's start to the first byte of a response's body; 0 when there was none.
         duration_s: of all of it.
         pieces: of the body, as the backend sent them; in a stream about one for each event.
-        last: the last of them.
+        usage: the last of them that tells how many tokens were used; empty where none does.
     """
 
     status: int
@@ -92,7 +92,7 @@ class Result(NamedTuple):
     first_byte_s: float
     duration_s: float
     pieces: int = 0
-    last: bytes = b""
+    usage: bytes = b""
 
 
 class Lease(Protocol):

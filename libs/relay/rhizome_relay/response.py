@@ -100,16 +100,26 @@ class ResponseWriter:
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         self._head = b"%b%b%b%b" % (status_line(status), b"".join(lines), own, end)
 
-    def encode(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> bytes:
-        """The next pieces, the head before the first; `framed` as in `upstream.Receiver`."""
+    @property
+    def begun(self) -> bool:
+        """Whether the head is out."""
+        return not self._head
+
+    def encode_chunk(self, piece: bytes, framed: bytes) -> bytes:
+        """The next piece, not the first and not the last, which is one chunk of HTTP/1.1 as it came."""
+        if not self._chunked:
+            return piece
+        if self._sse:
+            self._mark(piece)
+        return framed
+
+    def encode(self, parts: list[bytes], trailers: Pairs, ended: bool) -> bytes:
+        """The next pieces, the head before the first."""
         data = parts[0] if len(parts) == 1 else b"".join(parts)
-        if framed and self._chunked and not self._head:
-            self._tail = data if len(data) > 3 else (self._tail + data)[-4:]
-            return framed
         if self._chunked:
             if data:
                 if self._sse:
-                    self._tail = data if len(data) > 3 else (self._tail + data)[-4:]
+                    self._mark(data)
                 data = b"%x\r\n%b\r\n" % (len(data), data)
             if ended:
                 data += b"0\r\n%b\r\n" % (trailer_lines(trailers) if self._trailing else b"")
@@ -117,6 +127,13 @@ class ResponseWriter:
             data = self._head + data
             self._head = b""
         return data
+
+    def _mark(self, data: bytes) -> None:
+        """Remember how the stream ends so far; of nearly every event that is always the same."""
+        if data.endswith(b"\n\n"):
+            self._tail = b"\n\n"
+        else:
+            self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]
 
     def cut(self) -> tuple[bytes, bool]:
         """What to send when there will be no more, and whether the connection must be reset to show it.

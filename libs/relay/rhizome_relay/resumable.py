@@ -117,18 +117,26 @@ class ResumableExchange(Exchange):
             self.on_client_slow()
         return True
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
         """See `Exchange`."""
         if self._error is not None:
             self._error = b"".join([self._error, *parts])[:_MOST_ERROR_BYTES]
             if ended:
                 self._tell_error(self._error)
         elif self._following:
-            given = parts[0] if len(parts) == 1 else b"".join(parts)
-            told = self._continuation.take(given, ended)
-            super().on_data([told] if told else [], trailers, ended, framed if told is given else b"")
+            data = self._continuation.take(parts[0] if len(parts) == 1 else b"".join(parts), ended)
+            super().on_data([data] if data else [], trailers, ended)
         else:
-            super().on_data(parts, trailers, ended, framed)
+            super().on_data(parts, trailers, ended)
+
+    def on_chunk(self, piece: bytes, framed: bytes) -> None:
+        """See `Exchange`."""
+        if self._error is not None or not self._following:
+            self.on_data([piece], [], False)
+        elif (told := self._continuation.take(piece, False)) is piece:
+            super().on_chunk(piece, framed)
+        else:
+            super().on_data([told] if told else [], [], False)
 
     def _tell_error(self, body: bytes) -> None:
         """Say in an event what the backend said with a status."""

@@ -30,11 +30,11 @@ class Receiver(Protocol):
     ) -> bool:
         """The head of the final response, `length` as in `framing`; returns whether the body is wanted."""
 
-    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool, framed: bytes = b"") -> None:
-        """Pieces of the body, at least once after each head; `ended` says that there are no more.
+    def on_data(self, parts: list[bytes], trailers: Pairs, ended: bool) -> None:
+        """Pieces of the body, at least once after each head; `ended` says that there are no more."""
 
-        Where the only piece came as one whole chunk of HTTP/1.1, `framed` is that chunk.
-        """
+    def on_chunk(self, piece: bytes, framed: bytes) -> None:
+        """The same for one piece, not the last, that came as one whole chunk of HTTP/1.1: `framed`."""
 
     def on_failure(self, ending: Ending, reason: str) -> None:
         """The response will not come, or not in full."""
@@ -140,7 +140,7 @@ class Upstream(asyncio.Protocol):
             self._transport.abort()
             return
         if self._between and (piece := whole_chunk(data)):
-            receiver.on_data([piece], [], False, data)
+            receiver.on_chunk(piece, data)
             return
         first = not self.answered and self._strangers < PATIENCE and not self._head_only
         self.answered = True

@@ -217,7 +217,7 @@ class Generation:
                 chunk = writer.event(index, last)
             else:
                 chunk = b"".join([writer.event(index, event) for event in events])
-            if not self.started:
+            if not (self.started and self._open):  # the status line or the end is written with it
                 self._unsent.append(chunk)
             elif chunk:
                 self._last_sent = now
@@ -282,6 +282,11 @@ class Generation:
             return
         if self.failure is not None:
             raise self.failure
+        if not self._open:  # all of it is there
+            await self._exchange.start(
+                200, EVENT_STREAM_HEADERS, self._take_unsent() + writer.end(), last=True
+            )
+            return
         first = self._take_unsent() if self._begun else writer.keep_alive
         await self._exchange.start(200, EVENT_STREAM_HEADERS, first)
         self.started, self._last_sent = True, time.monotonic()
@@ -293,12 +298,14 @@ class Generation:
             while not self._done:
                 await self._wait()
         except asyncio.CancelledError:  # the process ends, and has no time left
-            self._connection.write_last(writer.broken_off(stopping_error()))
+            last = writer.broken_off(stopping_error()) if self._open else writer.end()
+            self._connection.write_last(self._take_unsent() + last)
             raise
         if self._connection.lost:
             return
         failure = self.failure
-        await self._exchange.end(writer.end() if failure is None else writer.broken_off(failure))
+        last = writer.end() if failure is None else writer.broken_off(failure)
+        await self._exchange.end(self._take_unsent() + last)
 
     def _take_unsent(self) -> bytes:
         chunks, self._unsent = self._unsent, []

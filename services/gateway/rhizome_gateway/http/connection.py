@@ -11,11 +11,28 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 SCOPE_KEY = "rhizome.connection"
 _AT_ONCE = struct.pack("ii", 1, 0)
+
+
+class _Cork:
+    """Stands in for a transport and keeps what is written."""
+
+    __slots__ = ("closing", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.closing = False
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def close(self) -> None:
+        self.closing = True
 
 
 class ClientConnection:
@@ -30,10 +47,11 @@ class ClientConnection:
         on_writable: called when a client that read slowly has caught up.
     """
 
-    __slots__ = ("_cycle", "_write", "on_lost", "on_writable", "paused")
+    __slots__ = ("_cycle", "_transport", "_write", "on_lost", "on_writable", "paused")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self._transport = cycle.transport
         self._write: Callable[[bytes], None] | None = cycle.transport.write
         self.paused: bool = cycle.flow.write_paused
         self.on_lost: Callable[[], None] | None = None
@@ -59,6 +77,22 @@ class ClientConnection:
         """Whether the status line was sent."""
         return self._cycle.response_started
 
+    def cork(self) -> None:
+        """Keep what ASGI's `send` writes until `uncork`.
+
+        Head and body would be a system call each, and wake the client up twice.
+        """
+        self._cycle.transport = cast(asyncio.Transport, _Cork())
+
+    def uncork(self) -> None:
+        """Write all of it at once."""
+        cork, transport = cast(_Cork, self._cycle.transport), self._transport
+        self._cycle.transport = transport
+        if cork.pieces and not transport.is_closing():
+            transport.write(b"".join(cork.pieces))
+        if cork.closing:
+            transport.close()
+
     def write_chunk(self, body: bytes) -> None:
         """Write a piece of a response that was started, by ASGI's `send`, without a content-length."""
         write = self._write
@@ -69,13 +103,13 @@ class ClientConnection:
         """Write the last piece where nobody can wait any more, and hang up."""
         self.write_chunk(body)
         if not self._cycle.disconnected:
-            self._cycle.transport.write(b"0\r\n\r\n")
-            self._cycle.transport.close()
+            self._transport.write(b"0\r\n\r\n")
+            self._transport.close()
 
     def abort(self) -> None:
         """Hang up at once, whatever was not sent yet."""
         if not self._cycle.disconnected:
-            reset(self._cycle.transport)
+            reset(self._transport)
 
     def lose(self) -> None:
         """The client is gone."""

@@ -72,16 +72,25 @@ class Exchange:
         """The client is gone: take ASGI's word for it, for the sake of whoever listens on the way."""
         await self._receive()
 
-    async def start(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
-        """Send the status line, the headers and the first bytes."""
+    async def start(
+        self, status: int, headers: Mapping[str, str], body: bytes = b"", *, last: bool = False
+    ) -> None:
+        """Send the status line, the headers and the first bytes, which may be the last as well."""
         self.started = True
         raw = [
             (name.lower().encode("latin-1"), value.encode("latin-1"))
             for name, value in {**headers, **self.headers, **self._limit_headers}.items()
         ]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        if body:
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        head = {"type": "http.response.start", "status": status, "headers": raw}
+        if not (body or last):
+            await self._send(head)
+            return
+        self.connection.cork()
+        try:
+            await self._send(head)
+            await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        finally:
+            self.connection.uncork()
 
     @property
     def _limit_headers(self) -> Mapping[str, str]:
@@ -94,8 +103,7 @@ class Exchange:
     async def send_json(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Send a whole JSON response."""
         described = {"content-type": "application/json", "content-length": str(len(body))}
-        await self.start(status, described | dict(headers or {}))
-        await self.end(body)
+        await self.start(status, described | dict(headers or {}), body, last=True)
 
     async def fail(self, error: ApiError) -> None:
         """Send an error, where nothing was sent yet."""

@@ -267,7 +267,7 @@ def _used_tokens(journey: Journey, result: Result) -> int | None:
     """What a request cost its tenant; `None` for what was expected, where nothing tells."""
     if not result.attempts:
         return 0
-    told = _USAGE.search(result.last[-_USAGE_BYTES:])
+    told = _USAGE.search(result.usage[-_USAGE_BYTES:])
     if told is not None:
         return journey.prompt + int(told[1])
     return journey.prompt + result.pieces if journey.streamed else None
