@@ -70,8 +70,8 @@ async def test_an_empty_answer_can_be_sent_back(
     assert engine.prompts[0].count("Hi") == 2
 
 
-# What these clients send, less the texts: recorded, but for the benchmarks of vLLM and SGLang, which were read
-# from their sources. Name of the client: path, body, what is in X-Ignored-Params.
+# What these clients send, less the texts: recorded, but for the benchmarks of vLLM and SGLang, which were
+# read from their sources. Name of the client: path, body, what is in X-Ignored-Params.
 RECORDED: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "guidellm 0.8": (
         "/v1/chat/completions",
