@@ -66,6 +66,20 @@ async def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(
     assert len(engine.prompts) == 2
 
 
+async def test_what_follows_the_last_request_of_a_connection_is_not_run(
+    gateway, engine: TalkingEngine
+) -> None:
+    """Connections of HTTP/1.0 end with their first answer, whatever the client would like."""
+    last = POST.replace(b"HTTP/1.1", b"HTTP/1.0") + b"connection: keep-alive\r\n" + LENGTH + b"\r\n" + BODY
+    async with connected(gateway) as connection:
+        connection.writer.write(last + last)
+        assert (await connection.closes()).count(b"HTTP/1.1 200 OK") == 1
+    async with connected(gateway) as connection:  # by then the second would have reached the engine
+        connection.writer.write(POST + LENGTH + b"\r\n" + BODY)
+        assert (await connection.answer())[0] == 200
+    assert len(engine.prompts) == 2
+
+
 async def test_requests_of_one_connection_are_answered_in_order(gateway) -> None:
     async with connected(gateway) as connection:
         connection.writer.write(POST + LENGTH + b"\r\n" + BODY + HEALTH)

@@ -122,6 +122,24 @@ async def test_a_client_of_http_1_0_gets_no_chunks(bed: Any) -> None:
     assert b"connection: close" in head
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_chunks_that_arrive_alone_are_framed_for_the_client(bed: Any, version: str) -> None:
+    async def speak(call: Call) -> None:
+        await call.send(HEAD + CHUNKED + b"\r\n")
+        for number in range(5):
+            await asyncio.sleep(0.02)
+            await call.event(b"%d" % number * 20)
+        await call.send(b"0\r\n\r\n")
+
+    running = await bed(speak)
+    peer = await running.peer()
+    await peer.send(b"GET /v1/x HTTP/%b\r\nHost: a\r\nConnection: close\r\n\r\n" % version.encode())
+    body = (await peer.reader.read()).partition(b"\r\n\r\n")[2]
+    pieces = [b"%d" % number * 20 for number in range(5)]
+    chunks = b"".join([b"14\r\n%b\r\n" % piece for piece in pieces]) + b"0\r\n\r\n"
+    assert body == (b"".join(pieces) if version == "1.0" else chunks)
+
+
 async def test_early_hints_go_through_and_other_interim_responses_do_not(bed: Any) -> None:
     raw = b"HTTP/1.1 100 Go\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 Wait\r\n\r\n" + OK
     running = await bed(saying(raw))

@@ -151,7 +151,7 @@ class TextContinuation:
         before, behind = self._edges
         if before and not self._log and data.startswith(before) and data.endswith(behind):
             text = data[len(before) : len(data) - len(behind)]
-            if b"\n" not in text:
+            if b"\n" not in text and b"\r" not in text:  # else it is more than one event
                 self._alike.append(text)
                 if len(self._alike) >= _MOST_ALIKE:
                     self._add()

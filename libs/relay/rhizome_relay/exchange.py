@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 TOKENS = b'_tokens"'
 """In what tells how many tokens were used; within a text a quote is written otherwise."""
 
+USAGE_BYTES = 2048
+"""So much of its end is kept."""
+
 
 class Exchange(Closing):
     """A request on its way."""
@@ -241,7 +244,7 @@ class Exchange(Closing):
         self._pieces += len(parts)
         for piece in parts:
             if TOKENS in piece:
-                self._usage = piece
+                self._usage = piece[-USAGE_BYTES:]
         if not self._answering and (parts or ended):
             self._answers()
         data = self._writer.encode(parts, trailers, ended)
@@ -256,11 +259,11 @@ class Exchange(Closing):
         """Pass a piece on as it came, once the answer has begun: this runs for every event of a stream."""
         writer = self._writer
         if writer is None or not self._answering or not writer.begun:
-            self.on_data([piece], [], False)
+            Exchange.on_data(self, [piece], [], False)
             return
         self._pieces += 1
         if TOKENS in piece:
-            self._usage = piece
+            self._usage = piece[-USAGE_BYTES:]
         client = self._client
         client.write(writer.encode_chunk(piece, framed))
         if not client.write_paused:

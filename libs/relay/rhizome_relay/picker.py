@@ -81,7 +81,7 @@ class Result(NamedTuple):
         first_byte_s: from the request's start to the first byte of a response's body; 0 when there was none.
         duration_s: of all of it.
         pieces: of the body, as the backend sent them; in a stream about one for each event.
-        usage: the last of them that tells how many tokens were used; empty where none does.
+        usage: the end of the last of them that tells how many tokens were used; empty where none does.
     """
 
     status: int

@@ -24,6 +24,7 @@ MAX_COUNT = 10_000
 """Greatest width, precision or count that a filter or method takes as a number."""
 
 _CHECK_EVERY = 256
+_CHECK_SOON = 16
 _CHARS_PER_STEP = 1024
 _ITEMS_PER_STEP = 8
 
@@ -40,7 +41,8 @@ class TemplateLimits:
         output_chars: longest prompt.
         work_chars: characters of all strings made on the way, the discarded ones too.
         steps: rounds of loops, calls, filters, and visited values.
-        cpu_s: seconds of this thread's processor time; waiting for the processor does not count.
+        cpu_s: seconds of this thread's processor time. Waiting for the processor does not count, but for
+            at most half of it within the first steps.
     """
 
     output_chars: int = 16 * 2**20
@@ -81,8 +83,10 @@ class Budget:
         if not self._deadline_s:
             # Most renders end before their first check, and never ask for this clock, which is a dear one.
             # What went by until then on the cheap one counts, too, though it may have been spent waiting.
-            gone_s = min(time.monotonic() - self._began_s, self._cpu_s / 2)
-            self._deadline_s = now + self._cpu_s - gone_s
+            gone_s = time.monotonic() - self._began_s
+            self._deadline_s = now + self._cpu_s - min(gone_s, self._cpu_s / 2)
+            if gone_s > self._cpu_s / 2:  # slow steps, or a busy machine: look again soon
+                self._granted = self._unchecked = min(_CHECK_SOON, self._steps)
         elif now > self._deadline_s:
             raise TemplateLimitError("it takes too long")
 

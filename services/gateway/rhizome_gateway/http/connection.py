@@ -20,19 +20,26 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class _Cork:
-    """Stands in for a transport and keeps what is written."""
+    """Stands in for a transport and keeps what is written until it is closed, or `release` is called."""
 
-    __slots__ = ("closing", "pieces")
+    __slots__ = ("_pieces", "_transport")
 
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.closing = False
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        self.pieces.append(data)
+        self._pieces.append(data)
 
     def close(self) -> None:
-        self.closing = True
+        # At once: the protocol looks at the transport before it goes on to the next request.
+        self.release()
+        self._transport.close()
+
+    def release(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(pieces))
 
 
 class ClientConnection:
@@ -82,16 +89,12 @@ class ClientConnection:
 
         Head and body would be a system call each, and wake the client up twice.
         """
-        self._cycle.transport = cast(asyncio.Transport, _Cork())
+        self._cycle.transport = cast(asyncio.Transport, _Cork(self._transport))
 
     def uncork(self) -> None:
         """Write all of it at once."""
-        cork, transport = cast(_Cork, self._cycle.transport), self._transport
-        self._cycle.transport = transport
-        if cork.pieces and not transport.is_closing():
-            transport.write(b"".join(cork.pieces))
-        if cork.closing:
-            transport.close()
+        cork, self._cycle.transport = cast(_Cork, self._cycle.transport), self._transport
+        cork.release()
 
     def write_chunk(self, body: bytes) -> None:
         """Write a piece of a response that was started, by ASGI's `send`, without a content-length."""

@@ -25,7 +25,6 @@ from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
 
 _USAGE = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
-_USAGE_BYTES = 2048
 """Usage stands at the end of an answer."""
 
 _UNSAID_BYTES = 8 << 20
@@ -267,10 +266,12 @@ def _used_tokens(journey: Journey, result: Result) -> int | None:
     """What a request cost its tenant; `None` for what was expected, where nothing tells."""
     if not result.attempts:
         return 0
-    told = _USAGE.search(result.usage[-_USAGE_BYTES:])
-    if told is not None:
-        return journey.prompt + int(told[1])
-    return journey.prompt + result.pieces if journey.streamed else None
+    found = _USAGE.findall(result.usage)
+    told = int(found[-1]) if found else None
+    if journey.streamed and (told is None or not result.whole):
+        # What a stream says before it has ended may be what it had used as it began.
+        told = max(result.pieces, told or 0)
+    return None if told is None else journey.prompt + told
 
 
 def _refused(refusal: NotAdmitted) -> HttpError:
