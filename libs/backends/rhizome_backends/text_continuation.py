@@ -82,25 +82,8 @@ class TextContinuation:
     """
 
     __slots__ = (
-        "_alike",
-        "_around",
-        "_before",
-        "_chat",
-        "_edges",
-        "_ended",
-        "_find",
-        "_first",
-        "_limit",
-        "_log",
-        "_most_log",
-        "_muted",
-        "_owes_usage",
-        "_reason",
-        "_request",
-        "_resumed",
-        "_tail",
-        "_text",
-        "_tokens",
+        "_alike", "_around", "_before", "_chat", "_edges", "_ended", "_find", "_first", "_limit", "_log",
+        "_most_log", "_muted", "_owes_usage", "_reason", "_request", "_resumed", "_tail", "_text", "_tokens",
         "possible",
     )  # fmt: skip
 

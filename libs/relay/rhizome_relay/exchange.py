@@ -32,7 +32,7 @@ TOKENS = b'_tokens"'
 """In what tells how many tokens were used; within a text a quote is written otherwise."""
 
 USAGE_BYTES = 2048
-"""So much of its end is kept."""
+"""So much of its end is kept, where usage stands."""
 
 
 class Exchange(Closing):

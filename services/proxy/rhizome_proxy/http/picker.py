@@ -25,7 +25,6 @@ from rhizome_telemetry import semconv
 from rhizome_telemetry.tracing import Span
 
 _USAGE = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
-"""Usage stands at the end of an answer."""
 
 _UNSAID_BYTES = 8 << 20
 """How long a body may be that comes in pieces and does not say."""
