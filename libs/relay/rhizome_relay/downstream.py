@@ -139,6 +139,7 @@ class Downstream(asyncio.Protocol):
         self._on_closed(self)
         self._waiting.clear()
         self._gone()
+        del self._parser  # it calls methods of this object: a circle would outlive the connection
 
     def eof_received(self) -> None:
         """The client sends no more: it is taken to be gone, as nothing tells a half-close from a close."""

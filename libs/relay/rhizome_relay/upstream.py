@@ -210,6 +210,7 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The backend is gone; for some responses that is the end."""
         self._on_closed(self)
+        self._parser = None  # it calls methods of this object: a circle would outlive the connection
         if (receiver := self._receiver) is None:
             return
         if self._announced and self._length == UNTIL_CLOSE and exc is None:

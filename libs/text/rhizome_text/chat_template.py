@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.runtime import Context, Macro
 
 from rhizome_text.template_budget import TemplateLimitError, TemplateLimits, spending
 from rhizome_text.template_sandbox import ChatTemplateEnvironment, TemplateRefusalError
@@ -84,6 +85,7 @@ class ChatTemplate:
             ) from error
         except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError) as error:
             raise ChatTemplateError(f"the model's chat template cannot be compiled: {error}") from error
+        self._globals = dict(self._template.globals)
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
         texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
         self.literals = frozenset(texts)
@@ -117,9 +119,8 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        template = self._template
-        with self._translated_errors(), spending(self.limits):
-            parts = list(template.root_render_func(template.new_context(variables)))
+        with self._translated_errors(), spending(self.limits), self._context(variables) as context:
+            parts = list(self._template.root_render_func(context))
             length = sum(map(len, parts))
             if length > self.limits.output_chars:
                 raise TemplateLimitError("it makes too long a prompt")
@@ -159,6 +160,25 @@ class ChatTemplate:
         if rendered.startswith(_END_OF_CONTENT, end):
             return rendered[:end]
         return rendered[:end].rstrip()
+
+    @contextmanager
+    def _context(self, variables: Mapping[str, Any]) -> Iterator[Context]:
+        """What a render looks names up in.
+
+        Macros hold it and it holds them: unless they are emptied, all that a request has lives on until the
+        next garbage collection.
+        """
+        template, known = self._template, self._globals
+        context = Context(
+            template.environment, {**known, **variables}, template.name, template.blocks, globals=known
+        )
+        try:
+            yield context
+        finally:
+            for value in context.vars.values():
+                if type(value) is Macro:
+                    vars(value).clear()
+            context.vars.clear()
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -54,10 +54,20 @@ class TemplateLimits:
 class Budget:
     """What is left of the limits of one render."""
 
-    __slots__ = ("_began_s", "_cpu_s", "_deadline_s", "_granted", "_steps", "_unchecked", "_work_chars")
+    __slots__ = (
+        "_began_s",
+        "_cpu_s",
+        "_deadline_s",
+        "_every",
+        "_granted",
+        "_steps",
+        "_unchecked",
+        "_work_chars",
+    )
 
     def __init__(self, limits: TemplateLimits) -> None:
         self._steps = limits.steps
+        self._every = _CHECK_EVERY
         self._granted = self._unchecked = min(_CHECK_EVERY, limits.steps)
         self._work_chars = limits.work_chars
         self._cpu_s = limits.cpu_s
@@ -78,17 +88,17 @@ class Budget:
         self._steps -= self._granted - self._unchecked
         if self._steps < 0:
             raise TemplateLimitError("it takes too many steps")
-        self._granted = self._unchecked = min(_CHECK_EVERY, self._steps)
         now = time.thread_time()
         if not self._deadline_s:
             # Most renders end before their first check, and never ask for this clock, which is a dear one.
             # What went by until then on the cheap one counts, too, though it may have been spent waiting.
             gone_s = time.monotonic() - self._began_s
             self._deadline_s = now + self._cpu_s - min(gone_s, self._cpu_s / 2)
-            if gone_s > self._cpu_s / 2:  # slow steps, or a busy machine: look again soon
-                self._granted = self._unchecked = min(_CHECK_SOON, self._steps)
+            if gone_s > self._cpu_s / 8:  # slow steps, or a busy machine: look more often
+                self._every = _CHECK_SOON
         elif now > self._deadline_s:
             raise TemplateLimitError("it takes too long")
+        self._granted = self._unchecked = min(self._every, self._steps)
 
     def spend_chars(self, count: int) -> None:
         """Make a string of so many characters; call it before where the string could be large.

@@ -15,7 +15,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, generate_lorem_ipsum
 
@@ -97,6 +97,10 @@ class _TemplateNamespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
         super().__setitem__(name, value)
+
+
+_ATTRIBUTES_ONLY = (_TemplateNamespace, LoopContext)
+"""What has neither items nor attributes that a template must not see, but for those with an underscore."""
 
 
 def _check_name(name: object) -> None:
@@ -204,6 +208,10 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
             if attribute in obj:
                 return obj[attribute]
             return self.undefined(obj=obj, name=attribute)
+        if type(obj) in _ATTRIBUTES_ONLY and not attribute.startswith("_"):
+            value = getattr(obj, attribute, None)
+            if value is not None and type(value) is not types.BuiltinMethodType:  # which may be `str.format`
+                return value
         return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Any:

@@ -175,6 +175,7 @@ class Generation:
             for lane in self._lanes:
                 if lane.stream is not None:
                     lane.stream.close()
+            self._lanes = []  # they hold this object: a circle would wait for the garbage collector
         if connection.lost:
             await self._exchange.see_departure()
             return "cancelled"

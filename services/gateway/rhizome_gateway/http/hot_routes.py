@@ -92,11 +92,16 @@ class HotRoutes:
         except ClientDisconnect:
             return
         except Exception as error:
-            failure = exchange.failure(error)
-            if failure.status in (429, 503):
-                self._runtime.metrics.refused(failure.code or "", caller_of(scope).tenant_name)
-            if exchange.started:
+            started = exchange.started
+            # Not by a name of this frame, which the exception holds: a circle for the garbage collector.
+            await self._fail(exchange, exchange.failure(error))
+            if started:
                 raise
+
+    async def _fail(self, exchange: Exchange, failure: ApiError) -> None:
+        if failure.status in (429, 503):
+            self._runtime.metrics.refused(failure.code or "", caller_of(exchange.scope).tenant_name)
+        if not exchange.started:
             await exchange.fail(failure)
 
 

@@ -180,6 +180,7 @@ class GenerationMeter:
         self._closed = True
         for choice in self._choices:
             choice.flush()
+        self._choices = []  # they hold this meter: a circle would wait for the garbage collector
         self.instruments.ended(error, now - self._arrived)
         if self._tenant is not None:
             self._tenant.ended(error, self.generated_tokens)

@@ -145,6 +145,7 @@ class PoolTarget:
         backend, ending = self._backend, outcome.ending
         backend.cuts.discard(self._cut)
         backend.heard.discard(self._heard_at)
+        del self._cut, self._heard_at  # the exchange's, which holds this: a circle would outlive the request
         self._placement.end()
         if self._span is not None:
             end_attempt(self._span, outcome)
