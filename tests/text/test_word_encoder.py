@@ -12,7 +12,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from rhizome_text import word_encoder
 from rhizome_text.word_encoder import WordEncoder
-from rhizome_text.word_pattern import GPT2_PATTERN, UnknownPatternError, ascii_pattern
+from rhizome_text.word_pattern import (
+    GPT2_PATTERN,
+    UnknownPatternError,
+    ascii_pattern,
+    begins_words_at_spaces,
+)
 
 PATTERNS = {
     "gpt-2": GPT2_PATTERN,
@@ -180,8 +185,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         # Words that are too long to be kept are for the package.
         is_kept = len("word") + number <= 32
         assert encoder.encode(text) == (tokenizer.encode(text).ids if is_kept else None)
-        assert len(encoder._known) <= 50
-        assert all(len(word) <= 32 for word in encoder._known)
+        for known in (encoder._words, encoder._pieces):
+            assert len(known) <= 50
+            assert all(len(text) <= 32 for text in known)
     assert encoder.encode("a " * 5000) is None  # long texts are for a thread, which the package leaves free
 
 
@@ -197,3 +203,65 @@ def test_a_pattern_that_finds_nothing_is_refused() -> None:
 def test_escaped_brackets_do_not_end_a_class() -> None:
     assert ascii_pattern(r"[\]a]+|\s").findall("a]a ]") == ["a]a", " ", "]"]
     assert isinstance(ascii_pattern(r"[^\]\\]"), re.Pattern)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_known_patterns_begin_a_word_at_spaces(name: str) -> None:
+    assert begins_words_at_spaces(ascii_pattern(PATTERNS[name]))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"a b|\S| ", r"[a-z ]+|\S", r"[a-z]+(?= )|\s|\S", r"(?:a| )+|\s|\S", r"a ?|\s|\S", r"x\s*|\S|\s"),
+        *(
+            r" ?(?i:x y)|\s",
+            r"x[^y]|\s|\S",
+            r"(?:x| )y(?:a|[^b]+)|\s",
+            r"[a-z]+(?!x)|\S|\s",
+            r"(?:a{2} )+|\s|\S",
+        ),
+    ],
+)
+def test_patterns_whose_words_may_have_spaces_inside_do_not(pattern: str) -> None:
+    assert not begins_words_at_spaces(ascii_pattern(pattern))
+
+
+_PARTS = st.sampled_from(
+    ["[a-z]", " ?", r"\s", r"[^\sx]+", r"\S", "x*", "(?:b |c)", r"(?!\S)", "[^y]", " {1,2}"]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    branches=st.lists(st.lists(_PARTS, min_size=1, max_size=3).map("".join), min_size=1, max_size=3),
+    text=st.text(st.sampled_from("abxy \n."), max_size=20),
+)
+def test_where_words_begin_at_spaces_the_parts_have_the_words_of_the_whole(
+    branches: list[str], text: str
+) -> None:
+    try:
+        pattern = ascii_pattern("|".join([*branches, r"\s", r"\S"]))
+    except UnknownPatternError:
+        return
+    if begins_words_at_spaces(pattern):
+        places = [match.start() for match in re.finditer(r"(?<=\S) ", text)]
+        parts = [text[begin:end] for begin, end in zip([0, *places], [*places, len(text)], strict=True)]
+        assert [word for part in parts for word in pattern.findall(part)] == pattern.findall(text)
+
+
+def test_pieces_with_words_in_them_are_known_together() -> None:
+    tokenizer = TOKENIZERS["llama-3"]
+    encoder = WordEncoder(tokenizer)
+    text = (
+        "So, (it's) over-- or not?\nWell... f(x)=12345, 'tis <|end|> 9 a.m. x "
+        + "y" * 40
+        + "/"
+        + "z" * 20
+        + ". "
+    )
+    for _ in range(3):
+        found = encoder.encode(text.replace("y" * 40, "y" * 20))
+        assert found == tokenizer.encode(text.replace("y" * 40, "y" * 20)).ids
+    assert {" over--", " (it's)", " not?\nWell..."} <= encoder._pieces.keys()
+    assert encoder.encode(text) is None  # a word too long to be kept

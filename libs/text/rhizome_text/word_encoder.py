@@ -2,9 +2,12 @@
 
 Byte-level BPE cuts a text into words by a regular expression and tokenises each by itself, so a word has the
 same ids wherever it stands. The tokenizers package looks each one up as well, but makes a token of text,
-offsets and id out of every id, which is most of its time. Here a text of words that are known costs a third.
+offsets and id out of every id, which is most of its time. Here a text of known words costs an eighth.
 
-    "<|user|>What now?"  ─ added tokens ─▶  <|user|>  "What now?"  ─ pattern ─▶  "What" " now" "?"
+    "<|user|>What now?"  ─ added tokens ─▶  <|user|>  "What now?"  ─ spaces ─▶  "What" " now?"  ─ pattern ─▶  " now" "?"
+
+Most patterns begin a word at every space behind a letter, digit or mark. Then texts are cut there first, at a
+tenth of the pattern's cost, and what lies between two spaces is looked up as a whole.
 
 Only ASCII: what is a letter beyond it is a question of Unicode's version, which the two patterns could
 answer differently. Any other text, tokenizer or pattern is left to the package, and so are texts with many
@@ -15,19 +18,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import tokenizers
 
-from rhizome_text.word_pattern import GPT2_PATTERN, UnknownPatternError, ascii_pattern
+from rhizome_text.word_pattern import (
+    GPT2_PATTERN,
+    UnknownPatternError,
+    ascii_pattern,
+    begins_words_at_spaces,
+)
 
 _MOST_CHARS = 8192
 _MOST_NEW = 64
 """New words in one text; each costs as much as ten of the package's tokens."""
 _MOST_KNOWN = 16_384
 _LONGEST_KNOWN = 32
+_CUT = "\0"
 
 _HARMLESS_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 """Those that change nothing in ASCII."""
@@ -36,6 +45,34 @@ _PROBE = "".join(map(chr, range(128))) + (
     "Don't we'LL they'Re IT'S a1b22c333d4444 12345 x==y  z\t\tq \n\n r\r\n\r\n  s   \n  t!!! ?\n--\n "
     "fooBarBAZ 'tis  ''d  (a)(b)[c]{d}<e> _f_ g'h'i \n"
 )
+
+
+class _TooNewError(Exception):
+    """Too much of a text was not seen before: the package is faster."""
+
+
+class _OtherCutsError(Exception):
+    """A word does not begin at every space of a text."""
+
+
+class _Known(dict[str, tuple[int, ...]]):
+    """Ids by text; those of a text that is new are made, and kept unless it is long.
+
+    Args:
+        ids_of: makes them.
+    """
+
+    def __init__(self, ids_of: Callable[[str], tuple[int, ...]]) -> None:
+        super().__init__()
+        self._ids_of = ids_of
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        ids = self._ids_of(text)
+        if len(text) <= _LONGEST_KNOWN:
+            if len(self) >= _MOST_KNOWN:
+                self.clear()
+            self[text] = ids
+        return ids
 
 
 class WordEncoder:
@@ -51,12 +88,14 @@ class WordEncoder:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._words, self._characters = _cutting(backend)
+        self._pattern, self._characters = _cutting(backend)
         _check_rest(backend)
         added = {text: token_id for text, token_id in _added(backend) if text.isascii()}
         longest_first = sorted(added, key=len, reverse=True)
         self._added = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if added else None
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._cuts_at_spaces = begins_words_at_spaces(self._pattern)
+        self._words = _Known(self._ids_of_word)
+        self._pieces = _Known(self._ids_of_piece)
         self._model = backend.model
         self._added_ids = added
         probe = _PROBE.join(["", *longest_first[:8], ""])
@@ -70,54 +109,53 @@ class WordEncoder:
         return self._ids(text, _MOST_NEW)
 
     def _ids(self, text: str, most_new: int) -> list[int] | None:
+        self._allowance = most_new  # threads may use up each other's, and leave more to the package
         ids: list[int] = []
         parts = [text] if self._added is None else self._added.split(text)
-        for place, part in enumerate(parts):
-            if place % 2:
-                ids.append(self._added_ids[part])
-                continue
-            words = self._words.findall(part)
-            if len("".join(words)) != len(part):  # a pattern that leaves something out
-                return None
-            before = len(ids)
-            try:
-                ids += chain.from_iterable(map(self._known.__getitem__, words))
-            except KeyError:
-                del ids[before:]  # those up to the first new word
-                most_new -= self._learn(words, most_new)
-                if most_new < 0:
-                    return None
-                # Another thread may just have made room for words of its own.
-                ids += chain.from_iterable(map(self._ids_of_word, words))
+        try:
+            for place, part in enumerate(parts):
+                if place % 2:
+                    ids.append(self._added_ids[part])
+                elif part and not self._add_pieces(part, ids):
+                    for known in map(self._words.__getitem__, self._cut(part)):
+                        ids += known
+        except _TooNewError:
+            return None
         return ids
 
-    def _learn(self, words: Sequence[str], most: int) -> int:
-        """Tokenise the words that are new, but no more than one beyond `most`; how many were.
+    def _add_pieces(self, text: str, ids: list[int]) -> bool:
+        """Append the ids of a text in which a word begins at every space, and nothing for any other."""
+        if not self._cuts_at_spaces or _CUT in text or "  " in text:
+            return False
+        *pieces, last = text.replace(" ", f"{_CUT} ").split(_CUT)
+        before = len(ids)
+        try:
+            for known in map(self._pieces.__getitem__, pieces):
+                ids += known
+        except _OtherCutsError:
+            del ids[before:]
+            return False
+        for known in map(self._words.__getitem__, self._cut(last)):  # which may end in white space
+            ids += known
+        return True
 
-        A word that is too long to be kept is one too many: the package is faster.
-        """
-        new = 0
-        for word in dict.fromkeys(words):
-            if word not in self._known:
-                if len(word) > _LONGEST_KNOWN:
-                    return most + 1
-                new += 1
-                if new > most:
-                    break
-                self._ids_of_word(word)
-        return new
+    def _cut(self, text: str) -> list[str]:
+        words = self._pattern.findall(text)
+        if len("".join(words)) != len(text):  # a pattern that leaves something out
+            raise _TooNewError
+        return words
+
+    def _ids_of_piece(self, piece: str) -> tuple[int, ...]:
+        if piece[-1:].isspace():  # the space that follows may belong to it
+            raise _OtherCutsError
+        return tuple(chain.from_iterable(map(self._words.__getitem__, self._cut(piece))))
 
     def _ids_of_word(self, word: str) -> tuple[int, ...]:
-        known = self._known
-        ids = known.get(word)
-        if ids is None:
-            written = word if self._characters is None else word.translate(self._characters)
-            ids = tuple(token.id for token in self._model.tokenize(written))
-            if len(word) <= _LONGEST_KNOWN:
-                if len(known) >= _MOST_KNOWN:
-                    known.clear()
-                known[word] = ids
-        return ids
+        self._allowance -= 1
+        if self._allowance < 0 or len(word) > _LONGEST_KNOWN:
+            raise _TooNewError
+        written = word if self._characters is None else word.translate(self._characters)
+        return tuple(token.id for token in self._model.tokenize(written))
 
 
 def word_encoder(backend: tokenizers.Tokenizer) -> WordEncoder | None:

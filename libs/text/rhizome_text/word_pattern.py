@@ -7,7 +7,9 @@ translated; where they may not, it is refused.
 from __future__ import annotations
 
 import re
-from typing import Final
+from re import _constants as op  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any, Final
 
 GPT2_PATTERN: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """That of tokenizers which name none."""
@@ -30,6 +32,12 @@ _NOTHING: Final = r"[^\x00-\x7f]"
 _SAME: Final = frozenset("sSrnt")
 """Escapes that mean the same."""
 _CATEGORY = re.compile(r"\\p\{(\w+)\}|\\p(\w)")
+_ASCII: Final = frozenset(map(chr, range(128)))
+_BLANK: Final = frozenset(char for char in _ASCII if re.match(r"\s", char))
+_SOLID: Final = _ASCII - _BLANK
+_REPEATS: Final = frozenset((op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT))
+_SINGLE: Final = frozenset((op.LITERAL, op.NOT_LITERAL, op.IN))
+_A_WORD: Final = parser.parse(r"\S").data
 _GROUP = re.compile(r"\(\?(?:i?:|=|!)")
 _QUANTIFIER = re.compile(r"\{\d*,?\d*\}(?![+?])|[*+?][+?]?(?![+?*])")
 
@@ -86,6 +94,73 @@ def ascii_pattern(pattern: str) -> re.Pattern[str]:
     if translated.match("") is not None:  # where nothing is found, the two go on differently
         raise _unknown(pattern)
     return translated
+
+
+def begins_words_at_spaces(pattern: re.Pattern[str]) -> bool:
+    """Whether a space behind a character that is no white space always begins a word.
+
+    So it is where nothing that the pattern finds has a space behind such a character, and nothing looks ahead
+    but for white space at the end of white space: then a text can be cut there, and its parts by themselves.
+    """
+    return not _spans_a_space(parser.parse(pattern.pattern, re.ASCII).data)
+
+
+def _spans_a_space(items: list[tuple[Any, Any]]) -> bool:
+    """Whether a sequence may match a space somewhere behind a character that is no white space."""
+    solid = False
+    for kind, argument in items:
+        if kind in _REPEATS:
+            most, inside = argument[1], argument[2].data
+            chars = _chars(inside)
+            twice = most != 1 and " " in chars and not chars.isdisjoint(_SOLID)
+        elif kind is op.SUBPATTERN:
+            inside, twice = argument[3].data, False
+            chars = _chars(inside)
+        elif kind is op.BRANCH:
+            branches = [branch.data for branch in argument[1]]
+            inside, twice = [], any(map(_spans_a_space, branches))
+            chars = frozenset[str]().union(*map(_chars, branches))
+        elif kind is op.ASSERT_NOT and (argument[0], argument[1].data) == (1, _A_WORD):
+            continue
+        elif kind in _SINGLE:
+            inside, twice, chars = [], False, _chars([(kind, argument)])
+        else:
+            return True
+        if twice or (solid and " " in chars) or _spans_a_space(inside):
+            return True
+        solid = solid or not chars.isdisjoint(_SOLID)
+    return False
+
+
+def _chars(items: list[tuple[Any, Any]]) -> frozenset[str]:
+    """The characters that a sequence may match anywhere."""
+    found = frozenset[str]()
+    for kind, argument in items:
+        if kind in _REPEATS:
+            found |= _chars(argument[2].data)
+        elif kind is op.SUBPATTERN:
+            found |= _chars(argument[3].data)
+        elif kind is op.BRANCH:
+            found = found.union(*(_chars(branch.data) for branch in argument[1]))
+        elif kind is op.LITERAL:
+            found |= {chr(argument).lower(), chr(argument).upper()}
+        elif kind is op.NOT_LITERAL:
+            found |= _ASCII - {chr(argument)}
+        elif kind is op.IN:
+            found |= _members(argument)
+    return found
+
+
+def _members(written: list[tuple[Any, Any]]) -> frozenset[str]:
+    found = frozenset[str]()
+    for kind, argument in written:
+        if kind is op.LITERAL:
+            found |= {chr(argument)}
+        elif kind is op.RANGE:
+            found |= {chr(code) for code in range(argument[0], argument[1] + 1)}
+        elif kind is op.CATEGORY:
+            found |= _BLANK if argument is op.CATEGORY_SPACE else _SOLID
+    return _ASCII - found if written[0][0] is op.NEGATE else found
 
 
 def _escape(pattern: str, place: int, in_class: bool) -> tuple[str, int]:
