@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from opentelemetry.trace import SpanKind
 
 from rhizome_telemetry.propagation import RANDOM_TRACE_ID, TraceParent
+from rhizome_telemetry.random_ids import random_hex
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -121,8 +122,7 @@ def start_span(
     if parent is not None and (_tracer is None or (_follows_parents and not parent.sampled)):
         return Span(parent)
     if _tracer is None:
-        ids = os.urandom(24).hex()
-        return Span(TraceParent(ids[:32], ids[32:], RANDOM_TRACE_ID))
+        return Span(TraceParent(random_hex(32), random_hex(16), RANDOM_TRACE_ID))
     from rhizome_telemetry.recorded_span import start_recorded_span
 
     return start_recorded_span(_tracer, name, kind, parent, attributes, start_time_ns, links)

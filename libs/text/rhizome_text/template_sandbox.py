@@ -247,6 +247,10 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
             for value in (*args, *kwargs.values()):
                 if type(value) not in _PLAIN and isinstance(value, CONTAINERS):
                     budget.weigh(value)
+        if __obj is _TemplateNamespace:  # of every other template, in every render
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return _TemplateNamespace(*args, **kwargs)
         made = super().call(__context, __obj, *args, **kwargs)
         if isinstance(made, str):
             budget.spend_chars(len(made))

@@ -4,7 +4,7 @@ Byte-level BPE cuts a text into words by a regular expression and tokenises each
 same ids wherever it stands. The tokenizers package looks each one up as well, but makes a token of text,
 offsets and id out of every id, which is most of its time. Here a text of known words costs an eighth.
 
-    "<|user|>What now?"  ─ added tokens ─▶  <|user|>  "What now?"  ─ spaces ─▶  "What" " now?"  ─ pattern ─▶  " now" "?"
+    "<|user|>What now?" ─ added tokens ▶ <|user|> "What now?" ─ spaces ▶ "What" " now?" ─ pattern ▶ " now" "?"
 
 Most patterns begin a word at every space behind a letter, digit or mark. Then texts are cut there first, at a
 tenth of the pattern's cost, and what lies between two spaces is looked up as a whole.

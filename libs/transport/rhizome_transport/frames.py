@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
@@ -16,9 +15,10 @@ from typing import Any, Final
 import grpc
 
 from rhizome.common.v1.common_pb2 import TraceContext
-from rhizome.engine.v1.frames_pb2 import Call, ClientFrame
+from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
+from rhizome_telemetry.random_ids import random_hex
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.deadlines import duration, left, too_late
 from rhizome_transport.errors import EngineError
@@ -26,12 +26,15 @@ from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox
 from rhizome_transport.link import OpenLink
 from rhizome_transport.request_stream import RequestStream, each_event
 from rhizome_transport.session import Session
+from rhizome_transport.wire import field
 
 _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S: Final = 2.0
 """Between two attempts to connect, at most."""
+_SUBMIT = ClientFrame.DESCRIPTOR.fields_by_name["submit"].number
+_REQUEST = Submit.DESCRIPTOR.fields_by_name["request"].number
 _RETIRED_POLL_S = 0.1
 _GREETING_LIMIT_S = 10.0
 """A core answers Hello between two steps, and a step on a CPU may last seconds."""
@@ -136,7 +139,7 @@ class FrameMultiplexer:
         deadline = None if timeout_s is None else loop.time() + timeout_s
         session = self._session or await self.connection(timeout_s)
         if not request.request_id:
-            request.request_id = uuid.uuid4().hex
+            request.request_id = random_hex()
         request_id = request.request_id
         if request_id in session.requests:
             raise EngineError(
@@ -144,16 +147,14 @@ class FrameMultiplexer:
                 f"a request with id {request_id!r} is open already; every request needs an id of its own",
                 param="request_id",
             )
-        frame = ClientFrame()
-        submit = frame.submit
-        submit.request.CopyFrom(request)  # a keyword would write and read the prompt once more
-        if trace is not None:
-            submit.trace.CopyFrom(trace)
+        submit = Submit(trace=trace)
         expiry = None
         if deadline is not None:
             submit.timeout.CopyFrom(duration(deadline - loop.time()))
             expiry = deadline + _DEADLINE_SLACK_S, too_late(timeout_s)
-        _within_limit(frame)
+        # In the message, the prompt would be copied and measured number by number before it is written.
+        asked = field(_REQUEST, request.SerializeToString())
+        frame = _within_limit(field(_SUBMIT, asked, submit.SerializeToString()))
         inbox = RequestInbox(on_arrival, _tokens(request))
         session.submit(request_id, inbox, frame)
         return RequestStream(inbox, request_id, expiry)
@@ -195,11 +196,11 @@ class FrameMultiplexer:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         session = await self.connection(timeout_s)
-        call_id = uuid.uuid4().hex
+        call_id = random_hex()
         call = Call(call_id=call_id, method=method, request=request, trace=trace)
         if deadline is not None:
             call.timeout.CopyFrom(duration(deadline - time.monotonic()))
-        frame = _within_limit(ClientFrame(call=call))
+        frame = _within_limit(ClientFrame(call=call).SerializeToString())
         inbox = session.calls[call_id] = CallInbox()
         session.send(frame)
         answers = []
@@ -381,9 +382,9 @@ class FrameMultiplexer:
         self._changed = asyncio.Event()
 
 
-def _within_limit(frame: ClientFrame) -> ClientFrame:
+def _within_limit(frame: bytes) -> bytes:
     """Refuse what the engine would answer by cutting the connection, with everybody's requests on it."""
-    size = frame.ByteSize()
+    size = len(frame)
     if size > MAX_MESSAGE_BYTES:
         raise EngineError(
             grpc.StatusCode.INVALID_ARGUMENT,

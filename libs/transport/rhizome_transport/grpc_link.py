@@ -10,7 +10,6 @@ from typing import NoReturn
 import grpc
 import grpc.aio
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.errors import EngineError, from_rpc_error
 
@@ -37,16 +36,16 @@ class GrpcLink:
         )
         return cls(connect(), then)
 
-    async def send(self, frame: ClientFrame) -> None:
+    async def send(self, frame: bytes) -> None:
         """See `link.FrameLink`."""
         try:
-            await self._call.write(frame.SerializeToString())
+            await self._call.write(frame)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         except (grpc.aio.UsageError, asyncio.InvalidStateError):
             raise await self._ended() from None
 
-    def send_now(self, frame: ClientFrame) -> bool:
+    def send_now(self, frame: bytes) -> bool:
         """See `link.FrameLink`; gRPC's writes have to be waited for."""
         return False
 

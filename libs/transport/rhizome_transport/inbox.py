@@ -11,7 +11,7 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame
+from rhizome.engine.v1.frames_pb2 import CallResult
 from rhizome.engine.v1.generate_pb2 import GenerateResponse, TokenDelta
 from rhizome.engine.v1.relay_pb2 import RelayEvent
 from rhizome_transport.deltas import merge_delta
@@ -53,7 +53,7 @@ class RequestInbox:
     Attributes:
         has_news: something came, and the reader was not told yet.
         used: something came.
-        submit: the frame that asked for it, until something came.
+        submit: the serialised frame that asked for it, until something came.
         cancel: asks the peer that has it to end it, by its id.
         tokens: what it may cost, prompt and output together.
         tried: who refused it or was lost with it.
@@ -81,7 +81,7 @@ class RequestInbox:
         self._last_came = False
         self.has_news = False
         self.used = False
-        self.submit: ClientFrame | None = None
+        self.submit: bytes | None = None
         self.cancel: Cancel = lambda request_id, *, satisfied=False: None
 
     @property
@@ -102,7 +102,7 @@ class RequestInbox:
             return None
         return error if error.code in _OTHERS_MAY_TAKE else None
 
-    def take_submit(self) -> ClientFrame | None:
+    def take_submit(self) -> bytes | None:
         """What to ask somebody else, once; `None` where nobody waits any more."""
         frame, self.submit, self._error, self.has_news = self.submit, None, None, False
         return frame if self.wanted else None

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn, Protocol
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame
-
 
 class FrameLink(Protocol):
     """Carries frames both ways until it breaks; a broken one is never repaired but replaced."""
 
-    async def send(self, frame: ClientFrame) -> None:
-        """Write one frame. Only one task writes at a time.
+    async def send(self, frame: bytes) -> None:
+        """Write one serialised ClientFrame. Only one task writes at a time.
 
         Raises:
             EngineError: the link broke.
         """
         ...
 
-    def send_now(self, frame: ClientFrame) -> bool:
-        """Write one frame if that takes no waiting, while no `send` is under way; whether it was written."""
+    def send_now(self, frame: bytes) -> bool:
+        """Write one serialised ClientFrame if that takes no waiting; whether it was written.
+
+        No `send` may be under way.
+        """
         ...
 
     async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:

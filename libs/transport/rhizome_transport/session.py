@@ -57,7 +57,7 @@ class Session:
         self._peer_name = peer_name
         self._initial_credit = initial_credit
         self._on_load = on_load
-        self._unsent: asyncio.Queue[ClientFrame] = asyncio.Queue()
+        self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
         self._waiting_to_send = 0
         self._owed_credit = 0
         self.requests: dict[str, RequestInbox] = {}
@@ -79,7 +79,7 @@ class Session:
         )
         try:
             async with asyncio.timeout(timeout_s):
-                await self._link.send(ClientFrame(hello=hello))
+                await self._link.send(ClientFrame(hello=hello).SerializeToString())
                 welcome = await self._welcome()
         except DecodeError:
             raise EngineError(
@@ -119,15 +119,15 @@ class Session:
         self.fail(cause)
         return cause
 
-    def submit(self, request_id: str, inbox: RequestInbox, frame: ClientFrame) -> None:
-        """Ask for a request whose events `inbox` takes from now on."""
+    def submit(self, request_id: str, inbox: RequestInbox, frame: bytes) -> None:
+        """Ask, by a serialised frame, for a request whose events `inbox` takes from now on."""
         inbox.submit, inbox.cancel = frame, self.cancel
         self.requests[request_id] = inbox
         self.open_tokens += inbox.tokens
         self.send(frame)
 
-    def send(self, frame: ClientFrame) -> None:
-        """Send one frame after those before it, at once if there is nobody to wait for.
+    def send(self, frame: bytes) -> None:
+        """Send one serialised frame after those before it, at once if there is nobody to wait for.
 
         A task switch for each frame would cost more than ZeroMQ's part of sending it.
         """
@@ -138,7 +138,8 @@ class Session:
 
     def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """Ask the engine to end a request."""
-        self.send(ClientFrame(cancel=Cancel(request_id=request_id, satisfied=satisfied)))
+        cancel = Cancel(request_id=request_id, satisfied=satisfied)
+        self.send(ClientFrame(cancel=cancel).SerializeToString())
 
     def fail(self, cause: EngineError) -> None:
         """End everything that is open: what has not begun may be tried elsewhere, the rest may not."""
@@ -220,7 +221,7 @@ class Session:
         # let it hold back all the others. Half a window at a time saves most of the Credit frames.
         self._owed_credit += 1
         if self._owed_credit * 2 >= self._initial_credit:
-            self.send(ClientFrame(credit=Credit(frames=self._owed_credit)))
+            self.send(ClientFrame(credit=Credit(frames=self._owed_credit)).SerializeToString())
             self._owed_credit = 0
 
 

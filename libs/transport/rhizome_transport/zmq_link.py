@@ -7,7 +7,6 @@ from typing import NoReturn
 
 import zmq
 
-from rhizome.engine.v1.frames_pb2 import ClientFrame
 from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.curve import ClientCurve
 from rhizome_transport.open_core import open_core
@@ -26,13 +25,13 @@ class ZmqLink:
         """Connect; that nobody listens shows with the first frame."""
         return cls(open_core(context, endpoint, curve=curve))
 
-    async def send(self, frame: ClientFrame) -> None:
+    async def send(self, frame: bytes) -> None:
         """See `link.FrameLink`."""
-        await self._connection.send(frame.SerializeToString())
+        await self._connection.send(frame)
 
-    def send_now(self, frame: ClientFrame) -> bool:
+    def send_now(self, frame: bytes) -> bool:
         """See `link.FrameLink`."""
-        return self._connection.send_now(frame.SerializeToString())
+        return self._connection.send_now(frame)
 
     async def carry(self, take: Callable[[Sequence[bytes]], None]) -> NoReturn:
         """See `link.FrameLink`."""

@@ -36,7 +36,7 @@ async def read_events(link: FrameLink, request_id: str) -> tuple[list[int], int]
             frame = EngineFrame.FromString(payload)
             if frame.events:
                 frames += 1
-                await link.send(ClientFrame(credit=Credit(frames=1)))
+                await link.send(ClientFrame(credit=Credit(frames=1)).SerializeToString())
             for event in frame.events:
                 assert event.request_id == request_id
                 tokens += event.response.delta.token_ids
@@ -47,8 +47,8 @@ async def read_events(link: FrameLink, request_id: str) -> tuple[list[int], int]
 async def test_who_stops_reading_holds_up_neither_the_engine_nor_others(wired, until):
     link = await wired.open_link()
     hello = Hello(protocol_version=1, peer_name="sleepy", initial_credit=1)
-    await link.send(ClientFrame(hello=hello))
-    await link.send(ClientFrame(submit=Submit(request=ask("count-sleepy", 300))))
+    await link.send(ClientFrame(hello=hello).SerializeToString())
+    await link.send(ClientFrame(submit=Submit(request=ask("count-sleepy", 300))).SerializeToString())
     await until(lambda: wired.core.open_requests == 1)
     # Nothing of it is read, and the engine takes a step for each of its tokens all the same.
     began = wired.core.steps
@@ -68,9 +68,9 @@ async def test_who_stops_reading_holds_up_neither_the_engine_nor_others(wired, u
 async def test_a_hundred_requests_of_who_does_not_read_wait_merged(wired, until):
     link = await wired.open_link()
     hello = Hello(protocol_version=1, peer_name="sleepy", initial_credit=1)
-    await link.send(ClientFrame(hello=hello))
+    await link.send(ClientFrame(hello=hello).SerializeToString())
     for number in range(100):
-        await link.send(ClientFrame(submit=Submit(request=ask(f"count-{number}", 100))))
+        await link.send(ClientFrame(submit=Submit(request=ask(f"count-{number}", 100))).SerializeToString())
     await until(lambda: len(wired.core.script.submits) == 100 and wired.core.open_requests == 0)
     assert wired.core.max_waiting_events <= 300
     await link.close()

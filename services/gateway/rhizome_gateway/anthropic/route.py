@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import orjson
 
 from rhizome_gateway.anthropic.rendering import MessageRendering
@@ -16,6 +14,7 @@ from rhizome_gateway.openai.chat.plan import plan_chat
 from rhizome_gateway.prompt.from_openai import chat_prompt
 from rhizome_gateway.runtime import Runtime
 from rhizome_telemetry import semconv
+from rhizome_telemetry.random_ids import random_hex
 
 
 class Messages:
@@ -34,7 +33,7 @@ class Messages:
         asked = await read_asked(runtime, exchange, MessagesRequest)
         request, served = asked.request, asked.served
         chat, tools = chat_request(request)
-        message_id = f"msg_{uuid.uuid4().hex}"
+        message_id = f"msg_{random_hex()}"
         choices = await plan_chat(runtime, asked.caller, served, chat, tools, message_id)
         planned = choices[0].request
         room = served.info.max_context_tokens - len(planned.token_ids.ids)

@@ -86,7 +86,7 @@ def plan_choices(
     planned: list[PlannedChoice] = []
     alone = len(prompts) * num_choices == 1
     for prompt in prompts:
-        token_ids = TokenIds(ids=prompt)
+        token_ids = None if num_choices == 1 else TokenIds(ids=prompt)
         for index in range(num_choices):
             request = GenerateRequest(
                 request_id=response_id if alone else f"{response_id}-{len(planned)}",
@@ -100,7 +100,11 @@ def plan_choices(
                 grammar=output.grammar,
                 prompt_logprobs=output.prompt_logprobs if index == 0 else None,
             )
-            request.token_ids.CopyFrom(token_ids)  # a keyword would write and read it
+            if token_ids is None:
+                request.token_ids.SetInParent()  # be it empty
+                request.token_ids.ids.extend(prompt)
+            else:
+                request.token_ids.CopyFrom(token_ids)  # a keyword would write and read it
             if fields.seed is not None:
                 request.sampling.seed = _wrapped(fields.seed + index)
             choice = Choice(

@@ -142,8 +142,8 @@ class Generation:
     @property
     def tokens(self) -> int:
         """Tokens of prompts and answers so far; each prompt counts once."""
-        prompts = sum(c.choice.prompt_tokens for c in self._choices[:: self._choices_per_prompt])
-        return prompts + sum(c.choice.completion_tokens for c in self._choices)
+        prompts = sum([c.choice.prompt_tokens for c in self._choices[:: self._choices_per_prompt]])
+        return prompts + sum([c.choice.completion_tokens for c in self._choices])
 
     async def run(self) -> str:
         """Generate and send; whatever was not finished is cancelled in the engine.

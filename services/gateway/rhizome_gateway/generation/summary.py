@@ -149,6 +149,8 @@ class Summary:
     @property
     def _first_of_prompts(self) -> list[Ended]:
         """For each prompt the choice that ended first; what it says of the cache is what the prompt found."""
+        if len(self.ended) == 1:
+            return [*self.ended.values()]
         first: dict[int, Ended] = {}
         for index, ended in self.ended.items():
             first.setdefault(index // self._choices_per_prompt, ended)
@@ -157,22 +159,22 @@ class Summary:
     @property
     def prompt_tokens(self) -> int:
         """Over all prompts."""
-        return sum(ended.prompt_tokens for ended in self._first_of_prompts)
+        return sum([ended.prompt_tokens for ended in self._first_of_prompts])
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that came from the prefix cache."""
-        return sum(ended.cached_tokens for ended in self._first_of_prompts)
+        return sum([ended.cached_tokens for ended in self._first_of_prompts])
 
     @property
     def completion_tokens(self) -> int:
         """Over all choices."""
-        return sum(ended.completion_tokens for ended in self.ended.values())
+        return sum([ended.completion_tokens for ended in self.ended.values()])
 
     @property
     def reasoning_tokens(self) -> int:
         """Completion tokens that were thinking."""
-        return sum(ended.reasoning_tokens for ended in self.ended.values())
+        return sum([ended.reasoning_tokens for ended in self.ended.values()])
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -187,8 +189,8 @@ class Summary:
         that token over the time until it came.
         """
         timings = [ended.timings for ended in self.ended.values()]
-        decode_ms = max(_ms(times.decode_time) for times in timings)
-        first_ms = max(_ms(times.time_to_first_token) for times in timings)
+        decode_ms = max([_ms(times.decode_time) for times in timings])
+        first_ms = max([_ms(times.time_to_first_token) for times in timings])
         tokens = self.completion_tokens
         later = tokens - len(timings)
         if later > 0 and decode_ms > 0:
@@ -196,8 +198,8 @@ class Summary:
         else:
             rate = tokens / first_ms * 1000 if first_ms > 0 else 0.0
         return {
-            "queue_time_ms": max(_ms(times.queue_time) for times in timings),
-            "prefill_time_ms": max(_ms(times.prefill_time) for times in timings),
+            "queue_time_ms": max([_ms(times.queue_time) for times in timings]),
+            "prefill_time_ms": max([_ms(times.prefill_time) for times in timings]),
             "decode_time_ms": decode_ms,
             "time_to_first_token_ms": first_ms,
             "tokens_per_second": round(rate, 3),

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rhizome_gateway.errors import internal_error, stopping_error
 from rhizome_telemetry.logs import log_request_id
+from rhizome_telemetry.random_ids import random_hex
 
 _log = logging.getLogger(__name__)
 
@@ -81,4 +81,4 @@ def _request_id(scope: Scope) -> str:
             text = value.decode("latin-1")
             if _USABLE.fullmatch(text):
                 return str(text)
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{random_hex()}"

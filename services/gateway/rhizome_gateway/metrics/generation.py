@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -104,7 +105,7 @@ class ModelInstruments:
 
     def __init__(self, instruments: GenerationInstruments, operation: str, model: str) -> None:
         self._all = instruments
-        self._labels = labels = (operation, PROVIDER_NAME, model)
+        labels = (operation, PROVIDER_NAME, model)
         self.first_token_seconds = instruments.first_token_seconds.labels(*labels)
         self.seconds_per_token = instruments.seconds_per_token.labels(*labels)
         self.gap_seconds = instruments.gap_seconds.labels(model)
@@ -112,6 +113,9 @@ class ModelInstruments:
         self.cache_hit_tokens = instruments.cache_hit_tokens.labels(model)
         self.generated_tokens = instruments.generated_tokens.labels(model)
         self.reasoning_tokens = instruments.reasoning_tokens.labels(model)
+        # Bounded: errors and reasons are words of ours.
+        self._seconds = cache(lambda error: instruments.seconds.labels(*labels, error))
+        self._answers = cache(lambda reason: instruments.answers.labels(model, reason))
 
     def first_token(self, now: float, seconds: float) -> None:
         """The first token of a request arrived."""
@@ -120,11 +124,11 @@ class ModelInstruments:
 
     def ended(self, error: str, seconds: float) -> None:
         """A request ended."""
-        self._all.seconds.labels(*self._labels, error).observe(seconds)
+        self._seconds(error).observe(seconds)
 
     def answered(self, finish_reason: str) -> None:
         """An answer ended."""
-        self._all.answers.labels(self._labels[-1], finish_reason).inc()
+        self._answers(finish_reason).inc()
 
 
 class GenerationMeter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter
 
 TENANT_PREFIX = "rhizome_gateway_tenant_"
@@ -51,8 +53,7 @@ class TenantMeter:
     """
 
     __slots__ = (
-        "_instruments",
-        "_tenant",
+        "_requests",
         "cache_hit_tokens",
         "generated_tokens",
         "prompt_tokens",
@@ -60,8 +61,7 @@ class TenantMeter:
     )
 
     def __init__(self, instruments: TenantInstruments, tenant: str) -> None:
-        self._instruments = instruments
-        self._tenant = tenant
+        self._requests = cache(lambda error: instruments.requests.labels(tenant, error))
         self.refused = instruments.refused.labels(tenant)
         self.prompt_tokens = instruments.prompt_tokens.labels(tenant)
         self.cache_hit_tokens = instruments.cache_hit_tokens.labels(tenant)
@@ -74,5 +74,5 @@ class TenantMeter:
             error: as for `ModelInstruments.ended`.
             generated_tokens: of all its answers.
         """
-        self._instruments.requests.labels(self._tenant, error).inc()
+        self._requests(error).inc()
         self.generated_tokens.inc(generated_tokens)

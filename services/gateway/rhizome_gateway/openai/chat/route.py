@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
@@ -13,6 +11,7 @@ from rhizome_gateway.openai.chat.rendering import ChatRendering
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
 from rhizome_gateway.runtime import Runtime
 from rhizome_telemetry import semconv
+from rhizome_telemetry.random_ids import random_hex
 
 
 class ChatCompletions:
@@ -26,7 +25,7 @@ class ChatCompletions:
         runtime = self._runtime
         asked = await read_asked(runtime, exchange, ChatCompletionRequest)
         request, served = asked.request, asked.served
-        completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+        completion_id = f"chatcmpl-{random_hex()}"
         planned = await plan_chat(
             runtime, asked.caller, served, request, asked.fields.get("tools"), completion_id
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from rhizome_gateway.asked import read_asked
 from rhizome_gateway.generation.job import Job, run_job
 from rhizome_gateway.http.exchange import Exchange
@@ -13,6 +11,7 @@ from rhizome_gateway.openai.completions.rendering import CompletionRendering
 from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.runtime import Runtime
 from rhizome_telemetry import semconv
+from rhizome_telemetry.random_ids import random_hex
 
 
 class Completions:
@@ -26,7 +25,7 @@ class Completions:
         runtime = self._runtime
         asked = await read_asked(runtime, exchange, CompletionRequest)
         request, served = asked.request, asked.served
-        completion_id = f"cmpl-{uuid.uuid4().hex}"
+        completion_id = f"cmpl-{random_hex()}"
         plan = await plan_completion(runtime, asked.caller, served, request, completion_id)
         rendering = CompletionRendering(completion_id, request, served, plan.shown)
         step = request.num_candidates

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 
 from rhizome.engine.v1.engine_service_pb2 import (
     POOLING_CLS,
@@ -29,6 +28,7 @@ from rhizome_gateway.tokenization.inputs import input_name, read_inputs
 from rhizome_telemetry import semconv
 from rhizome_telemetry.asgi import SCOPE_KEY
 from rhizome_telemetry.propagation import to_proto
+from rhizome_telemetry.random_ids import random_hex
 from rhizome_telemetry.tracing import Span, SpanKind, start_span
 from rhizome_transport.errors import EngineError
 
@@ -56,7 +56,7 @@ class Embeddings:
         for place, one in enumerate(inputs):
             check_context(served, len(one.token_ids), 0, input_name("input", place, len(inputs)))
         wanted = EmbedRequest(
-            request_id=f"embd-{uuid.uuid4().hex}",
+            request_id=f"embd-{random_hex()}",
             model=served.info.model,
             inputs=[TokenIds(ids=one.token_ids) for one in inputs],
             pooling=_POOLINGS[request.pooling],

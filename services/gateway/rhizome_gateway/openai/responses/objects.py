@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +9,13 @@ from rhizome_gateway.errors import ApiError, clip
 from rhizome_gateway.generation.events import TokenLogprobs
 from rhizome_gateway.generation.summary import Summary
 from rhizome_gateway.openai.objects import logprobs_object
+from rhizome_telemetry.random_ids import random_hex
 from rhizome_text.tokenizer import Tokenizer
 
 
 def new_id(prefix: str) -> str:
     """The id of a response or of an item."""
-    return f"{prefix}_{uuid.uuid4().hex}"
+    return f"{prefix}_{random_hex()}"
 
 
 def usage_object(summary: Summary) -> dict[str, Any]:
