@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         received.reads += 1
         if self._head is not None:
             data = self._read_head(self._head + data)
-            if not data:
+            if self._head is not None:
                 return
         tokens = data.count(_MARKER)
         received.tokens += tokens
