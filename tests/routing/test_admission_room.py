@@ -143,6 +143,40 @@ def test_always_has_room_for_a_few_whose_prompts_are_read(clock: Clock):
     assert server.free == 2
 
 
+def test_who_waits_for_an_endless_prompt_waits_no_longer_than_it_may(clock: Clock):
+    server = Server(clock, RoomRules(overdue_s=2.0))
+    server.room._times.limit = 1
+    endless = server.room.sent(100_000)
+    assert server.free == 0
+    clock.now += 1.9
+    assert server.free == 0
+    clock.now += 0.2
+    assert server.free == 1
+    quick = server.room.sent(10)
+    assert server.free == 0  # one at a time beside it
+    quick.answered()
+    quick.left()
+    assert server.free == 1
+    for end in (endless.answered, endless.left, endless.left):
+        end()
+        assert server.free == 1
+    assert (server.room.awaited, server.room._overdue) == (0, 0)
+    leaving = server.room.sent(100_000)
+    clock.now += 3
+    assert server.free == 1
+    leaving.left()
+    assert (server.room.awaited, server.room._overdue, server.free) == (0, 0, 1)
+
+
+def test_what_is_remembered_of_requests_goes_with_them(clock: Clock):
+    room = Server(clock).room
+    for _ in range(10_000):
+        one = room.sent(10)
+        one.answered()
+        one.left()
+    assert len(room._sent) < 3
+
+
 def test_answers_that_are_not_streamed_say_nothing_about_a_wait(clock: Clock):
     server = Server(clock)
     for _ in range(20):

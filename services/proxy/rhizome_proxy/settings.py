@@ -47,9 +47,6 @@ _COMMON_NAMES: Final = {
 
 _HTTP_PORT: Final = 8888
 
-_PROMPTS_AT_ONCE: Final = 8
-"""Requests that may wait for their first token at a backend whatever others had to wait."""
-
 _UNKNOWN_LIMIT: Final = 8192
 """Open requests at a backend that tells nothing of its load, such as another gateway."""
 
@@ -277,7 +274,6 @@ class ProxySettings(BaseSettings):
                 self.max_in_flight,
                 self.max_allowed_request_queue,
                 queue_target=2 if deferred is None else min(2, deferred + 1),
-                prompts_at_once=_PROMPTS_AT_ONCE,
                 unknown_limit=_UNKNOWN_LIMIT,
             ),
             max_running=self.max_allowed_request_queue,

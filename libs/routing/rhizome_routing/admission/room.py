@@ -13,6 +13,7 @@ waits for its next request wastes steps. `max_running` and `busy` bound all of i
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -39,6 +40,8 @@ class RoomRules:
         prompts_at_once: requests without a first token that are never too many; more than one for a server
             that reads several prompts at a time and is fair to them, as ours is.
         unknown_limit: open requests while nothing is known.
+        overdue_s: who waits for a first token for so long holds nobody back any more: an endless prompt must
+            not keep out whom the server would serve beside it.
 
     Raises:
         ValueError: nothing would ever be sent there.
@@ -49,6 +52,7 @@ class RoomRules:
     queue_target: int = 2
     prompts_at_once: int = 1
     unknown_limit: int = 1024
+    overdue_s: float = 2.0
 
     def __post_init__(self) -> None:
         limits = (self.max_in_flight, self.queue_target, self.prompts_at_once, self.unknown_limit)
@@ -68,27 +72,30 @@ class Roomy(Candidate, Protocol):
 class Sent:
     """One request at one backend."""
 
-    __slots__ = ("_answered", "_at", "_open", "_others", "_room", "_streamed", "_tokens")
+    __slots__ = ("_answered", "_at", "_open", "_others", "_overdue", "_room", "_streamed", "_tokens")
 
-    def __init__(self, room: Room, tokens: int, at: float, *, streamed: bool) -> None:
+    def __init__(self, room: Room, tokens: int, at: float, others: int, *, streamed: bool) -> None:
         self._room = room
         self._tokens = tokens
-        self._others = room.awaited
+        self._others = others
         self._at = at
         self._streamed = streamed
         self._answered = False
         self._open = True
+        self._overdue = False
 
     def answered(self) -> None:
         """Its first byte came. Further calls do nothing."""
         if self._open and not self._answered:
             self._answered = True
+            self._room._overdue -= self._overdue
             self._room._on_answer(self._streamed, self._tokens, self._others, self._at)
 
     def left(self) -> None:
         """It ended there, well or not. Further calls do nothing."""
         if self._open:
             self._open = False
+            self._room._overdue -= self._overdue and not self._answered
             self._room._on_leave(self._streamed, answered=self._answered)
 
 
@@ -109,7 +116,7 @@ class Room:
     """
 
     __slots__ = (
-        "_clock", "_knee", "_limit", "_on_change", "_report", "_rules", "_times",
+        "_clock", "_knee", "_limit", "_on_change", "_overdue", "_report", "_rules", "_sent", "_times",
         "awaited", "in_flight", "known", "known_at", "unanswered",
     )  # fmt: skip
 
@@ -128,13 +135,18 @@ class Room:
         self._clock = clock
         self._on_change = on_change
         self._times = FirstTokenLimit(rules.unknown_limit, rules.prompts_at_once)
+        self._sent: deque[Sent] = deque()  # streamed ones, in order; some were answered since
+        self._overdue = 0
         self._report: LoadReport | None = None
         self._limit: int | None = None
         self._knee: int | None = None
 
     def sent(self, tokens: int, *, streamed: bool = True) -> Sent:
         """Count a request of so many prompt tokens that are not cached, until it left."""
-        sent = Sent(self, tokens, self._clock(), streamed=streamed)
+        now = self._clock()
+        sent = Sent(self, tokens, now, self._in_time(now), streamed=streamed)
+        if streamed:
+            self._sent.append(sent)
         self.in_flight += 1
         self.unanswered += 1
         self.awaited += streamed
@@ -159,12 +171,25 @@ class Room:
                 limit = max(self._limit, self.in_flight + rules.queue_target - self.unanswered)
             elif self._knee is not None:  # it was seen full, and is silent now: perhaps as it is busy
                 limit = self._knee + rules.queue_target
-            free = min(limit - self.in_flight, self._times.limit - self.awaited)
+            free = min(limit - self.in_flight, self._times.limit - self._in_time(self._clock()))
         if rules.max_running is not None:
             foreign = backend.foreign_requests()
             waiting = report.load.waiting_requests if report is not None and foreign is not None else 0
             free = min(free, rules.max_running + 1 - (self.in_flight + (foreign or 0) - waiting))
         return free
+
+    def _in_time(self, now: float) -> int:
+        """Streamed requests that have waited for their first token for less than `overdue_s`."""
+        sent, overdue_s = self._sent, self._rules.overdue_s
+        while sent:
+            first = sent[0]
+            waits = first._open and not first._answered
+            if waits and now - first._at < overdue_s:
+                break
+            sent.popleft()
+            first._overdue = waits
+            self._overdue += waits
+        return self.awaited - self._overdue
 
     def _by_report(self, report: LoadReport) -> int | None:
         """Requests of ours that may be there until the next report; `None` where it does not say who waits.
