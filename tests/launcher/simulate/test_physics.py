@@ -168,6 +168,22 @@ def test_the_last_request_makes_way_when_blocks_run_out() -> None:
     assert [len(diary.times) for diary in diaries] == [12, 12]
 
 
+def test_a_light_tenant_shares_each_step_and_leaves_the_queue_first() -> None:
+    physics = Physics(prefill_tokens_per_s=1000, step_tokens=1000, max_running=2, itl_base_ms=1e-6)
+    engine = Engine(physics, words())
+    heavy = [Diary(engine) for _ in range(3)]
+    for salt, diary in enumerate(heavy):
+        engine.submit(SimulatedRequest(diary, prompt(4000, salt), 1, tenant="heavy"), 0.0)
+    light = Diary(engine)
+    engine.submit(SimulatedRequest(light, prompt(500, 9), 1, tenant="light"), 0.0)
+    engine.advance(100.0)
+    # Two of the heavy tenant's are under way before anybody else came; the light one is next, and then needs
+    # only half of a step.
+    firsts = [diary.times[0] for diary in heavy]
+    assert firsts[0] == pytest.approx(4.0, abs=0.1) and light.times == pytest.approx([5.0], abs=0.1)
+    assert max(firsts) == pytest.approx(12.5, abs=0.2)
+
+
 def test_what_never_fits_is_refused() -> None:
     engine = Engine(Physics(kv_blocks=4, block_size=4, step_tokens=64, max_running=4), words())
     with pytest.raises(TooLargeError, match="shorter prompt"):

@@ -18,6 +18,7 @@ from rhizome_launcher.simulate.request import SimulatedRequest
 
 _RATE_WINDOW_S: Final = 3.0
 _LEAST_NOISE_FACTOR: Final = 0.05
+_MOST_TENANTS: Final = 1000
 
 
 class TooLargeError(ValueError):
@@ -59,8 +60,10 @@ class Engine:
     """One simulated engine.
 
     A step gives a token to every request whose prompt is computed, and what room is left goes to prompts in
-    the order of arrival. A prompt's last chunk gives its first token. Requests that need more blocks than
-    there are push back the one that came last, which computes everything again later.
+    the order of arrival. Where requests name tenants, as those to our own engines do, the prompts of each get
+    an equal part, and who was served least leaves the queue first. A prompt's last chunk gives its first
+    token. Requests that need more blocks than there are push back the one that came last, which computes
+    everything again later.
 
     Args:
         physics: how fast.
@@ -90,6 +93,7 @@ class Engine:
         self._in_step = False
         self._now = 0.0
         self._recent: deque[tuple[float, int]] = deque()
+        self._served: dict[str, int] = {}
 
     @property
     def running(self) -> int:
@@ -145,6 +149,7 @@ class Engine:
         request.arrived_s = now
         self.totals.received += 1
         self._waiting.append(request)
+        self._served.setdefault(request.tenant, 0)
         if self.due is None:
             self.due = now
 
@@ -171,12 +176,21 @@ class Engine:
         self._admit(now)
         left = self.physics.step_tokens - len(self._decoding)
         self._chunks = []
+        of_tenants: dict[str, list[SimulatedRequest]] = {}
         for request in self._prefilling:
-            chunk = min(left, request.tokens - request.computed)
-            if chunk <= 0:
-                break
-            self._chunks.append((request, chunk))
-            left -= chunk
+            of_tenants.setdefault(request.tenant, []).append(request)
+        # Whose prompts need least comes first, so that what it leaves is divided among the others.
+        needs = {name: sum(one.tokens - one.computed for one in of) for name, of in of_tenants.items()}
+        for place, name in enumerate(sorted(needs, key=needs.__getitem__)):
+            share = left // (len(needs) - place)
+            for request in of_tenants[name]:
+                chunk = min(share, request.tokens - request.computed)
+                if chunk <= 0:
+                    break
+                self._chunks.append((request, chunk))
+                self._served[name] = self._served.get(name, 0) + chunk
+                share -= chunk
+                left -= chunk
         prefill_tokens = sum(chunk for _, chunk in self._chunks)
         decodes = len(self._decoding)
         self._in_step = bool(prefill_tokens or decodes)
@@ -247,14 +261,14 @@ class Engine:
     def _admit(self, now: float) -> None:
         physics, pool = self.physics, self.pool
         while self._waiting and self.running < physics.max_running:
-            request = self._waiting[0]
+            request = self._next()
             hashes = request.hashes(physics.block_size) if physics.prefix_cache else []
             hits = pool.match(hashes)
             # The last token is always computed, because its logits are needed.
             cached = min(hits * physics.block_size, request.tokens - 1)
             if not pool.reserve(hashes[:hits], physics.blocks(request.tokens + 1) - hits):
                 return
-            self._waiting.popleft()
+            self._waiting.remove(request)
             request.shared = hashes[:hits]
             request.private = physics.blocks(request.tokens + 1) - hits
             request.computed = cached
@@ -266,6 +280,15 @@ class Engine:
                 self.totals.cached_tokens += cached
                 request.sink.started(request)
                 self.touched.append(request)
+
+    def _next(self) -> SimulatedRequest:
+        """The first in the queue of the tenant that was served least; of one that is new, at once."""
+        served = self._served
+        if len(served) > _MOST_TENANTS:
+            served.clear()
+        if len(served) == 1:  # nobody to be fair to, in a queue that may be long
+            return self._waiting[0]
+        return min(self._waiting, key=lambda request: served.get(request.tenant, 0))
 
     def _make_room(self) -> None:
         """Every request that decodes gets a block for its next token, or makes way."""

@@ -46,6 +46,7 @@ class SimulatedRequest:
         max_tokens: tokens of the output.
         seed: of the output.
         namespace: cached prefixes are shared only within one.
+        tenant: whose it is, where the engine is fair to tenants.
         generated: tokens of the output that there are; more than 0 at the start where it is resumed.
         prompt_tokens: tokens of the prompt.
         computed: tokens in the KV cache.
@@ -66,6 +67,7 @@ class SimulatedRequest:
     seed: int = 0
     namespace: str = ""
     generated: int = 0
+    tenant: str = ""
     prompt_tokens: int = field(init=False)
     computed: int = 0
     cached: int = 0

@@ -125,6 +125,7 @@ class EngineCore:
             0 if greedy else sampling.seed,
             asked.cache_namespace,
             asked.resumed_tokens,
+            asked.tenant or asked.cache_namespace,
         )
         try:
             self.heart.submit(request)
