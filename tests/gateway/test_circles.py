@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import grpc
 import pytest
-from tests.gateway.conftest import RunningGateway
+from tests.gateway.conftest import RunningGateway, StartGateway
 
 from rhizome_testing.circles import left_in_circles
-from rhizome_testing.talking_engine import Say, TalkingEngine
+from rhizome_testing.talking_engine import Hang, Pause, Refuse, Say, TalkingEngine
+from rhizome_transport.errors import EngineError
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 
@@ -49,3 +51,41 @@ async def test_nothing_of_a_reader_who_left_outlives_it(
                 break
 
     assert not await left_in_circles(leave)
+
+
+FULL = EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests wait")
+BROKEN = EngineError(grpc.StatusCode.INTERNAL, "out of order")
+
+
+@pytest.mark.parametrize(
+    ("script", "stream", "status"),
+    [
+        ([Refuse(FULL)], False, 429),
+        ([Refuse(FULL)], True, 429),
+        ([Say("Hel"), Pause(0.02), Refuse(BROKEN)], False, 500),
+        ([Say("Hel"), Pause(0.02), Refuse(BROKEN)], True, 200),
+    ],
+)
+async def test_nothing_of_a_request_that_failed_outlives_it(
+    gateway: RunningGateway, engine: TalkingEngine, script: list[Any], stream: bool, status: int
+) -> None:
+    engine.script = lambda prompt: script
+
+    async def ask() -> None:
+        for _ in range(5):
+            assert (await gateway.chat(stream=stream)).status_code == status
+
+    assert not await left_in_circles(ask)
+
+
+async def test_nothing_of_a_request_that_took_too_long_outlives_it(
+    engine: TalkingEngine, start_gateway: StartGateway
+) -> None:
+    engine.script = lambda prompt: [Hang()]
+    async with start_gateway(engine.target, request_timeout_s=0.05) as gateway:
+        await gateway.becomes_ready()
+
+        async def ask() -> None:
+            assert (await gateway.chat()).status_code == 504
+
+        assert not await left_in_circles(ask)

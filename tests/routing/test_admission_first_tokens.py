@@ -61,12 +61,6 @@ def test_finds_the_slots_of_a_server_that_says_nothing(slots: int, seed: int):
     assert sum(late) / len(late) <= 4 + slots / 4
 
 
-def test_a_server_that_reads_several_prompts_at_a_time_keeps_them():
-    limit = FirstTokenLimit(1024, 8)
-    limits = serve(limit, 60.0, rate=6.0, slots=4, hold_s=1.2, seed=0)
-    assert min(limits) == 8
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spread", [0.3, 0.5])
 @pytest.mark.parametrize("rate", [2, 20, 100])

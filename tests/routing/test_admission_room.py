@@ -228,7 +228,7 @@ def test_the_threshold_of_running_requests_bounds_a_burst(clock: Clock):
     assert server.free == 2
 
 
-@pytest.mark.parametrize("wrong", ["max_in_flight", "queue_target", "prompts_at_once", "unknown_limit"])
+@pytest.mark.parametrize("wrong", ["max_in_flight", "queue_target", "unknown_limit"])
 def test_a_limit_of_nothing_is_an_error(wrong: str):
     with pytest.raises(ValueError, match="at least 1"):
         RoomRules(**{wrong: 0})

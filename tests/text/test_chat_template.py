@@ -64,6 +64,43 @@ def test_the_sandbox_holds(source: str) -> None:
         _render(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ (FORMAT | safe).format(messages) }}",
+        "{{ (FORMAT | e).format(a=messages) }}",
+        "{{ (FORMAT | safe).format_map({'a': messages}) }}",
+        "{% set ns = namespace() %}{% set ns.f = (FORMAT | safe).format %}{{ ns.f(messages) }}",
+        "{% set ns = namespace() %}{% set ns.f = FORMAT.format %}{{ ns.f(messages) }}",
+        "{{ (FORMAT | safe)['format'](messages) }}",
+    ],
+)
+@pytest.mark.parametrize("field", ["__class__", "append.__self__.__class__", "__init__.__globals__"])
+def test_a_format_sees_no_more_than_the_template(source: str, field: str) -> None:
+    name = "a" if "a=" in source or "'a'" in source else "0"
+    written = f"'<{{{name}.{field}}}>'"
+    try:
+        rendered = _render(source.replace("FORMAT", written))
+    except ChatTemplateError:
+        return
+    assert "class" not in rendered and "{" not in rendered
+
+
+def test_a_format_of_safe_text_escapes_and_stays_safe() -> None:
+    source = "{{ ('<b>{}</b>' | safe).format('<i>') + '<u>' }} {{ '<{}>'.format('<i>') + '<u>' }}"
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+    theirs, _ = transformers.render_jinja_template([USER], chat_template=source)
+    assert _render(source) == theirs[0] == "<b>&lt;i&gt;</b>&lt;u&gt; <<i>><u>"
+
+
+@pytest.mark.parametrize(
+    "call", ["center(10**9)", "format(1)", "replace('{', 'x' * 99999999)", "ljust(10**9)"]
+)
+def test_safe_text_is_no_way_around_the_budget(call: str) -> None:
+    with pytest.raises(ChatTemplateError, match="cannot render"):
+        _render("{{ ('{:>999999999}' | safe)." + call + " }}")
+
+
 def test_variables_of_a_template_can_be_set() -> None:
     assert (
         _render("{{ enable_thinking }} {{ strftime_now('%Y') | length }}", enable_thinking=False) == "False 4"

@@ -92,9 +92,10 @@ TEXTS = st.lists(st.one_of(PIECES, st.text(st.characters(max_codepoint=127), max
 def test_the_ids_are_those_of_the_tokenizer(name: str, pieces: list[str]) -> None:
     text = "".join(pieces)
     found = ENCODERS[name].encode(text)
-    assert (
-        found == TOKENIZERS[name].encode(text, add_special_tokens=False).ids if text.isascii() else not found
-    )
+    if found is None:  # or a word is too long to be kept
+        assert not text.isascii() or re.search(r"[^\s]{33}|\s{33}", text)
+    else:
+        assert found == TOKENIZERS[name].encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("name", PATTERNS)

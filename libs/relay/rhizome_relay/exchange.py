@@ -102,7 +102,7 @@ class Exchange(Closing):
         try:
             return next(self._targets, None)
         except HttpError as error:
-            self._refusal = error
+            self._refusal = error.with_traceback(None)  # which holds this exchange
         except Exception:
             _log.exception("the picker failed", extra=self.request.log_ids)
         return None

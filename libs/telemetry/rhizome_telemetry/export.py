@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased
 
 from rhizome_telemetry import semconv
-from rhizome_telemetry.ids import UrandomIdGenerator, random_span_id
+from rhizome_telemetry.ids import UrandomIdGenerator
+from rhizome_telemetry.random_ids import random_hex
 
 
 def build_provider(service_name: str, exporter: SpanExporter | None = None) -> TracerProvider:
@@ -22,7 +23,7 @@ def build_provider(service_name: str, exporter: SpanExporter | None = None) -> T
         exporter: where spans go; OTLP/HTTP as the environment says when absent.
     """
     resource = Resource.create(
-        {semconv.SERVICE_NAME: service_name, semconv.SERVICE_INSTANCE_ID: random_span_id()}
+        {semconv.SERVICE_NAME: service_name, semconv.SERVICE_INSTANCE_ID: random_hex(16)}
     )
     provider = TracerProvider(resource=resource, id_generator=UrandomIdGenerator(), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))

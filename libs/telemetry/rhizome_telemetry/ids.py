@@ -1,24 +1,10 @@
-"""Trace and span ids from the operating system's randomness.
-
-The SDK's own generator draws from Python's global `random`, which an engine seeds: two engines with one seed
-would then give different requests the same trace id.
-"""
+"""Trace and span ids from the operating system's randomness, for the SDK; see `random_ids`."""
 
 from __future__ import annotations
 
 import os
 
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-
-
-def random_trace_id() -> str:
-    """32 random hex digits."""
-    return os.urandom(16).hex()
-
-
-def random_span_id() -> str:
-    """16 random hex digits."""
-    return os.urandom(8).hex()
 
 
 class UrandomIdGenerator(IdGenerator):

@@ -1,14 +1,14 @@
-"""Ids that only have to differ: of traces, requests and responses. Nothing is kept secret by them."""
+"""Ids of traces, requests and responses.
+
+Python's own generator will not do: whatever seeds it, as engines and test suites do, would make the ids of
+different requests the same.
+"""
 
 from __future__ import annotations
 
-from random import getrandbits
+import os
 
 
 def random_hex(digits: int = 32) -> str:
-    """So many random hexadecimal digits.
-
-    From Python's generator, which is seeded by the system in each process, forked ones included; to ask the
-    system for each id costs ten times as much.
-    """
-    return f"{getrandbits(4 * digits):0{digits}x}"
+    """So many random hexadecimal digits, an even number; a fifth of what a `uuid.UUID` costs."""
+    return os.urandom(digits // 2).hex()

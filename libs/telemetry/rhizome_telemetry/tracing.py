@@ -122,7 +122,8 @@ def start_span(
     if parent is not None and (_tracer is None or (_follows_parents and not parent.sampled)):
         return Span(parent)
     if _tracer is None:
-        return Span(TraceParent(random_hex(32), random_hex(16), RANDOM_TRACE_ID))
+        ids = random_hex(48)
+        return Span(TraceParent(ids[:32], ids[32:], RANDOM_TRACE_ID))
     from rhizome_telemetry.recorded_span import start_recorded_span
 
     return start_recorded_span(_tracer, name, kind, parent, attributes, start_time_ns, links)

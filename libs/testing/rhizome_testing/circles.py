@@ -7,6 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+_OURS = ("rhizome_", "jinja2.runtime.")
 _OF_TESTS = ("rhizome_testing.", "rhizome_launcher.simulate.")
 _SETTLE_S = 0.1
 
@@ -19,11 +20,12 @@ async def left_in_circles(work: Callable[[], Awaitable[None]]) -> Counter[str]:
     is kept and made only once.
 
     Returns:
-        Names of our classes that are not for tests, and how many of each.
+        Names of our classes that are not for tests, and of what renders templates; and how many of each.
     """
     await work()
     await asyncio.sleep(_SETTLE_S)
     gc.collect()
+    enabled, flags = gc.isenabled(), gc.get_debug()
     gc.disable()
     try:
         await work()
@@ -32,8 +34,9 @@ async def left_in_circles(work: Callable[[], Awaitable[None]]) -> Counter[str]:
         gc.collect()
         kinds = [type(one) for one in gc.garbage]
     finally:
-        gc.set_debug(0)
+        gc.set_debug(flags)
         gc.garbage.clear()
-        gc.enable()
+        if enabled:
+            gc.enable()
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
-    return Counter(name for name in names if name.startswith("rhizome_") and not name.startswith(_OF_TESTS))
+    return Counter(name for name in names if name.startswith(_OURS) and not name.startswith(_OF_TESTS))

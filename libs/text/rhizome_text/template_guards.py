@@ -9,7 +9,7 @@ from functools import wraps
 from itertools import islice
 from typing import Any
 
-from jinja2.sandbox import SandboxedFormatter
+from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.utils import Namespace
 
 from rhizome_text.template_budget import (
@@ -239,6 +239,10 @@ class GuardedFormatter(SandboxedFormatter):
         if conversion is not None:
             active_budget().require_text_of(value)
         return super().convert_field(value, conversion)
+
+
+class GuardedEscapeFormatter(GuardedFormatter, SandboxedEscapeFormatter):
+    """The same of text that was marked as safe: what is put into it is escaped."""
 
 
 def to_json(

@@ -18,11 +18,13 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, generate_lorem_ipsum
+from markupsafe import Markup
 
 from rhizome_text.template_budget import TemplateLimitError, active_budget
 from rhizome_text.template_compiler import BudgetedCode
 from rhizome_text.template_guards import (
     CONTAINERS,
+    GuardedEscapeFormatter,
     GuardedFormatter,
     check_binary,
     check_method,
@@ -51,6 +53,7 @@ _COMPARING_TESTS = frozenset(
     )
 )
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+_METHODS = frozenset((types.BuiltinMethodType, types.MethodType))
 _PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
@@ -210,17 +213,18 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
             return self.undefined(obj=obj, name=attribute)
         if type(obj) in _ATTRIBUTES_ONLY and not attribute.startswith("_"):
             value = getattr(obj, attribute, None)
-            if value is not None and type(value) is not types.BuiltinMethodType:  # which may be `str.format`
+            if value is not None and type(value) not in _METHODS:  # which may be `str.format`
                 return value
         return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Any:
         """`str.format` and `str.format_map`, sandboxed and within the budget."""
-        if type(value) is not types.BuiltinMethodType or value.__name__ not in ("format", "format_map"):
+        # Of text marked as safe they are methods written in Python.
+        if type(value) not in _METHODS or value.__name__ not in ("format", "format_map"):
             return None
         text = value.__self__
-        if type(text) is not str:
-            return None if not isinstance(text, str) else super().wrap_str_format(value)
+        if not isinstance(text, str):
+            return None
         with_mapping = value.__name__ == "format_map"
 
         def formatted(*args: Any, **kwargs: Any) -> str:
@@ -228,7 +232,10 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
                 name: kept for name, kept in kwargs.items() if name not in ("_loop_vars", "_block_vars")
             }
             mapping: Mapping[str, Any] = args[0] if with_mapping else kwargs
-            return GuardedFormatter(self).vformat(text, () if with_mapping else args, mapping)
+            formatter = GuardedFormatter(self)
+            if isinstance(text, Markup):
+                formatter = GuardedEscapeFormatter(self, escape=text.escape)
+            return type(text)(formatter.vformat(text, () if with_mapping else args, mapping))
 
         return formatted
 
@@ -241,7 +248,7 @@ class ChatTemplateEnvironment(ImmutableSandboxedEnvironment):
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
             return __obj(__context.eval_ctx, *args, **kwargs)
-        if kind is types.BuiltinMethodType:
+        if kind in _METHODS and (kind is types.BuiltinMethodType or isinstance(__obj.__self__, str)):
             args = check_method(__obj.__name__, __obj.__self__, args, kwargs)
         else:
             for value in (*args, *kwargs.values()):

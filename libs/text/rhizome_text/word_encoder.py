@@ -47,8 +47,8 @@ _PROBE = "".join(map(chr, range(128))) + (
 )
 
 
-class _TooNewError(Exception):
-    """Too much of a text was not seen before: the package is faster."""
+class _ForThePackageError(Exception):
+    """Too much of a text is new, so that the package is faster; or the pattern leaves something of it out."""
 
 
 class _OtherCutsError(Exception):
@@ -119,7 +119,7 @@ class WordEncoder:
                 elif part and not self._add_pieces(part, ids):
                     for known in map(self._words.__getitem__, self._cut(part)):
                         ids += known
-        except _TooNewError:
+        except _ForThePackageError:
             return None
         return ids
 
@@ -142,7 +142,7 @@ class WordEncoder:
     def _cut(self, text: str) -> list[str]:
         words = self._pattern.findall(text)
         if len("".join(words)) != len(text):  # a pattern that leaves something out
-            raise _TooNewError
+            raise _ForThePackageError
         return words
 
     def _ids_of_piece(self, piece: str) -> tuple[int, ...]:
@@ -153,7 +153,7 @@ class WordEncoder:
     def _ids_of_word(self, word: str) -> tuple[int, ...]:
         self._allowance -= 1
         if self._allowance < 0 or len(word) > _LONGEST_KNOWN:
-            raise _TooNewError
+            raise _ForThePackageError
         written = word if self._characters is None else word.translate(self._characters)
         return tuple(token.id for token in self._model.tokenize(written))
 

@@ -100,7 +100,7 @@ def begins_words_at_spaces(pattern: re.Pattern[str]) -> bool:
     """Whether a space behind a character that is no white space always begins a word.
 
     So it is where nothing that the pattern finds has a space behind such a character, and nothing looks ahead
-    but for white space at the end of white space: then a text can be cut there, and its parts by themselves.
+    but to see that no word follows: then a text can be cut there, and its parts by themselves.
     """
     return not _spans_a_space(parser.parse(pattern.pattern, re.ASCII).data)
 

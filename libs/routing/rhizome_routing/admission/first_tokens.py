@@ -30,16 +30,14 @@ class FirstTokenLimit:
 
     Args:
         most: the limit while nothing is known.
-        least: it never falls below.
 
     Attributes:
         limit: requests without a first token.
     """
 
-    def __init__(self, most: int, least: int = 1) -> None:
+    def __init__(self, most: int) -> None:
         self.limit = most
         self._most = most
-        self._least = least
         self._lone: dict[int, float] = {}  # by size of the prompt: logarithm of the seconds
         self._patience = 1  # windows at the limit, none of them late, until it grows
         self._calm = 0
@@ -77,7 +75,7 @@ class FirstTokenLimit:
         late = math.exp(self._late / self._crowd) if judged else 1.0
         if late > _LATE:
             kept = max(_SHRINK_AT_MOST, _LATE / late)
-            self.limit = max(self._least, int(kept * min(self.limit, self._peak)))
+            self.limit = max(1, int(kept * min(self.limit, self._peak)))
             self._patience = min(_MOST_PATIENCE, 2 * self._patience)
             self._calm = 0
             return

@@ -37,8 +37,6 @@ class RoomRules:
         max_in_flight: open requests of this proxy there, for a weight of 1; `None` to find out.
         max_running: with more requests running it is busy; `None` for no limit.
         queue_target: requests that may wait in its own queue.
-        prompts_at_once: requests without a first token that are never too many; more than one for a server
-            that reads several prompts at a time and is fair to them, as ours is.
         unknown_limit: open requests while nothing is known.
         overdue_s: who waits for a first token for so long holds nobody back any more: an endless prompt must
             not keep out whom the server would serve beside it.
@@ -50,12 +48,11 @@ class RoomRules:
     max_in_flight: int | None = None
     max_running: int | None = None
     queue_target: int = 2
-    prompts_at_once: int = 1
     unknown_limit: int = 1024
     overdue_s: float = 2.0
 
     def __post_init__(self) -> None:
-        limits = (self.max_in_flight, self.queue_target, self.prompts_at_once, self.unknown_limit)
+        limits = (self.max_in_flight, self.queue_target, self.unknown_limit)
         if any(limit is not None and limit < 1 for limit in limits) or (self.max_running or 0) < 0:
             raise ValueError("limits of a backend's room must be at least 1, and max_running at least 0")
 
@@ -134,7 +131,7 @@ class Room:
         self._rules = rules
         self._clock = clock
         self._on_change = on_change
-        self._times = FirstTokenLimit(rules.unknown_limit, rules.prompts_at_once)
+        self._times = FirstTokenLimit(rules.unknown_limit)
         self._sent: deque[Sent] = deque()  # streamed ones, in order; some were answered since
         self._overdue = 0
         self._report: LoadReport | None = None

@@ -96,6 +96,7 @@ class Lane:
             if stream.ended and not choice.ended:
                 raise ApiError.broken_answer()
         except EngineError as error:
+            error.__traceback__ = None  # the inbox keeps it, and this frame the inbox: a circle
             if choice.satisfied and not choice.ended:
                 sink.emit(self, choice.lost(), time.monotonic())
             elif not choice.ended:

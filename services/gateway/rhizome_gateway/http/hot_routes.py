@@ -97,6 +97,7 @@ class HotRoutes:
             await self._fail(exchange, exchange.failure(error))
             if started:
                 raise
+            error.__traceback__ = None  # told; its frames hold whoever keeps it
 
     async def _fail(self, exchange: Exchange, failure: ApiError) -> None:
         if failure.status in (429, 503):

@@ -41,7 +41,10 @@ class TenantInstruments:
             return known
         if len(self._known) >= self._most:
             tenant = OTHER
-        return self._known.setdefault(tenant, TenantMeter(self, tenant))
+        known = self._known.get(tenant)
+        if known is None:
+            known = self._known[tenant] = TenantMeter(self, tenant)
+        return known
 
 
 class TenantMeter:

@@ -6,7 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 from rhizome.engine.v1.load_pb2 import Load
@@ -19,9 +19,6 @@ from rhizome_routing.outlier import Outlier, OutlierRules
 
 LOAD_MAX_AGE_S = 2.0
 """A load report older than this says nothing about now."""
-
-_ENGINE_PROMPTS_AT_ONCE = 8
-"""Our engines read so many beside each other, and are fair to their tenants themselves."""
 
 _BRIEF_S = 1.0
 """A backend that was away for less comes back with its caches warm; a full one may have room again."""
@@ -117,10 +114,7 @@ class Backend:
         self.rules = rules or BackendRules()
         self.load_max_age_s = self.rules.load_max_age_s
         self._fleet = fleet or Fleet(lambda group: ())
-        room = self.rules.room
-        self.room = self._fleet.new_room(
-            room if spec.http else replace(room, prompts_at_once=_ENGINE_PROMPTS_AT_ONCE)
-        )
+        self.room = self._fleet.new_room(self.rules.room)
         self.outlier = Outlier(self.rules.outlier, may_eject)
         self.heard_at = time.monotonic()
         self.cuts: set[Callable[[], object]] = set()
