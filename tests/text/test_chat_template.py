@@ -1,7 +1,9 @@
+import contextlib
 from typing import Any
 
 import pytest
 
+from rhizome_testing.circles import left_in_circles
 from rhizome_text.chat_template import ChatTemplate, ChatTemplateError
 
 USER = [{"role": "user", "content": "Hi <&> 你好"}]
@@ -105,3 +107,17 @@ def test_variables_of_a_template_can_be_set() -> None:
     assert (
         _render("{{ enable_thinking }} {{ strftime_now('%Y') | length }}", enable_thinking=False) == "False 4"
     )
+
+
+async def test_nothing_of_a_render_outlives_it() -> None:
+    template = ChatTemplate(
+        "{% macro text(n) %}{{ n }}{% if n %}{{ text(n - 1) }}{% endif %}{% endmacro %}"
+        "{% set ns = namespace(n=3) %}{{ text(ns.n) }}{% if refuse %}{{ raise_exception('no') }}{% endif %}"
+    )
+
+    async def render() -> None:
+        assert template.render(USER) == "3210"
+        with contextlib.suppress(ChatTemplateError):
+            template.render(USER, refuse=True)
+
+    assert not await left_in_circles(render)
