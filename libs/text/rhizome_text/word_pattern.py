@@ -7,6 +7,8 @@ translated; where they may not, it is refused.
 from __future__ import annotations
 
 import re
+
+# Python's parser of patterns. It was `sre_parse` before 3.11 and has had no public name since.
 from re import _constants as op  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, Final

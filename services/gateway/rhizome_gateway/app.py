@@ -96,7 +96,7 @@ class Gateway:
             await self._app(scope, receive, send)
         finally:
             # It holds the scope, which holds it. Without circles, what a request had is gone with it; with
-            # one, all of it waits for the garbage collector, which took a fifth of the processor's time.
+            # one, all of it waits for the garbage collector.
             scope.pop(CONNECTION_KEY, None)
 
     def drain(self) -> None:

@@ -92,17 +92,12 @@ class HotRoutes:
         except ClientDisconnect:
             return
         except Exception as error:
-            started = exchange.started
-            # Not by a name of this frame, which the exception holds: a circle for the garbage collector.
-            await self._fail(exchange, exchange.failure(error))
-            if started:
+            failure = exchange.failure(error)
+            if failure.status in (429, 503):
+                self._runtime.metrics.refused(failure.code or "", caller_of(scope).tenant_name)
+            if exchange.started:
                 raise
-            error.__traceback__ = None  # told; its frames hold whoever keeps it
-
-    async def _fail(self, exchange: Exchange, failure: ApiError) -> None:
-        if failure.status in (429, 503):
-            self._runtime.metrics.refused(failure.code or "", caller_of(exchange.scope).tenant_name)
-        if not exchange.started:
+            error.__traceback__ = None  # told; its frames hold it, and all of the request
             await exchange.fail(failure)
 
 
