@@ -82,7 +82,7 @@ class ChatPrompts:
         rendered = self._rendered(conversation, messages, tools, variables, max_chars)
         return self.controls.read(rendered, marked.begin, marked.end)
 
-    def encode(self, prompt: RenderedPrompt | str) -> list[int]:
+    def encode(self, prompt: RenderedPrompt | str) -> Sequence[int]:
         """Token ids of what `render` gave.
 
         Raises:

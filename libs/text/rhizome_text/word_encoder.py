@@ -7,7 +7,8 @@ offsets and id out of every id, which is most of its time. Here a text of known 
     "<|user|>What now?" ─ added tokens ▶ <|user|> "What now?" ─ spaces ▶ "What" " now?" ─ pattern ▶ " now" "?"
 
 Most patterns begin a word at every space behind a letter, digit or mark. Then texts are cut there first, at a
-tenth of the pattern's cost, and what lies between two spaces is looked up as a whole.
+tenth of the pattern's cost, and what lies between two spaces is looked up as a whole. What is found are the
+bytes that go to the engine, not numbers: joining those costs less than to list, copy and write numbers.
 
 Only ASCII: what is a letter beyond it is a question of Unicode's version, which the two patterns could
 answer differently. Any other text, tokenizer or pattern is left to the package, and so are texts with many
@@ -19,11 +20,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from typing import Any
 
 import tokenizers
 
+from rhizome_text.packed_ids import PackedIds, varint
 from rhizome_text.word_pattern import (
     GPT2_PATTERN,
     UnknownPatternError,
@@ -36,7 +37,6 @@ _MOST_NEW = 64
 """New words in one text; each costs as much as ten of the package's tokens."""
 _MOST_KNOWN = 16_384
 _LONGEST_KNOWN = 32
-_CUT = "\0"
 
 _HARMLESS_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 """Those that change nothing in ASCII."""
@@ -55,18 +55,18 @@ class _OtherCutsError(Exception):
     """A word does not begin at every space of a text."""
 
 
-class _Known(dict[str, tuple[int, ...]]):
-    """Ids by text; those of a text that is new are made, and kept unless it is long.
+class _Known(dict[str, bytes]):
+    """Packed ids by text; those of a text that is new are made, and kept unless it is long.
 
     Args:
         ids_of: makes them.
     """
 
-    def __init__(self, ids_of: Callable[[str], tuple[int, ...]]) -> None:
+    def __init__(self, ids_of: Callable[[str], bytes]) -> None:
         super().__init__()
         self._ids_of = ids_of
 
-    def __missing__(self, text: str) -> tuple[int, ...]:
+    def __missing__(self, text: str) -> bytes:
         ids = self._ids_of(text)
         if len(text) <= _LONGEST_KNOWN:
             if len(self) >= _MOST_KNOWN:
@@ -95,67 +95,68 @@ class WordEncoder:
         self._added = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if added else None
         self._cuts_at_spaces = begins_words_at_spaces(self._pattern)
         self._words = _Known(self._ids_of_word)
-        self._pieces = _Known(self._ids_of_piece)
+        self._first_pieces = _Known(self._ids_of_piece)
+        self._pieces = _Known(lambda piece: self._ids_of_piece(f" {piece}"))
         self._model = backend.model
-        self._added_ids = added
+        self._added_ids = {text: varint(token_id) for text, token_id in added.items()}
         probe = _PROBE.join(["", *longest_first[:8], ""])
         if self._ids(probe, most_new=len(probe)) != _ids_of(backend, probe):
             raise UnknownPatternError("it cuts its texts in another way")
 
-    def encode(self, text: str) -> list[int] | None:
+    def encode(self, text: str) -> PackedIds | None:
         """The ids that the tokenizer gives, none of its own added; None where it has to be asked."""
         if len(text) > _MOST_CHARS or not text.isascii():
             return None
         return self._ids(text, _MOST_NEW)
 
-    def _ids(self, text: str, most_new: int) -> list[int] | None:
+    def _ids(self, text: str, most_new: int) -> PackedIds | None:
         self._allowance = most_new  # threads may use up each other's, and leave more to the package
-        ids: list[int] = []
         parts = [text] if self._added is None else self._added.split(text)
         try:
-            for place, part in enumerate(parts):
-                if place % 2:
-                    ids.append(self._added_ids[part])
-                elif part and not self._add_pieces(part, ids):
-                    for known in map(self._words.__getitem__, self._cut(part)):
-                        ids += known
+            return PackedIds(
+                b"".join(
+                    [
+                        self._added_ids[part] if place % 2 else self._ids_of_text(part)
+                        for place, part in enumerate(parts)
+                        if part
+                    ]
+                )
+            )
         except _ForThePackageError:
             return None
-        return ids
 
-    def _add_pieces(self, text: str, ids: list[int]) -> bool:
-        """Append the ids of a text in which a word begins at every space, and nothing for any other."""
-        if not self._cuts_at_spaces or _CUT in text or "  " in text:
-            return False
-        *pieces, last = text.replace(" ", f"{_CUT} ").split(_CUT)
-        before = len(ids)
-        try:
-            for known in map(self._pieces.__getitem__, pieces):
-                ids += known
-        except _OtherCutsError:
-            del ids[before:]
-            return False
-        for known in map(self._words.__getitem__, self._cut(last)):  # which may end in white space
-            ids += known
-        return True
+    def _ids_of_text(self, text: str) -> bytes:
+        """Those of a text without added tokens."""
+        if self._cuts_at_spaces:
+            first, *pieces = text.split(" ")
+            if pieces:
+                last = pieces.pop()
+                try:
+                    known = [self._first_pieces[first], *map(self._pieces.__getitem__, pieces)]
+                except _OtherCutsError:
+                    pass
+                else:
+                    known += self._ids_of_words(f" {last}")  # which may end in white space
+                    return b"".join(known)
+        return b"".join(self._ids_of_words(text))
 
-    def _cut(self, text: str) -> list[str]:
+    def _ids_of_words(self, text: str) -> Iterator[bytes]:
         words = self._pattern.findall(text)
         if len("".join(words)) != len(text):  # a pattern that leaves something out
             raise _ForThePackageError
-        return words
+        return map(self._words.__getitem__, words)
 
-    def _ids_of_piece(self, piece: str) -> tuple[int, ...]:
+    def _ids_of_piece(self, piece: str) -> bytes:
         if piece[-1:].isspace():  # the space that follows may belong to it
             raise _OtherCutsError
-        return tuple(chain.from_iterable(map(self._words.__getitem__, self._cut(piece))))
+        return b"".join(self._ids_of_words(piece))
 
-    def _ids_of_word(self, word: str) -> tuple[int, ...]:
+    def _ids_of_word(self, word: str) -> bytes:
         self._allowance -= 1
         if self._allowance < 0 or len(word) > _LONGEST_KNOWN:
             raise _ForThePackageError
         written = word if self._characters is None else word.translate(self._characters)
-        return tuple(token.id for token in self._model.tokenize(written))
+        return b"".join([varint(token.id) for token in self._model.tokenize(written)])
 
 
 def word_encoder(backend: tokenizers.Tokenizer) -> WordEncoder | None:

@@ -20,7 +20,7 @@ import grpc
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import EmbedRequest, EmbedResponse, GetModelInfoResponse
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.deadlines import left
@@ -29,6 +29,7 @@ from rhizome_transport.frames import LONGEST_RETRY_S
 from rhizome_transport.inbox import DRAINING, RequestInbox
 from rhizome_transport.load_sum import sum_loads
 from rhizome_transport.request_stream import RequestStream, each_event
+from rhizome_transport.split_request import AnyRequest
 from rhizome_transport.zmq_client import ZmqEngineClient
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class BalancedClient:
 
     async def open(
         self,
-        request: GenerateRequest,
+        request: AnyRequest,
         on_arrival: Callable[[], None],
         *,
         timeout_s: float | None = None,
@@ -69,7 +70,7 @@ class BalancedClient:
         )
 
     def generate(
-        self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+        self, request: AnyRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
     ) -> AsyncGenerator[GenerateResponse, None]:
         """See `client.EngineClient`."""
         return each_event(partial(self.open, request, timeout_s=timeout_s, trace=trace))

@@ -12,9 +12,10 @@ from typing import Protocol
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.engine_service_pb2 import EmbedRequest, EmbedResponse, GetModelInfoResponse
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.request_stream import RequestStream
+from rhizome_transport.split_request import AnyRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class EngineClient(Protocol):
 
     async def open(
         self,
-        request: GenerateRequest,
+        request: AnyRequest,
         on_arrival: Callable[[], None],
         *,
         timeout_s: float | None = None,
@@ -54,7 +55,7 @@ class EngineClient(Protocol):
         ...
 
     def generate(
-        self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+        self, request: AnyRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Run one request and yield its events: `started`, `prompt_logprobs`, `delta`s, `finished`.
 

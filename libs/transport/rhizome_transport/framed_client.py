@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 
 from rhizome.common.v1.common_pb2 import TraceContext
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.request_stream import RequestStream
+from rhizome_transport.split_request import AnyRequest
 
 
 class FramedClient:
@@ -22,7 +23,7 @@ class FramedClient:
 
     async def open(
         self,
-        request: GenerateRequest,
+        request: AnyRequest,
         on_arrival: Callable[[], None],
         *,
         timeout_s: float | None = None,
@@ -32,7 +33,7 @@ class FramedClient:
         return await self.frames.open(request, on_arrival, timeout_s=timeout_s, trace=trace)
 
     def generate(
-        self, request: GenerateRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
+        self, request: AnyRequest, *, timeout_s: float | None = None, trace: TraceContext | None = None
     ) -> AsyncGenerator[GenerateResponse, None]:
         """See `client.EngineClient`."""
         return self.frames.generate(request, timeout_s=timeout_s, trace=trace)

@@ -16,7 +16,7 @@ import grpc
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, Submit
-from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from rhizome.engine.v1.generate_pb2 import GenerateResponse
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_telemetry.random_ids import random_hex
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
@@ -26,6 +26,7 @@ from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox
 from rhizome_transport.link import OpenLink
 from rhizome_transport.request_stream import RequestStream, each_event
 from rhizome_transport.session import Session
+from rhizome_transport.split_request import AnyRequest, SplitRequest
 from rhizome_transport.wire import field
 
 _log = logging.getLogger(__name__)
@@ -128,19 +129,18 @@ class FrameMultiplexer:
 
     async def open(
         self,
-        request: GenerateRequest,
+        request: AnyRequest,
         on_arrival: Callable[[], None],
         *,
         timeout_s: float | None = None,
         trace: TraceContext | None = None,
     ) -> RequestStream:
         """Start one request; see `client.EngineClient.open`."""
+        asked = request if isinstance(request, SplitRequest) else SplitRequest(request, None)
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
         session = self._session or await self.connection(timeout_s)
-        if not request.request_id:
-            request.request_id = random_hex()
-        request_id = request.request_id
+        request_id = asked.head.request_id = asked.head.request_id or random_hex()
         if request_id in session.requests:
             raise EngineError(
                 grpc.StatusCode.ALREADY_EXISTS,
@@ -153,15 +153,15 @@ class FrameMultiplexer:
             submit.timeout.CopyFrom(duration(deadline - loop.time()))
             expiry = deadline + _DEADLINE_SLACK_S, too_late(timeout_s)
         # In the message, the prompt would be copied and measured number by number before it is written.
-        asked = field(_REQUEST, request.SerializeToString())
-        frame = _within_limit(field(_SUBMIT, asked, submit.SerializeToString()))
-        inbox = RequestInbox(on_arrival, _tokens(request))
+        whole = field(_REQUEST, asked.serialize())
+        frame = _within_limit(field(_SUBMIT, whole, submit.SerializeToString()))
+        inbox = RequestInbox(on_arrival, _tokens(asked))
         session.submit(request_id, inbox, frame)
         return RequestStream(inbox, request_id, expiry)
 
     def generate(
         self,
-        request: GenerateRequest,
+        request: AnyRequest,
         *,
         timeout_s: float | None = None,
         trace: TraceContext | None = None,
@@ -394,6 +394,6 @@ def _within_limit(frame: bytes) -> bytes:
     return frame
 
 
-def _tokens(request: GenerateRequest) -> int:
-    stop = request.stop
-    return len(request.token_ids.ids) + (stop.max_tokens if stop.HasField("max_tokens") else _USUAL_OUTPUT)
+def _tokens(request: SplitRequest) -> int:
+    stop = request.head.stop
+    return request.prompt_tokens + (stop.max_tokens if stop.HasField("max_tokens") else _USUAL_OUTPUT)

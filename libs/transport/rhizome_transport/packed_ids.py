@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from rhizome.engine.v1.generate_pb2 import TokenIds
-from rhizome_transport.wire import cut
+from rhizome_transport.wire import cut, field
 
 TokenArray = NDArray[np.uint32]
 
@@ -18,10 +18,30 @@ _SHORT = 1024
 """Up to so many bytes protobuf is as fast."""
 _LONGEST = 3
 _SEVEN, _LOW = np.uint8(7), np.uint8(0x7F)
+_CONTINUED = bytes(range(0x80, 0x100))
+"""Bytes after which a varint goes on."""
 
 # The C library maps blocks of 128 KiB and more anew each time, which costs a page fault for each 4 KiB of an
 # array, until it sees a larger one freed.
 np.empty(1 << 22, np.uint8)
+
+
+def ids_message(varints: bytes) -> bytes:
+    """A serialised TokenIds of ids that are varints already, one after another."""
+    return field(_IDS, varints) if varints else b""
+
+
+def count_ids(message: bytes) -> int:
+    """How many ids a serialised TokenIds has.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    with suppress(DecodeError):  # as in `unpack_ids`
+        rest, packed = cut(message, _IDS)
+        if packed is not None and not rest:
+            return len(packed.translate(None, _CONTINUED))
+    return len(TokenIds.FromString(message).ids)
 
 
 def unpack_ids(message: bytes) -> TokenArray:

@@ -1,4 +1,4 @@
-"""A GenerateRequest as a proxy needs it: all but the prompt's token ids is read, they stay bytes."""
+"""A GenerateRequest of which the prompt's token ids stay bytes, as they came and as they will be sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
-from rhizome_transport.packed_ids import TokenArray, unpack_ids
+from rhizome_transport.packed_ids import TokenArray, count_ids, unpack_ids
 from rhizome_transport.wire import cut, field
 
 _TOKEN_IDS = GenerateRequest.DESCRIPTOR.fields_by_name["token_ids"].number
@@ -48,6 +48,15 @@ class SplitRequest:
         """
         return unpack_ids(self.prompt or b"")
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many token ids the prompt has.
+
+        Raises:
+            DecodeError: it is no TokenIds.
+        """
+        return len(self.head.token_ids.ids) if self.prompt is None else count_ids(self.prompt)
+
     def append(self, token_ids: Iterable[int]) -> None:
         """Make the prompt longer."""
         self.prompt = (self.prompt or b"") + TokenIds(ids=token_ids).SerializeToString()
@@ -56,3 +65,7 @@ class SplitRequest:
         """The whole request."""
         head = self.head.SerializeToString()
         return head if self.prompt is None else head + field(_TOKEN_IDS, self.prompt)
+
+
+AnyRequest = GenerateRequest | SplitRequest
+"""A request that is to be sent; which it is makes no difference to who receives it."""

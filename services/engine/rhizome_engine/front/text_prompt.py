@@ -105,7 +105,7 @@ def _conversation_ids(conversation: Messages, tokenizer: Tokenizer) -> list[int]
         problem = f"role must be one of {', '.join(_ROLES)}, not {unknown[0]!r}"
     else:
         try:
-            return prompts.encode(prompts.render(Conversation(messages)))
+            return list(prompts.encode(prompts.render(Conversation(messages))))
         except (ChatTemplateError, LiteralTextError) as error:
             problem = str(error)
     raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, problem, param="messages")

@@ -43,4 +43,4 @@ def render_conversation(
     prompts = tokenizer.chat_prompts(tools=bool(tools))
     if prompts is None:
         raise ValueError("the checkpoint has no chat template; use generate with a prompt of your own")
-    return prompts.encode(prompts.render(chat_prompt.Conversation(messages, tools)))
+    return list(prompts.encode(prompts.render(chat_prompt.Conversation(messages, tools))))

@@ -36,8 +36,8 @@ class Messages:
         message_id = f"msg_{random_hex()}"
         choices = await plan_chat(runtime, asked.caller, served, chat, tools, message_id)
         planned = choices[0].request
-        room = served.info.max_context_tokens - len(planned.token_ids.ids)
-        max_tokens = planned.stop.max_tokens = min(request.max_tokens, room)
+        room = served.info.max_context_tokens - planned.prompt_tokens
+        max_tokens = planned.head.stop.max_tokens = min(request.max_tokens, room)
         thinking = request.thinking
         job = Job(
             semconv.OPERATION_CHAT,

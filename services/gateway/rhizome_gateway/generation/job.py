@@ -63,7 +63,7 @@ async def run_job(runtime: Runtime, exchange: Exchange, job: Job) -> None:
     assert exchange.permit is not None
     permit = exchange.permit
     permit.reserve(
-        sum(len(planned.request.token_ids.ids) for planned in job.choices[:: job.choices_per_prompt]),
+        sum(planned.request.prompt_tokens for planned in job.choices[:: job.choices_per_prompt]),
         (job.max_tokens or 0) * len(job.choices),
     )
     tenant = caller_of(exchange.scope).tenant_name

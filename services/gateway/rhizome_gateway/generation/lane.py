@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.choice import Choice
 from rhizome_gateway.generation.events import Event
@@ -17,6 +16,7 @@ from rhizome_gateway.metrics.generation import ChoiceMeter
 from rhizome_transport.errors import EngineError
 from rhizome_transport.inbox import Arrived
 from rhizome_transport.request_stream import RequestStream
+from rhizome_transport.split_request import SplitRequest
 
 _MOST_PER_TURN = 8
 """Deltas, of up to some hundred tokens, that one call takes where a reader has fallen behind."""
@@ -26,7 +26,7 @@ _MOST_PER_TURN = 8
 class PlannedChoice:
     """One choice: what to ask the engine, and what makes its answer into events."""
 
-    request: GenerateRequest
+    request: SplitRequest
     choice: Choice
 
 

@@ -20,6 +20,9 @@ from rhizome_gateway.parsing.base import OutputParser
 from rhizome_gateway.schema.fields import INT64_MAX
 from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.served_model import ServedModel
+from rhizome_text.packed_ids import PackedIds
+from rhizome_transport.packed_ids import ids_message
+from rhizome_transport.split_request import SplitRequest
 
 _SAME_NAME = (
     "temperature",
@@ -86,9 +89,9 @@ def plan_choices(
     planned: list[PlannedChoice] = []
     alone = len(prompts) * num_choices == 1
     for prompt in prompts:
-        token_ids = None if num_choices == 1 else TokenIds(ids=prompt)
+        token_ids = _message(prompt)
         for index in range(num_choices):
-            request = GenerateRequest(
+            head = GenerateRequest(
                 request_id=response_id if alone else f"{response_id}-{len(planned)}",
                 model=served.info.model,
                 sampling=sampling,
@@ -100,13 +103,8 @@ def plan_choices(
                 grammar=output.grammar,
                 prompt_logprobs=output.prompt_logprobs if index == 0 else None,
             )
-            if token_ids is None:
-                request.token_ids.SetInParent()  # be it empty
-                request.token_ids.ids.extend(prompt)
-            else:
-                request.token_ids.CopyFrom(token_ids)  # a keyword would write and read it
             if fields.seed is not None:
-                request.sampling.seed = _wrapped(fields.seed + index)
+                head.sampling.seed = _wrapped(fields.seed + index)
             choice = Choice(
                 served.tokenizer,
                 stop_strings=fields.stop_strings,
@@ -117,8 +115,15 @@ def plan_choices(
                 parser=output.parser() if output.parser is not None else None,
                 keep_ids=output.keep_ids,
             )
-            planned.append(PlannedChoice(request, choice))
+            planned.append(PlannedChoice(SplitRequest(head, token_ids), choice))
     return planned
+
+
+def _message(token_ids: Sequence[int]) -> bytes:
+    """A serialised TokenIds."""
+    if isinstance(token_ids, PackedIds):
+        return ids_message(token_ids.varints)
+    return TokenIds(ids=token_ids).SerializeToString()
 
 
 def _check_named(fields: SamplingFields, output: Output, answers: int) -> None:

@@ -107,9 +107,9 @@ class _Annotated:
         planned = self._choices[choice["index"]]
         said = planned.choice.token_ids
         if told is None and self._prompt_in_choices:
-            choice["prompt_token_ids"] = list(planned.request.token_ids.ids)
+            choice["prompt_token_ids"] = planned.request.token_ids.tolist()
         elif not self._prompt_shown and not self._prompt_in_choices:
-            response["prompt_token_ids"] = list(planned.request.token_ids.ids)
+            response["prompt_token_ids"] = planned.request.token_ids.tolist()
             self._prompt_shown = True
         choice["token_ids"] = said[told or 0 :]
         return len(said)

@@ -33,7 +33,7 @@ class Prompt:
         opens_reasoning: it ends inside a span of thinking, so the answer begins there.
     """
 
-    token_ids: list[int]
+    token_ids: Sequence[int]
     text: str
     opens_reasoning: bool
 
@@ -130,7 +130,7 @@ def _writer(template: ChatTemplate, markers: ReasoningMarkers | None) -> Templat
 
 def _token_ids(
     prompts: ChatPrompts, given: Conversation, limit: int
-) -> tuple[RenderedPrompt | str, list[int]]:
+) -> tuple[RenderedPrompt | str, Sequence[int]]:
     rendered = prompts.render(given, limit)
     return rendered, prompts.encode(rendered)
 

@@ -66,7 +66,7 @@ async def _conversation(served: ServedModel, fields: dict[str, Any]) -> list[int
     known = {name: fields[name] for name in TokenizeRequest.model_fields.keys() & fields.keys()}
     chat = validate(ChatCompletionRequest, known | {"model": served.info.model})
     prompt = await chat_prompt(served, chat, fields.get("tools") if chat.offered_tools else None)
-    return prompt.token_ids
+    return list(prompt.token_ids)
 
 
 def _prompt_body(served: ServedModel, request: TokenizeRequest, prompt: str) -> bytes:

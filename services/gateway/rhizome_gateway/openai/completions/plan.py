@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rhizome.engine.v1.generate_pb2 import GenerateRequest
 from rhizome_gateway.auth.caller import Caller
 from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.plan import Output, plan_choices
@@ -21,6 +20,7 @@ from rhizome_gateway.structure.request_grammar import grammar_for
 from rhizome_gateway.tokenization.bad_words import bad_sequences
 from rhizome_gateway.tokenization.inputs import ModelInput, input_name, read_inputs
 from rhizome_gateway.tokenization.spelling import NumberedTokens, Spelling
+from rhizome_transport.split_request import SplitRequest
 
 _MANY_TOKENS = 4096
 
@@ -93,7 +93,7 @@ async def plan_completion(
         owner = place // request.num_candidates
         shown.append(_shown(served, request, prompts[owner], echoes[owner], shared))
         if request.echo and request.logprobs is not None:  # each answer shows its prompt as soon as it can
-            one.request.prompt_logprobs = request.logprobs
+            one.request.head.prompt_logprobs = request.logprobs
         choices.append(_continuing(served, request, prompts[owner], one.request, shown[-1], shared))
     return CompletionPlan(choices, shown)
 
@@ -131,16 +131,17 @@ def _continuing(
     served: ServedModel,
     request: CompletionRequest,
     prompt: ModelInput,
-    asked: GenerateRequest,
+    asked: SplitRequest,
     shown: ShownChoice,
     shared: _Shared,
 ) -> PlannedChoice:
     """The candidate that `asked` is about, which goes on where its prompt ends."""
     room = served.info.max_context_tokens - len(prompt.token_ids)
-    asked.stop.max_tokens = min(request.token_limit, room)
+    stop = asked.head.stop
+    stop.max_tokens = min(request.token_limit, room)
     if shared.end_ids:
-        asked.stop.ignore_eos = True
-        asked.stop.ClearField("token_ids")
+        stop.ignore_eos = True
+        stop.ClearField("token_ids")
     choice = ContinuingChoice(
         served.tokenizer,
         prompt.ending(shared.hidden_ids),

@@ -70,7 +70,7 @@ class InputTokens:
         """Serve one request."""
         request, _ = await read_request(self._runtime, exchange, InputTokensRequest)
         _, _, choices = await _plan(self._runtime, exchange, request, "")
-        count = len(choices[0].request.token_ids.ids)
+        count = choices[0].request.prompt_tokens
         await exchange.send_json(
             200, orjson.dumps({"object": "response.input_tokens", "input_tokens": count})
         )

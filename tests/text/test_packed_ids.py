@@ -1,0 +1,35 @@
+"""Packed token ids, held to what protobuf writes and reads."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhizome.engine.v1.generate_pb2 import TokenIds
+from rhizome_text.packed_ids import PackedIds
+from rhizome_transport.packed_ids import count_ids, ids_message
+
+IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)), max_size=40)
+
+
+@given(ids=IDS)
+def test_they_are_what_protobuf_writes(ids: list[int]) -> None:
+    packed = PackedIds.pack(ids)
+    message = ids_message(packed.varints)
+    assert message == TokenIds(ids=ids).SerializeToString()
+    assert len(packed) == count_ids(message) == len(ids)
+
+
+@given(ids=IDS, place=st.integers(-50, 50))
+def test_they_read_as_a_list_does(ids: list[int], place: int) -> None:
+    packed = PackedIds.pack(ids)
+    assert list(packed) == ids == packed
+    assert packed[place:] == ids[place:]
+    if -len(ids) <= place < len(ids):
+        assert packed[place] == ids[place]
+    assert packed != [*ids, 1]
+
+
+@given(ids=IDS, more=IDS)
+def test_ids_in_several_fields_are_counted_together(ids: list[int], more: list[int]) -> None:
+    """As `SplitRequest.append` writes them, or an encoder that does not pack."""
+    parts = TokenIds(ids=ids).SerializeToString() + TokenIds(ids=more).SerializeToString()
+    assert count_ids(parts + b"\x08\x07") == len(ids) + len(more) + 1
