@@ -14,6 +14,7 @@ from rhizome_routing.admission import (
     SystemOverloaded,
     TenantOverloaded,
 )
+from rhizome_routing.admission.fair_queue import CREDIT
 
 
 def test_tenants_share_by_tokens_and_not_by_requests():
@@ -62,16 +63,27 @@ def test_who_said_too_much_gets_it_back():
     assert served["modest"] == pytest.approx(100, abs=45)  # it paid in advance for what was running
 
 
-def test_idle_time_is_not_saved():
-    one = make(1)
+def test_idle_time_is_saved_up_to_a_credit():
+    one = make(1, rules(max_waiting=10_000))
     held = one.admission.offer("first")
-    busy = [one.admission.offer("busy", tokens=100) for _ in range(100)]
+    busy = [one.admission.offer("busy", tokens=100) for _ in range(1000)]
     early = one.admission.offer("guest", tokens=100)
-    drain(one, [held, *busy, early], 50)
-    guest = [one.admission.offer("guest", tokens=100) for _ in range(40)]
-    order = drain(one, [*busy, *guest], 41)
+    drain(one, [held, *busy, early], 500)
+    guest = [one.admission.offer("guest", tokens=100) for _ in range(500)]
+    order = drain(one, [*busy, *guest], 400)
     served = Counter(ticket.tenant for ticket in order)
-    assert abs(served["guest"] - served["busy"]) <= 1
+    assert served["guest"] - served["busy"] == pytest.approx(CREDIT / 100, abs=1)
+
+
+def test_a_short_request_does_not_wait_for_what_a_long_one_before_it_cost():
+    one = make(1)
+    held = one.admission.offer("heavy", tokens=500)
+    heavy = [one.admission.offer("heavy", tokens=500) for _ in range(100)]
+    drain(one, [held, *heavy], 20)  # it has used its credit
+    long = one.admission.offer("light", tokens=8000)
+    assert drain(one, [*heavy, long], 1) == [long]
+    short = one.admission.offer("light", tokens=200)
+    assert drain(one, [*heavy, long, short], 1) == [short]
 
 
 def test_a_tenant_with_too_much_waiting_is_told_when_to_come_back():

@@ -8,8 +8,10 @@ That is a round robin with a quantum of one token: each round gives every waitin
 they cover what it owes. A heap of what they owe skips the rounds in which nobody goes, so a turn takes
 O(log tenants) whatever the size of a request.
 
-A tenant that comes to the queue starts at `level`: idle time is not saved. One that still owes, as it used
-more than it said, keeps that and pays later. Once nobody waits, all are even.
+A tenant that comes to the queue starts `CREDIT` below `level`. So who uses less than its turn goes next, also
+just after a long prompt of its own, for which it would have to wait otherwise until the others had as much.
+One that has used its credit, or owes as it used more than it said, keeps what it paid and pays later. Once
+nobody waits, all are even.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from rhizome_routing.admission.drain_rate import DrainRate
 
+CREDIT: Final = 8192
+"""Tokens that a tenant may be ahead of those that wait all the time: idle time that is saved, and no more."""
+
 REMEMBERED: Final = 4096
-"""Tenants that are known although they do not wait, because they may owe; the oldest are forgiven first."""
+"""Tenants that are known although they do not wait, for what they paid; the oldest are forgiven first."""
 
 
 class Request(Protocol):
@@ -72,7 +77,7 @@ class FairQueue(Generic[AnyRequest]):
     Attributes:
         rate: how fast they go, since somebody waits.
         tokens: of all of them.
-        flows: the tenants that wait, and some that may owe.
+        flows: the tenants that wait, and some that waited.
     """
 
     def __init__(self, now: float) -> None:
@@ -99,12 +104,12 @@ class FairQueue(Generic[AnyRequest]):
             self.rate = DrainRate(now)
         flow = self.flows.get(tenant)
         if flow is None:
-            flow = self.flows[tenant] = Flow(tenant, self._level, now)
+            flow = self.flows[tenant] = Flow(tenant, self._level - CREDIT, now)
         elif not flow.waiting:
             del self._idle[tenant]
             flow.rate = DrainRate(now)
-            if flow.paid < self._level:
-                flow.paid = self._level
+            if flow.paid < self._level - CREDIT:  # more than that is not saved
+                flow.paid = self._level - CREDIT
                 flow.mark += 1
         self._numbers += 1
         place = self._numbers
@@ -150,7 +155,7 @@ class FairQueue(Generic[AnyRequest]):
             self._level = 0.0
         elif not flow.waiting:
             flow.entry = 0
-            if flow.paid <= self._level:
+            if flow.paid <= self._level - CREDIT:
                 del self.flows[flow.tenant]
                 return
             self._idle[flow.tenant] = None
