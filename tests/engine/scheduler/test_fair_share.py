@@ -41,6 +41,17 @@ def test_leaving_and_coming_back_does_not_wipe_out_what_was_used():
     assert shares.cost_served("greedy") == 500.0 and shares.cost_served("modest") == 0.0
 
 
+def test_once_nobody_has_a_request_all_are_even():
+    shares = FairShare()
+    shares.open("guest")
+    charge(shares, shares.open("regular"), 1_000_000)
+    for tenant in ("guest", "regular"):
+        shares.close(tenant)
+    shares.open("newcomer")
+    shares.open("regular")
+    assert shares.cost_served("regular") == shares.cost_served("newcomer")
+
+
 def test_a_tenant_alone_is_not_ahead_of_the_next_one():
     shares = FairShare()
     charge(shares, shares.open("alone"), 10_000)

@@ -184,6 +184,20 @@ def test_a_light_tenant_shares_each_step_and_leaves_the_queue_first() -> None:
     assert max(firsts) == pytest.approx(12.5, abs=0.2)
 
 
+def test_a_tenant_does_not_pay_for_what_it_had_while_it_was_alone() -> None:
+    physics = Physics(prefill_tokens_per_s=1000, step_tokens=1000, max_running=1, itl_base_ms=1e-6)
+    engine = Engine(physics, words())
+    early, heavy, light = Diary(engine), [Diary(engine) for _ in range(3)], Diary(engine)
+    engine.submit(SimulatedRequest(early, prompt(8000, 1), 1, tenant="light"), 0.0)
+    engine.advance(10.0)
+    for salt, diary in enumerate(heavy):
+        engine.submit(SimulatedRequest(diary, prompt(1000, 10 + salt), 1, tenant="heavy"), 10.0)
+    engine.submit(SimulatedRequest(light, prompt(1000, 20), 1, tenant="light"), 10.0)
+    engine.advance(100.0)
+    assert [diary.times[0] for diary in heavy] == pytest.approx([11.0, 13.0, 14.0], abs=0.1)
+    assert light.times == pytest.approx([12.0], abs=0.1)
+
+
 def test_what_never_fits_is_refused() -> None:
     engine = Engine(Physics(kv_blocks=4, block_size=4, step_tokens=64, max_running=4), words())
     with pytest.raises(TooLargeError, match="shorter prompt"):

@@ -148,10 +148,22 @@ class Engine:
             )
         request.arrived_s = now
         self.totals.received += 1
+        self._open_tenant(request.tenant)
         self._waiting.append(request)
-        self._served.setdefault(request.tenant, 0)
         if self.due is None:
             self.due = now
+
+    def _open_tenant(self, tenant: str) -> None:
+        """A tenant that has nothing here starts where the least served one is that has; if none has, all do."""
+        served = self._served
+        if len(served) == 1 and tenant in served:  # nobody to be fair to, in a queue that may be long
+            return
+        here = {request.tenant for request in (*self._waiting, *self._prefilling, *self._decoding)}
+        if not here or len(served) > _MOST_TENANTS:
+            served.clear()
+        if tenant not in here:
+            least = min((served.get(one, 0) for one in here), default=0)
+            served[tenant] = max(served.get(tenant, 0), least)
 
     def cancel(self, request: SimulatedRequest) -> None:
         """Forget a request; one that is over is ignored."""
@@ -282,10 +294,8 @@ class Engine:
                 self.touched.append(request)
 
     def _next(self) -> SimulatedRequest:
-        """The first in the queue of the tenant that was served least; of one that is new, at once."""
+        """The first in the queue of the tenant that was served least."""
         served = self._served
-        if len(served) > _MOST_TENANTS:
-            served.clear()
         if len(served) == 1:  # nobody to be fair to, in a queue that may be long
             return self._waiting[0]
         return min(self._waiting, key=lambda request: served.get(request.tenant, 0))
