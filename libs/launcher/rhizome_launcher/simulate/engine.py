@@ -154,7 +154,7 @@ class Engine:
             self.due = now
 
     def _open_tenant(self, tenant: str) -> None:
-        """A tenant that has nothing here starts where the least served one is that has; if none has, all do."""
+        """A tenant that has nothing here starts where the least served one is; alone, where others will."""
         served = self._served
         if len(served) == 1 and tenant in served:  # nobody to be fair to, in a queue that may be long
             return

@@ -2,8 +2,8 @@
 
 Whoever was served fewest tokens goes first. A tenant that comes back after a pause starts at the level of the
 least served tenant that is active, so it can neither save up idle time nor escape what it used before
-(Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Once nobody has a request, all are even:
-what somebody had yesterday is no reason to wait for who comes today.
+(Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Once nobody has a request, all are
+even: what somebody had yesterday is no reason to wait for who comes today.
 """
 
 from __future__ import annotations
