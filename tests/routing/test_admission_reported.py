@@ -58,9 +58,23 @@ def test_who_was_sent_just_now_waits_for_a_step_and_not_for_a_slot():
     reports = Reports()
     reports.tell(16, 4)
     reports.limit.sent(reports.now + 0.2)
-    assert reports.tell(12, 1) == 16  # neither less nor more
+    assert reports.tell(12, 2) == 16  # neither less nor more
     reports.limit.sent(reports.now + 0.1)
-    assert reports.tell(12, 1) == 12
+    assert reports.tell(12, 2) == 13
+
+
+def test_one_that_waits_for_ever_does_not_drive_the_others_out():
+    reports = Reports()
+    reports.tell(16, 4)
+    assert [reports.tell(15, 1) for _ in range(20)] == [16] * 20
+    assert reports.tell(10, 6) == 11
+
+
+def test_small_steps_up_do_not_add_up_to_a_flood():
+    reports = Reports()
+    reports.tell(16, 4)
+    for own in range(17, 40):
+        assert reports.tell(own, 0) <= 2 * own
 
 
 def test_where_others_have_requests_ours_wait_beside_them():

@@ -81,7 +81,8 @@ class ReportedLimit:
             return None
         waiting = load.waiting_requests
         if knee is not None:
-            waiting = max(0, waiting - self._just_sent(report.at))
+            # With no more than fit, one may wait for something else, such as its grammar or a lot of memory.
+            waiting = max(0, waiting - self._just_sent(report.at) - (own <= knee))
         if waiting:  # as large a part of them is ours as of all requests
             everyone = max(own, load.running_requests + waiting)
             self.knee = own - waiting * own // everyone
@@ -89,11 +90,11 @@ class ReportedLimit:
             return self.knee + self.spare
         if knee is None:
             return own + max(_SLOW_START, own)
-        if load.waiting_requests:  # for a step or for a slot
+        if load.waiting_requests:  # perhaps not for a slot
             return knee + self.spare
         if own > knee:
             self.knee = knee = own
-            self._more *= 2
+            self._more = min(2 * self._more, knee)
         return knee + max(self._more, self.spare)
 
     def _just_sent(self, at: float) -> int:
