@@ -58,7 +58,6 @@ class Server:
         return sent
 
     def tell(self, running: int, waiting: int, own: int | None = None) -> None:
-        self.clock.now += 0.25
         load = Load(running_requests=running, waiting_requests=waiting)
         self.report = LoadReport(load, self.in_flight if own is None else own, self.clock())
 

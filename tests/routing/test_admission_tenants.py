@@ -75,6 +75,23 @@ def test_idle_time_is_saved_up_to_a_credit():
     assert served["guest"] - served["busy"] == pytest.approx(CREDIT / 100, abs=1)
 
 
+@given(
+    early=st.integers(0, 60),
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=8),
+)
+@settings(max_examples=60, deadline=None)
+def test_who_comes_later_gets_ahead_by_the_credit_at_most(early: int, sizes: list[int]):
+    one = make(1, rules(max_waiting=10_000))
+    held = one.admission.offer("first")
+    busy = [one.admission.offer("busy", tokens=sizes[n % len(sizes)]) for n in range(400)]
+    drain(one, [held, *busy], early)
+    late = [one.admission.offer("late", tokens=sizes[n % len(sizes)]) for n in range(400)]
+    served = Counter({"busy": 0, "late": 0})
+    for ticket in drain(one, [*busy, *late], 150):
+        served[ticket.tenant] += ticket.tokens
+        assert -2 * 3000 <= served["late"] - served["busy"] <= CREDIT + 2 * 3000
+
+
 def test_a_short_request_does_not_wait_for_what_a_long_one_before_it_cost():
     one = make(1)
     held = one.admission.offer("heavy", tokens=500)

@@ -1,10 +1,12 @@
 """Packed token ids, held to what protobuf writes and reads."""
 
+import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rhizome.engine.v1.generate_pb2 import TokenIds
-from rhizome_text.packed_ids import PackedIds
+from rhizome_text.packed_ids import PackedIds, varint
 from rhizome_transport.packed_ids import count_ids, ids_message
 
 IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)), max_size=40)
@@ -12,7 +14,7 @@ IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)), max_si
 
 @given(ids=IDS)
 def test_they_are_what_protobuf_writes(ids: list[int]) -> None:
-    packed = PackedIds.pack(ids)
+    packed = PackedIds(b"".join(map(varint, ids)))
     message = ids_message(packed.varints)
     assert message == TokenIds(ids=ids).SerializeToString()
     assert len(packed) == count_ids(message) == len(ids)
@@ -20,12 +22,12 @@ def test_they_are_what_protobuf_writes(ids: list[int]) -> None:
 
 @given(ids=IDS, place=st.integers(-50, 50))
 def test_they_read_as_a_list_does(ids: list[int], place: int) -> None:
-    packed = PackedIds.pack(ids)
+    packed = PackedIds(b"".join(map(varint, ids)))
     assert list(packed) == ids == packed
     assert packed[place:] == ids[place:]
     if -len(ids) <= place < len(ids):
         assert packed[place] == ids[place]
-    assert packed != [*ids, 1]
+    assert packed != [*ids, 1] and packed != str(ids) and list(reversed(packed)) == ids[::-1]
 
 
 @given(ids=IDS, more=IDS)
@@ -33,3 +35,9 @@ def test_ids_in_several_fields_are_counted_together(ids: list[int], more: list[i
     """As `SplitRequest.append` writes them, or an encoder that does not pack."""
     parts = TokenIds(ids=ids).SerializeToString() + TokenIds(ids=more).SerializeToString()
     assert count_ids(parts + b"\x08\x07") == len(ids) + len(more) + 1
+
+
+@pytest.mark.parametrize("broken", [b"\x0a\x02\x80\x80", b"\x0a\x05\x01"])
+def test_ids_that_are_cut_off_are_an_error(broken: bytes) -> None:
+    with pytest.raises(DecodeError):
+        count_ids(broken)

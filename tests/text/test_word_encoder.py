@@ -186,7 +186,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         # Words that are too long to be kept are for the package.
         is_kept = len("word") + number <= 32
         assert encoder.encode(text) == (tokenizer.encode(text).ids if is_kept else None)
-        for known in (encoder._words, encoder._pieces):
+        for known in (encoder._words, encoder._first_pieces, encoder._pieces):
             assert len(known) <= 50
             assert all(len(text) <= 32 for text in known)
     assert encoder.encode("a " * 5000) is None  # long texts are for a thread, which the package leaves free

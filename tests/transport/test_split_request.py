@@ -53,3 +53,10 @@ def test_bytes_that_are_no_request_are_refused():
     for payload in (b"\xff\xff", b"\x0a\x05ab", GenerateRequest(request_id="x").SerializeToString()[:-1]):
         with pytest.raises(DecodeError):
             SplitRequest.parse(payload)
+
+
+def test_a_request_that_was_not_split_has_the_same_ids():
+    request = GenerateRequest(token_ids=TokenIds(ids=[1, 300, 70_000]))
+    whole, split = SplitRequest(request, None), SplitRequest.parse(request.SerializeToString())
+    assert whole.token_ids.tolist() == split.token_ids.tolist() == [1, 300, 70_000]
+    assert whole.prompt_tokens == split.prompt_tokens == 3

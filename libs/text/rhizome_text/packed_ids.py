@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 _CONTINUED = bytes(range(0x80, 0x100))
@@ -20,29 +20,15 @@ class PackedIds(Sequence[int]):
         varints: as given.
     """
 
-    __slots__ = ("_count", "varints")
+    __slots__ = ("_count", "_ids", "varints")
 
     def __init__(self, varints: bytes) -> None:
         self.varints = varints
         self._count = len(varints.translate(None, _CONTINUED))
-
-    @classmethod
-    def pack(cls, token_ids: Iterable[int]) -> PackedIds:
-        """Write ids that are not negative."""
-        return cls(b"".join(map(varint, token_ids)))
+        self._ids: list[int] | None = None
 
     def __len__(self) -> int:
         return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        value = shift = 0
-        for byte in self.varints:
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                yield value
-                value = shift = 0
-            else:
-                shift += 7
 
     @overload
     def __getitem__(self, place: int) -> int: ...
@@ -51,15 +37,31 @@ class PackedIds(Sequence[int]):
     def __getitem__(self, place: slice) -> list[int]: ...
 
     def __getitem__(self, place: Any) -> Any:
-        return list(self)[place]
+        return self._unpacked()[place]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._unpacked())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        return isinstance(other, (PackedIds, list, tuple)) and self._unpacked() == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"PackedIds.pack({list(self)})"
+        return f"PackedIds({self.varints!r})"
+
+    def _unpacked(self) -> list[int]:
+        if self._ids is None:
+            ids: list[int] = []
+            value = shift = 0
+            for byte in self.varints:
+                value |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    ids.append(value)
+                    value = shift = 0
+            self._ids = ids
+        return self._ids
 
 
 def varint(value: int) -> bytes:

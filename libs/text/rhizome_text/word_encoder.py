@@ -127,7 +127,7 @@ class WordEncoder:
 
     def _ids_of_text(self, text: str) -> bytes:
         """Those of a text without added tokens."""
-        if self._cuts_at_spaces:
+        if self._cuts_at_spaces and "  " not in text:
             first, *pieces = text.split(" ")
             if pieces:
                 last = pieces.pop()

@@ -39,7 +39,7 @@ def count_ids(message: bytes) -> int:
     """
     with suppress(DecodeError):  # as in `unpack_ids`
         rest, packed = cut(message, _IDS)
-        if packed is not None and not rest:
+        if packed and not rest and packed[-1] < 0x80:
             return len(packed.translate(None, _CONTINUED))
     return len(TokenIds.FromString(message).ids)
 

@@ -46,7 +46,7 @@ class SplitRequest:
         Raises:
             DecodeError: it is no TokenIds.
         """
-        return unpack_ids(self.prompt or b"")
+        return unpack_ids(self.head.token_ids.SerializeToString() if self.prompt is None else self.prompt)
 
     @property
     def prompt_tokens(self) -> int:

@@ -160,7 +160,8 @@ class Engine:
             return
         here = {request.tenant for request in (*self._waiting, *self._prefilling, *self._decoding)}
         if not here or len(served) > _MOST_TENANTS:
-            served.clear()
+            for gone in served.keys() - here:
+                del served[gone]
         if tenant not in here:
             least = min((served.get(one, 0) for one in here), default=0)
             served[tenant] = max(served.get(tenant, 0), least)

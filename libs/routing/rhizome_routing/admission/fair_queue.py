@@ -2,7 +2,7 @@
 
     paid(t)   tokens of t that were admitted out of this queue, corrected when they are released
     next      the waiting tenant that paid least; who waits longer where two paid the same
-    level     what the one admitted last had paid before
+    level     the most that anyone admitted had paid before
 
 That is a round robin with a quantum of one token: each round gives every waiting tenant one, and it goes when
 they cover what it owes. A heap of what they owe skips the rounds in which nobody goes, so a turn takes

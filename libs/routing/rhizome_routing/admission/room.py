@@ -2,12 +2,12 @@
 
     a limit is configured   limit · weight - open there
     else                    the least of
-      what it reports       as many as run there, and hardly one that waits, see `reported`
+      what it reports       as many as keep `queue_target` waiting there, see `_by_report`
       first tokens          as many as do not make each other late, see `first_tokens`
       unknown_limit         the only one that holds while nothing is known
 
-A backend's own queue knows neither tenants nor classes, so it is kept as short as possible. `max_running` and
-`busy` bound all of it.
+A backend's own queue knows neither tenants nor classes, so it is kept short, but not empty: an engine that
+waits for its next request wastes steps. `max_running` and `busy` bound all of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Final, Protocol
 
 from rhizome_routing.admission.counts import AdmissionCounts
 from rhizome_routing.admission.first_tokens import FirstTokenLimit
-from rhizome_routing.admission.reported import ReportedLimit
 from rhizome_routing.candidate import Candidate, LoadReport
+
+_SLOW_START: Final = 32
+"""Requests that a backend may get at once between two reports before it was seen with a queue."""
 
 _FRESH_S: Final = 0.05
 """For so long a backend's room is what it was, unless something happened there."""
@@ -34,7 +36,7 @@ class RoomRules:
     Attributes:
         max_in_flight: open requests of this proxy there, for a weight of 1; `None` to find out.
         max_running: with more requests running it is busy; `None` for no limit.
-        queue_target: requests that may wait in its own queue, where they come and go fast.
+        queue_target: requests that may wait in its own queue.
         unknown_limit: open requests while nothing is known.
         overdue_s: who waits for a first token for so long holds nobody back any more: an endless prompt must
             not keep out whom the server would serve beside it.
@@ -111,7 +113,7 @@ class Room:
     """
 
     __slots__ = (
-        "_clock", "_on_change", "_overdue", "_report", "_reported", "_rules", "_sent", "_times",
+        "_clock", "_knee", "_limit", "_on_change", "_overdue", "_report", "_rules", "_sent", "_times",
         "awaited", "in_flight", "known", "known_at", "unanswered",
     )  # fmt: skip
 
@@ -133,12 +135,12 @@ class Room:
         self._sent: deque[Sent] = deque()  # streamed ones, in order; some were answered since
         self._overdue = 0
         self._report: LoadReport | None = None
-        self._reported = ReportedLimit(rules.queue_target)
+        self._limit: int | None = None
+        self._knee: int | None = None
 
     def sent(self, tokens: int, *, streamed: bool = True) -> Sent:
         """Count a request of so many prompt tokens that are not cached, until it left."""
         now = self._clock()
-        self._reported.sent(now)
         sent = Sent(self, tokens, now, self._in_time(now), streamed=streamed)
         if streamed:
             self._sent.append(sent)
@@ -158,15 +160,14 @@ class Room:
             free = max(1, round(rules.max_in_flight * backend.weight)) - self.in_flight
         else:
             fresh = report is not None and self._clock() - report.at <= backend.load_max_age_s
-            reported = self._reported
             if report is not None and report is not self._report:
                 self._report = report
-                reported.read(report)
+                self._limit = self._by_report(report)
             limit = rules.unknown_limit
-            if reported.limit is not None and fresh:
-                limit = max(reported.limit, self.in_flight + reported.spare - self.unanswered)
-            elif reported.knee is not None:  # it was seen full, and is silent now: perhaps as it is busy
-                limit = reported.knee + rules.queue_target
+            if self._limit is not None and fresh:
+                limit = max(self._limit, self.in_flight + rules.queue_target - self.unanswered)
+            elif self._knee is not None:  # it was seen full, and is silent now: perhaps as it is busy
+                limit = self._knee + rules.queue_target
             free = min(limit - self.in_flight, self._times.limit - self._in_time(self._clock()))
         if rules.max_running is not None:
             foreign = backend.foreign_requests()
@@ -187,6 +188,25 @@ class Room:
             self._overdue += waits
         return self.awaited - self._overdue
 
+    def _by_report(self, report: LoadReport) -> int | None:
+        """Requests of ours that may be there until the next report; `None` where it does not say who waits.
+
+        Where some wait, what runs is what fits: its `knee`. Where none does there may be room for more, which
+        is tried: fast until a queue was seen, then a few at a time beyond the knee.
+        """
+        load, own, target = report.load, report.own, self._rules.queue_target
+        if not load.HasField("waiting_requests"):
+            return None
+        waiting = load.waiting_requests
+        if waiting:  # as large a part of them is ours as of all requests
+            everyone = max(own, load.running_requests + waiting)
+            self._knee = own - waiting * own // everyone
+            return self._knee + target
+        if self._knee is None:
+            return own + max(_SLOW_START, own)
+        self._knee = max(self._knee, own)
+        return self._knee + max(target, self._knee // 32)
+
     def _on_answer(self, streamed: bool, tokens: int, others: int, sent_at: float) -> None:
         self.unanswered -= 1
         if streamed:
@@ -198,7 +218,6 @@ class Room:
 
     def _on_leave(self, streamed: bool, *, answered: bool) -> None:
         self.in_flight -= 1
-        self._reported.ended()
         if not answered:
             self.unanswered -= 1
             self.awaited -= streamed
