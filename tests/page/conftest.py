@@ -80,7 +80,8 @@ class Visit:
 
     @property
     def answers(self) -> list[str]:
-        return [text.strip() for text in self.page.locator(".answer .markdown").all_inner_texts()]
+        """What they say, seen or not: the inner text of a part that no frame has shown yet is empty."""
+        return [text.strip() for text in self.page.locator(".answer .markdown").all_text_contents()]
 
 
 @pytest.fixture

@@ -79,3 +79,8 @@ def test_runs_modules_with_environment_and_waits_for_their_port(tmp_path):
 
 def test_free_ports_differ():
     assert len(set(free_ports(20))) == 20
+
+
+def test_a_port_is_not_given_twice_before_its_process_has_bound_it():
+    ports = [free_port() for _ in range(1_000)]
+    assert len(set(ports)) == len(ports)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import random
 import socket
+from collections import deque
 from pathlib import Path
 
 _KERNELS_OWN = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST = 20_000  # stacks of several processes look for theirs from 18000 on
 _dice = random.SystemRandom()  # a seed that all runs share would make them meet
+_given: deque[int] = deque(maxlen=2_000)
+"""Not given again soon: whoever asked for one may not have bound it yet."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago; somebody else may take it before it is bound."""
+    """A TCP port that was free a moment ago and that this process was not given lately.
+
+    Another process may take it before it is bound.
+    """
     return free_ports(1, host)[0]
 
 
@@ -30,15 +36,19 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     sockets: list[socket.socket] = []
     try:
         for _ in range(100 * count):
+            port = _dice.randint(_FIRST, last)
+            if port in _given:
+                continue
             one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
-                one.bind((host, _dice.randint(_FIRST, last)))
+                one.bind((host, port))
             except OSError as error:
                 one.close()
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
             sockets.append(one)
+            _given.append(port)
             if len(sockets) == count:
                 return [int(one.getsockname()[1]) for one in sockets]
         raise RuntimeError(f"found no {count} free ports from {_FIRST} to {last} on {host}")
