@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 import psutil
+from arrivals import Arrivals, percentile
 from connection import HEALTH_REQUEST, Connection, Received, chat_request, connect
 
 PROMPT_CHARS = 2048
@@ -117,44 +118,30 @@ async def chats(server: Server, arguments: argparse.Namespace) -> dict[str, floa
 
 
 async def first_tokens(server: Server, arguments: argparse.Namespace) -> dict[str, float]:
-    """Short streams that arrive at random (Poisson) with a mean rate, whatever became of the ones before."""
+    """Short streams that arrive at random with a mean rate."""
     free = await server.connections(16)
-    arrivals = random.Random(0)
-    latencies_ms: list[float] = []
     request = chat_request(stream=True, max_tokens=TTFT_TOKENS)
+    cpu_s = 0.0
 
-    async def ask() -> None:
+    async def ask() -> float | None:
         connection = free.pop() if free else await connect(server.port, server.received)
         connection.ask(request)
         await connection.ended
-        if connection.spoke_at:
-            latencies_ms.append((connection.spoke_at - connection.asked_at) * 1e3)
         free.append(connection)
+        return (connection.spoke_at - connection.asked_at) * 1e3 if connection.spoke_at else None
 
-    due = began = time.perf_counter()
-    warm_until, until = began + arguments.warm_s, began + arguments.warm_s + arguments.window_s
-    asking: set[asyncio.Task[None]] = set()
-    cpu_s = server.cpu_s()
-    warm = True
-    while due < until:
-        due += arrivals.expovariate(arguments.rate)
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        if warm and due >= warm_until:
-            warm = False
-            latencies_ms.clear()
-            cpu_s = server.cpu_s()
-        task = asyncio.create_task(ask())
-        asking.add(task)
-        task.add_done_callback(asking.discard)
-    await asyncio.wait_for(asyncio.gather(*asking), _BEGIN_LIMIT_S)
+    def counts_from_now() -> None:
+        nonlocal cpu_s
+        cpu_s = server.cpu_s()
+
+    arrivals = Arrivals(arguments.rate, arguments.warm_s, arguments.window_s)
+    latencies_ms = await arrivals.run(ask, counts_from_now)
     cpu_s = server.cpu_s() - cpu_s
-    latencies_ms.sort()
-    count = len(latencies_ms)
     return {
-        "requests_per_s": count / arguments.window_s,
-        "p50_ms": latencies_ms[count // 2],
-        "p99_ms": latencies_ms[count * 99 // 100],
-        "cpu_us_per_request": cpu_s / count * 1e6,
+        "requests_per_s": len(latencies_ms) / arguments.window_s,
+        "p50_ms": percentile(latencies_ms, 50),
+        "p99_ms": percentile(latencies_ms, 99),
+        "cpu_us_per_request": cpu_s / len(latencies_ms) * 1e6,
     }
 
 

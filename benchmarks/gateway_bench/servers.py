@@ -15,7 +15,9 @@ from rhizome_testing.processes import ProcessFixture
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "models" / "demo"
 GATEWAYS = ("grpc", "zmq")
-TARGETS = (*GATEWAYS, "probe-grpc", "probe-zmq", "baseline")
+DIRECT = ("direct-grpc", "direct-zmq")
+"""The engine with nothing in front of it."""
+TARGETS = (*GATEWAYS, *DIRECT, "probe-grpc", "probe-zmq", "baseline")
 
 
 @contextmanager
@@ -59,6 +61,10 @@ class MetronomeProcess(ProcessFixture):
         """Wait for the address."""
         self.target = self.wait_for_line(r"^serving on (\S+)$")[1]
 
+    def address(self, kind: str) -> str:
+        """Where a front of this kind finds it."""
+        return self.endpoint if kind.endswith("zmq") else self.target
+
 
 def start_front(kind: str, engine: MetronomeProcess, folder: Path) -> tuple[ProcessFixture, int]:
     """Start a gateway (over `grpc` or `zmq`), a probe or the `baseline`, and wait until it serves.
@@ -74,7 +80,7 @@ def start_front(kind: str, engine: MetronomeProcess, folder: Path) -> tuple[Proc
         "probe-zmq": [str(HERE / "probe.py")],
         "baseline": [str(HERE / "relay.py")],
     }[kind]
-    target = engine.endpoint if kind.endswith("zmq") else engine.target
+    target = engine.address(kind)
     front = ProcessFixture(
         [sys.executable, *words, "--engine", target, "--port", str(port)],
         log=folder / f"{kind}-{port}.log",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
+from tests.clients.conftest import KEY
 
 MODEL = "rhizome-demo"
 PARIS = "The capital of France is Paris."
@@ -50,6 +52,31 @@ def test_a_prompt_is_scored(client: OpenAI) -> None:
         assert answer.choices[0].text[offset:].startswith(token)
     assert logprobs.token_logprobs[0] is None
     assert all(score <= 0 for score in logprobs.token_logprobs[1:])
+
+
+def test_a_chats_prompt_is_scored_as_the_same_tokens_are_in_a_completion(base_url: str) -> None:
+    def ask(path: str, **fields: Any) -> Any:
+        body = json.dumps({"model": MODEL, "temperature": 0, "prompt_logprobs": 3, **fields}).encode()
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        # Not by the SDK, whose answers are watched for fields that are not OpenAI's.
+        with urlopen(Request(f"{base_url}/{path}", body, headers), timeout=60) as answer:
+            return json.load(answer)
+
+    messages = [{"role": "user", "content": "What is 7 + 5?"}]
+    chat = ask("chat/completions", messages=messages, max_tokens=1, return_token_ids=True)
+    ids = chat["prompt_token_ids"]
+    answer = ask("completions", prompt=ids, max_tokens=0, echo=True, logprobs=3)["choices"][0]
+    assert answer["prompt_logprobs"] == chat["prompt_logprobs"]
+    entries = chat["prompt_logprobs"]
+    assert entries[0] is None and len(entries) == len(ids)
+    wanted = answer["logprobs"]["token_logprobs"]
+    assert [entry and entry[str(i)]["logprob"] for i, entry in zip(ids, entries, strict=True)] == wanted
+    for entry in entries[1:]:
+        ranked = sorted((one["rank"], one["logprob"]) for one in entry.values() if one["rank"])
+        assert [rank for rank, _ in ranked] == [1, 2, 3]
+        assert [logprob for _, logprob in ranked] == sorted((logprob for _, logprob in ranked), reverse=True)
+    cut = ask("completions", prompt=ids, max_tokens=0, truncate_prompt_tokens=5, return_token_ids=True)
+    assert cut["choices"][0]["prompt_token_ids"] == ids[-5:] and cut["usage"]["prompt_tokens"] == 5
 
 
 async def test_tokens_are_continued_asynchronously(async_client: AsyncOpenAI) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -55,6 +55,7 @@ class Choice:
         token_ids: of the answer so far, the one that ended it included; empty unless they are kept.
         satisfied: a stop string was found.
         ended: the last event was given out.
+        on_prompt_scored: takes what `PromptScored` holds, as it comes.
     """
 
     __slots__ = (
@@ -72,6 +73,7 @@ class Choice:
         "_tokenizer",
         "_used",
         "ended",
+        "on_prompt_scored",
         "satisfied",
         "token_ids",
     )
@@ -107,6 +109,7 @@ class Choice:
         self._called = False
         self.satisfied = False
         self.ended = False
+        self.on_prompt_scored: Callable[[Sequence[TokenLogprob]], None] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -139,7 +142,10 @@ class Choice:
             self._begun = response.started
             return (Begun(self._begun.prompt_tokens, self._begun.cached_tokens),)
         if kind == "prompt_logprobs":
-            return (PromptScored(response.prompt_logprobs.logprobs),)
+            scores = response.prompt_logprobs.logprobs
+            if self.on_prompt_scored is not None:
+                self.on_prompt_scored(scores)
+            return (PromptScored(scores),)
         if kind == "finished":
             return self._finished(response.finished)
         return ()

@@ -62,12 +62,10 @@ class Answer:
 
     Attributes:
         parts: text, thinking and tool calls, in the order in which they came.
-        prompt_logprobs: of the prompt's tokens from the second on, where they were asked for.
         ended: how it ended; `None` while it has not.
     """
 
     parts: list[CollectedText | CollectedCall] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     ended: Ended | None = None
 
     @property
@@ -110,11 +108,9 @@ class Answer:
                 self.parts.append(CollectedCall(event.id, event.name))
             case CallArguments():
                 self.calls[event.call].add(event.text)
-            case PromptScored():
-                self.prompt_logprobs += event.logprobs
             case Ended():
                 self.ended = event
-            case Begun():
+            case Begun() | PromptScored():
                 pass
 
     @property

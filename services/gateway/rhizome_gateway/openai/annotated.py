@@ -1,4 +1,6 @@
-"""What some clients want beside an answer: its token ids, what it has cost so far, or no thinking.
+"""What some clients want beside an answer: its token ids, how likely the prompt was, what it has cost so far.
+
+Or without its thinking.
 
 These are vLLM's extensions of OpenAI's API. Few requests ask for them, so the response is written as ever and
 then amended; the others do not pay for it.
@@ -16,6 +18,9 @@ from rhizome_gateway.generation.events import Event, Reasoning
 from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.summary import Answer, Summary
 from rhizome_gateway.generation.writer import Rendering, StreamWriter
+from rhizome_gateway.openai.scored_prompt import ScoredPrompt
+from rhizome_gateway.tokenization.spelling import Spelling
+from rhizome_text.tokenizer import Tokenizer
 
 _DATA = b"data: "
 
@@ -26,6 +31,11 @@ class Asking(Protocol):
     @property
     def return_token_ids(self) -> bool | None:
         """Show the tokens of prompt and answer."""
+        ...
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """Show how likely the tokens of prompts were."""
         ...
 
     @property
@@ -44,6 +54,7 @@ def annotated(
     request: Asking,
     choices: Sequence[PlannedChoice],
     choices_per_prompt: int,
+    tokenizer: Tokenizer,
     *,
     prompt_in_choices: bool,
 ) -> Rendering:
@@ -54,11 +65,18 @@ def annotated(
         request: what was asked.
         choices: in order of their index; they keep their tokens where `return_token_ids` is set.
         choices_per_prompt: so many in a row share a prompt.
+        tokenizer: of the model.
         prompt_in_choices: each choice shows the tokens of its prompt, and not the response.
     """
-    if not (request.return_token_ids or request.counts_on or request.hides_reasoning):
+    prompts: list[ScoredPrompt] = []
+    if request.prompt_logprobs is not None:
+        spelled = Spelling(tokenizer)
+        for first in choices[::choices_per_prompt]:  # the only one that the engine was asked to score it for
+            prompts.append(ScoredPrompt(first.request.token_ids.tolist(), spelled))
+            first.choice.on_prompt_scored = prompts[-1].add
+    if not (prompts or request.return_token_ids or request.counts_on or request.hides_reasoning):
         return rendering
-    return _Annotated(rendering, request, choices, choices_per_prompt, prompt_in_choices)
+    return _Annotated(rendering, request, choices, choices_per_prompt, prompts, prompt_in_choices)
 
 
 class _Annotated:
@@ -70,12 +88,14 @@ class _Annotated:
         request: Asking,
         choices: Sequence[PlannedChoice],
         choices_per_prompt: int,
+        prompts: Sequence[ScoredPrompt],
         prompt_in_choices: bool,
     ) -> None:
         self._rendering = rendering
         self._request = request
         self._choices = choices
         self._choices_per_prompt = choices_per_prompt
+        self._prompts = prompts
         self._prompt_in_choices = prompt_in_choices
         self._prompt_shown = False
 
@@ -96,7 +116,20 @@ class _Annotated:
             if self._request.hides_reasoning:
                 choice["message"].pop("reasoning", None)
                 choice["message"].pop("reasoning_content", None)
+        self._show_prompts(response)
         return orjson.dumps(response)
+
+    def _show_prompts(self, response: dict[str, Any]) -> None:
+        """Add how likely the prompts were."""
+        if not self._prompts:
+            return
+        written = [prompt.written() for prompt in self._prompts]
+        if not self._prompt_in_choices:
+            response["prompt_logprobs"] = written[0]
+            return
+        shown_per_prompt = len(response["choices"]) // len(written)  # fewer than were generated, maybe
+        for choice in response["choices"]:
+            choice["prompt_logprobs"] = written[choice["index"] // shown_per_prompt]
 
     def _amend(self, response: dict[str, Any], choice: dict[str, Any], told: int | None) -> int:
         """Add the token ids behind the first `told`, and the prompt's where none of the choice were told yet.

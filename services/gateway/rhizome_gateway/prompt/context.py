@@ -1,10 +1,37 @@
-"""What fits into the model's context. Nothing is ever cut silently."""
+"""What fits into the model's context. Nothing is ever cut unless the client says so."""
 
 from __future__ import annotations
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.tokenization.inputs import too_long
+
+MAX_CUT_CHARS = 2**23
+"""Of a prompt of which the client wants the end read: more than a body can hold."""
+
+
+def kept_tokens(served: ServedModel, wanted: int | None, max_tokens: int | None) -> int | None:
+    """How many tokens of a prompt are read at most; None for all or an error.
+
+    Args:
+        served: the model.
+        wanted: `truncate_prompt_tokens`.
+        max_tokens: what was asked for the answer.
+
+    Raises:
+        ApiError: 400; more than the context holds.
+    """
+    limit = served.info.max_context_tokens
+    if wanted is None:
+        return None
+    if wanted > limit:
+        raise ApiError(
+            400,
+            f"truncate_prompt_tokens may be at most {limit}, this model's maximum context length.",
+            code="invalid_value",
+            param="truncate_prompt_tokens",
+        )
+    return wanted if wanted > 0 else max(1, limit - (1 if max_tokens is None else max_tokens))
 
 
 def max_prompt_chars(served: ServedModel) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.parsing.reasoning import ReasoningMarkers
-from rhizome_gateway.prompt.context import max_prompt_chars, too_many_chars
+from rhizome_gateway.prompt.context import MAX_CUT_CHARS, max_prompt_chars, too_many_chars
 from rhizome_gateway.prompt.message import ChatMessage
 from rhizome_gateway.prompt.template_messages import TemplateMessages, template_tools
 from rhizome_gateway.served_model import ServedModel
@@ -46,6 +46,7 @@ async def chat_token_ids(
     add_generation_prompt: bool | None = None,
     continue_final_message: bool = False,
     template_variables: Mapping[str, Any] | None = None,
+    keep_last: int | None = None,
 ) -> Prompt:
     """Render and tokenise, off the event loop where it takes long.
 
@@ -57,6 +58,7 @@ async def chat_token_ids(
             message is continued.
         continue_final_message: end where the last message ends, for the model to go on with it.
         template_variables: as `template_variables` made them.
+        keep_last: leave out all but so many tokens at the end.
 
     Raises:
         ApiError: 400; the template refuses the conversation, or it has more characters than any prompt that
@@ -97,7 +99,7 @@ async def chat_token_ids(
             add_generation_prompt is not False and field is None,
             field,
         )
-        limit = max_prompt_chars(served)
+        limit = max_prompt_chars(served) if keep_last is None else MAX_CUT_CHARS
         if tools or chars > _INLINE_CHARS:
             rendered, token_ids = await asyncio.to_thread(_token_ids, prompts, given, limit)
         else:
@@ -120,6 +122,8 @@ async def chat_token_ids(
         ) from error
     text = rendered if isinstance(rendered, str) else rendered.text
     opens = markers is not None and _opens_reasoning(markers, given, rendered, prompts)
+    if keep_last is not None:
+        token_ids = token_ids[-keep_last:]
     return Prompt(token_ids, text, opens)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
 from rhizome_gateway.openai.messages import Message
-from rhizome_gateway.prompt.context import check_context
+from rhizome_gateway.prompt.context import check_context, kept_tokens
 from rhizome_gateway.prompt.conversation import Prompt, chat_token_ids
 from rhizome_gateway.prompt.message import ChatMessage, ToolCall
 from rhizome_gateway.prompt.template_variables import template_variables
@@ -27,6 +27,7 @@ async def chat_prompt(
     Raises:
         ApiError: 400; the template refuses the conversation, or it does not fit into the context.
     """
+    kept = kept_tokens(served, request.truncate_prompt_tokens, request.token_limit)
     prompt = await chat_token_ids(
         served,
         [chat_message(message) for message in request.messages],
@@ -34,6 +35,7 @@ async def chat_prompt(
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         template_variables=template_variables(request.reasoning_effort, request.chat_template_kwargs),
+        keep_last=kept,
     )
     check_context(served, len(prompt.token_ids), request.token_limit)
     return prompt

@@ -14,10 +14,8 @@ REFUSED = frozenset(
         "custom_logit_processor",
         "logits_processors",
         "lora_path",
-        "prompt_logprobs",
         "return_hidden_states",
         "stop_regex",
-        "truncate_prompt_tokens",
         "use_beam_search",
     }
 )

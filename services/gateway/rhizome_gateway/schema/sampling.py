@@ -72,6 +72,35 @@ class SamplingFields(Fields):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+class PromptFields(Fields):
+    """How much of a prompt the model reads, and what is told of it."""
+
+    prompt_logprobs: Whole | None = Field(
+        None, ge=0, le=20, description="how likely the prompt's tokens were, beside so many of the likeliest"
+    )
+    truncate_prompt_tokens: Whole | None = Field(
+        None,
+        ge=-1,
+        lt=2**31,
+        description="read only the last so many tokens; -1: as many as there is room for",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        check_truncation(self.truncate_prompt_tokens)
+        return self
+
+
+def check_truncation(truncate_prompt_tokens: int | None) -> None:
+    """Refuse to read nothing.
+
+    Raises:
+        PydanticCustomError: it is 0.
+    """
+    if truncate_prompt_tokens == 0:
+        raise refuse("invalid_value", "truncate_prompt_tokens must be -1 or at least 1.")
+
+
 class TokenFields(Fields):
     """Whether a response shows tokens by number."""
 

@@ -83,6 +83,13 @@ class ModelInput:
         ids = [i for place, i in enumerate(self.token_ids) if self.shows(place, hidden_ids)]
         return IncrementalDetokenizer(tokenizer, skip_special_tokens=False).push(ids)
 
+    def part(self, kept: slice) -> ModelInput:
+        """What is left of it when only some of its tokens are read."""
+        first, stop, _ = kept.indices(len(self.token_ids))
+        written = self.written
+        shifted = range(max(first, written.start) - first, min(stop, written.stop) - first)
+        return ModelInput(self.token_ids[first:stop], shifted, self.is_text)
+
     def ending(self, hidden_ids: frozenset[int]) -> list[int]:
         """Tokens that tell how a text goes on from here: does it begin a word, or complete a character."""
         first = max(0, len(self.token_ids) - _CONTEXT_TOKENS)
@@ -90,7 +97,12 @@ class ModelInput:
 
 
 async def read_inputs(
-    served: ServedModel, inputs: list[str] | list[list[int]], *, add_special_tokens: bool, field: str
+    served: ServedModel,
+    inputs: list[str] | list[list[int]],
+    *,
+    add_special_tokens: bool,
+    field: str,
+    keep: slice | None = None,
 ) -> list[ModelInput]:
     """Tokenise, off the event loop where it takes long.
 
@@ -100,6 +112,7 @@ async def read_inputs(
         add_special_tokens: add to texts what the tokenizer does, such as a begin-of-sequence token. Token ids
             are taken as they are.
         field: the request's, for errors.
+        keep: the tokens of each that are read; None for all or an error.
 
     Raises:
         ApiError: 400; an input is longer than the context, has no tokens, or unknown ones.
@@ -111,7 +124,7 @@ async def read_inputs(
         for place, text in enumerate(texts):
             # No token stands for more characters than the longest one.
             least = len(text) // max(1, served.tokenizer.longest_token_chars)
-            if least > limit:
+            if least > limit and keep is None:
                 raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
         if sum(map(len, texts)) <= _INLINE_CHARS:
             read = _tokenised(served.tokenizer, texts, add_special_tokens)
@@ -137,7 +150,7 @@ async def read_inputs(
                 code="invalid_value",
                 param=name,
             )
-    return read
+    return read if keep is None else [one.part(keep) for one in read]
 
 
 def too_long(limit: int, tokens: str, name: str, max_tokens: int | None) -> ApiError:

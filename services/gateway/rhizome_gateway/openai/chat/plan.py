@@ -12,6 +12,7 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.generation.lane import PlannedChoice
 from rhizome_gateway.generation.plan import Output, plan_choices
 from rhizome_gateway.openai.chat.request import ChatCompletionRequest
+from rhizome_gateway.openai.scored_prompt import check_scores
 from rhizome_gateway.parsing.formats import AnswerParser, OutputFormats, output_parser
 from rhizome_gateway.prompt.from_openai import chat_prompt
 from rhizome_gateway.runtime import Runtime
@@ -50,6 +51,7 @@ async def plan_chat(
             400, f"n may be at most {runtime.settings.max_choices} here.", code="invalid_value", param="n"
         )
     prompt = await chat_prompt(served, request, tools if request.offered_tools else None)
+    check_scores(len(prompt.token_ids), request.prompt_logprobs)
     formats = served.text.formats
     thinking = None
     # Some templates open the thinking whatever they are told.
@@ -70,6 +72,7 @@ async def plan_chat(
             parser=parser,
             visible_ids=_visible_ids(served, parser),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            prompt_logprobs=request.prompt_logprobs,
             keep_ids=bool(request.return_token_ids),
         ),
     )

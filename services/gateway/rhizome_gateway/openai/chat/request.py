@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rhizome_gateway.openai.messages import Message, Tool
 from rhizome_gateway.schema.fields import INT64_MAX, Fields, ModelName, Whole, refuse
 from rhizome_gateway.schema.refused import REFUSED, refuse_unsupported
-from rhizome_gateway.schema.sampling import SamplingFields, TokenFields
+from rhizome_gateway.schema.sampling import PromptFields, SamplingFields, TokenFields
 from rhizome_gateway.structure.form_fields import FormFields
 
 MAX_MESSAGES = 10_000
@@ -75,7 +75,7 @@ ToolChoice = Annotated[str | NamedTool | ToolSubset, BeforeValidator(_known_choi
 """`none`, `auto`, `required`, the function that must be called, or those that may be."""
 
 
-class ChatCompletionRequest(SamplingFields, TokenFields, FormFields):
+class ChatCompletionRequest(SamplingFields, PromptFields, TokenFields, FormFields):
     """A conversation that the model is to continue."""
 
     model: ModelName
@@ -115,6 +115,8 @@ class ChatCompletionRequest(SamplingFields, TokenFields, FormFields):
             raise refuse("invalid_value", "min_tokens must not be greater than max_tokens.")
         if self.stream_options is not None and not self.stream:
             raise refuse("invalid_value", "stream_options needs stream: true.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("invalid_value", "prompt_logprobs needs a whole answer; leave stream out.")
         if self.top_logprobs and not self.logprobs:
             raise refuse("invalid_value", "top_logprobs needs logprobs: true.")
         if self.modalities is not None and self.modalities != ["text"]:

@@ -39,7 +39,9 @@ class ChatCompletions:
             request.token_limit,
             planned,
             request.num_choices,
-            annotated(rendering, request, planned, request.num_choices, prompt_in_choices=False),
+            annotated(
+                rendering, request, planned, request.num_choices, served.tokenizer, prompt_in_choices=False
+            ),
             bool(request.stream),
             asked.arrived,
         )

@@ -13,7 +13,7 @@ from rhizome_gateway.openai.completions.choice import ContinuingChoice
 from rhizome_gateway.openai.completions.limits import check_choices, check_size
 from rhizome_gateway.openai.completions.request import CompletionRequest
 from rhizome_gateway.openai.completions.shown import ShownChoice
-from rhizome_gateway.prompt.context import check_context
+from rhizome_gateway.prompt.context import check_context, kept_tokens
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.structure.request_grammar import grammar_for
@@ -49,8 +49,13 @@ async def plan_completion(
         ApiError: the request cannot be served.
     """
     check_choices(runtime, request)
+    kept = kept_tokens(served, request.truncate_prompt_tokens, request.token_limit)
     prompts = await read_inputs(
-        served, request.prompt, add_special_tokens=request.add_special_tokens is not False, field="prompt"
+        served,
+        request.prompt,
+        add_special_tokens=request.add_special_tokens is not False,
+        field="prompt",
+        keep=None if kept is None else slice(-kept, None),
     )
     for place, prompt in enumerate(prompts):
         name = input_name("prompt", place, len(prompts))
@@ -58,7 +63,7 @@ async def plan_completion(
     check_size(served, request, prompts)
     hidden_ids = served.tokenizer.special_ids if request.skip_special_tokens is not False else frozenset()
     echoes: list[str | None] = [None] * len(prompts)
-    if request.echo and request.logprobs is not None:
+    if request.scores_echo:
         echoes = [""] * len(prompts)  # the text comes with the tokens
     elif request.echo:
         echoes = await _texts(served, prompts, hidden_ids)
@@ -72,7 +77,7 @@ async def plan_completion(
         grammar=grammar,
         bad_sequences=await bad_sequences(served.tokenizer, request.bad_words),
         top_logprobs=request.logprobs if request.logprobs is not None or not ranked else 0,
-        prompt_logprobs=request.logprobs if request.echo else None,
+        prompt_logprobs=request.prompt_logprobs,
         keep_ids=bool(request.return_token_ids),
     )
     planned = plan_choices(
@@ -92,8 +97,8 @@ async def plan_completion(
     for place, one in enumerate(planned):
         owner = place // request.num_candidates
         shown.append(_shown(served, request, prompts[owner], echoes[owner], shared))
-        if request.echo and request.logprobs is not None:  # each answer shows its prompt as soon as it can
-            one.request.head.prompt_logprobs = request.logprobs
+        if request.scores_echo:  # each answer shows its prompt as soon as it can
+            one.request.head.prompt_logprobs = request.logprobs or 0
         choices.append(_continuing(served, request, prompts[owner], one.request, shown[-1], shared))
     return CompletionPlan(choices, shown)
 

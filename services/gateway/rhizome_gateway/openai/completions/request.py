@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rhizome_gateway.openai.chat.request import StreamOptions
 from rhizome_gateway.schema.fields import ModelName, Whole, refuse
 from rhizome_gateway.schema.refused import REFUSED, refuse_unsupported
-from rhizome_gateway.schema.sampling import SamplingFields, TokenFields
+from rhizome_gateway.schema.sampling import PromptFields, SamplingFields, TokenFields
 from rhizome_gateway.structure.form_fields import FormFields
 from rhizome_gateway.tokenization.inputs import TextInputs
 
@@ -21,7 +21,7 @@ UNSUPPORTED = REFUSED | {"prompt_embeds"}
 """Fields that would change the answer in ways this server does not offer."""
 
 
-class CompletionRequest(SamplingFields, TokenFields, FormFields):
+class CompletionRequest(SamplingFields, PromptFields, TokenFields, FormFields):
     """Text that the model is to go on with."""
 
     model: ModelName
@@ -58,6 +58,12 @@ class CompletionRequest(SamplingFields, TokenFields, FormFields):
             )
         if self.stream_options is not None and not self.stream:
             raise refuse("invalid_value", "stream_options needs stream: true.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("invalid_value", "prompt_logprobs needs a whole answer; leave stream out.")
+        if self.scores_echo and self.prompt_logprobs not in (None, self.logprobs):
+            raise refuse(
+                "invalid_value", "prompt_logprobs must be what logprobs is where both score the prompt."
+            )
         if self.best_of is not None and self.best_of < self.num_choices:
             raise refuse("invalid_value", "best_of must not be below n.")
         if self.return_token_ids and self.num_candidates > self.num_choices:
@@ -82,6 +88,11 @@ class CompletionRequest(SamplingFields, TokenFields, FormFields):
     def num_candidates(self) -> int:
         """How many answers to each prompt are generated."""
         return self.best_of or self.num_choices
+
+    @property
+    def scores_echo(self) -> bool:
+        """Whether the prompt is shown with its log probabilities."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def hides_reasoning(self) -> bool:

@@ -38,7 +38,7 @@ class Completions:
             request.token_limit,
             plan.choices,
             step,
-            annotated(rendering, request, plan.choices, step, prompt_in_choices=True),
+            annotated(rendering, request, plan.choices, step, served.tokenizer, prompt_in_choices=True),
             bool(request.stream),
             asked.arrived,
         )

@@ -80,7 +80,7 @@ class ShownChoice:
                 return self._said(event.text, event.logprobs)
             case Begun() if self._echo is not None:
                 return self._prompt_piece([None]) if self._scored else Piece(self._echo)
-            case PromptScored() if event.logprobs:
+            case PromptScored() if event.logprobs and self._scored and self._echo is not None:
                 return self._prompt_piece(event.logprobs)
         return None
 

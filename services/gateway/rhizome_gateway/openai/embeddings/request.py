@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rhizome_gateway.schema.fields import Fields, ModelName, Whole, refuse
+from rhizome_gateway.schema.sampling import check_truncation
 from rhizome_gateway.tokenization.inputs import TextInputs
 
 
@@ -26,6 +27,12 @@ class EmbeddingRequest(Fields):
     add_special_tokens: bool | None = Field(
         None, description="add to texts what the model's tokenizer does, true unless given"
     )
+    truncate_prompt_tokens: Whole | None = Field(
+        None,
+        ge=-1,
+        lt=2**31,
+        description="read only the first so many tokens; -1: as many as there is room for",
+    )
     cache_salt: str | None = Field(
         None,
         min_length=1,
@@ -34,7 +41,8 @@ class EmbeddingRequest(Fields):
     )
 
     @model_validator(mode="after")
-    def _no_text_is_empty(self) -> Self:
+    def _something_is_read(self) -> Self:
         if "" in self.input:
             raise refuse("invalid_value", "input must not hold empty strings.")
+        check_truncation(self.truncate_prompt_tokens)
         return self

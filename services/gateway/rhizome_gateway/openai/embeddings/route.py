@@ -21,7 +21,7 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.http.exchange import Exchange
 from rhizome_gateway.openai.embeddings.rendering import embedding_list
 from rhizome_gateway.openai.embeddings.request import EmbeddingRequest
-from rhizome_gateway.prompt.context import check_context
+from rhizome_gateway.prompt.context import check_context, kept_tokens
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.tokenization.inputs import input_name, read_inputs
@@ -50,8 +50,13 @@ class Embeddings:
         asked = await read_asked(runtime, exchange, EmbeddingRequest)
         request, caller, served = asked.request, asked.caller, asked.served
         _check_dimensions(served, request)
+        kept = kept_tokens(served, request.truncate_prompt_tokens, 0)
         inputs = await read_inputs(
-            served, request.input, add_special_tokens=request.add_special_tokens is not False, field="input"
+            served,
+            request.input,
+            add_special_tokens=request.add_special_tokens is not False,
+            field="input",
+            keep=None if kept is None else slice(kept),
         )
         for place, one in enumerate(inputs):
             check_context(served, len(one.token_ids), 0, input_name("input", place, len(inputs)))

@@ -1,0 +1,68 @@
+"""`prompt_logprobs`: how likely the tokens of a prompt were, as vLLM shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from rhizome.engine.v1.generate_pb2 import TokenLogprob
+from rhizome_gateway.errors import ApiError
+from rhizome_gateway.openai.objects import finite_logprob
+from rhizome_gateway.tokenization.spelling import Spelling
+
+MAX_SCORES = 2**20
+"""Log probabilities in one response: that many make some 50 MB of JSON. What evaluations send, such as 250
+prompts of 2048 tokens with `logprobs: 1`, still fits."""
+
+
+class ScoredPrompt:
+    """Is written as the engine reads the prompt, so that a long one holds nobody up in the end.
+
+    Args:
+        token_ids: of the prompt.
+        spelled: writes them.
+    """
+
+    def __init__(self, token_ids: Sequence[int], spelled: Spelling) -> None:
+        self._token_ids = token_ids
+        self._spelled = spelled
+        self._pieces = [b"null"]
+        self._told = 1  # the first token comes after nothing
+
+    def add(self, logprobs: Sequence[TokenLogprob]) -> None:
+        """Take the next tokens' log probabilities; those of the second token come first."""
+        ids = self._token_ids[self._told : self._told + len(logprobs)]
+        self._told += len(logprobs)
+        entries = [self._entry(token_id, one) for token_id, one in zip(ids, logprobs, strict=True)]
+        if entries:
+            self._pieces.append(orjson.dumps(entries)[1:-1])
+
+    def written(self) -> orjson.Fragment:
+        """A list with an entry for each token, null for the first."""
+        return orjson.Fragment(b"[" + b",".join(self._pieces) + b"]")
+
+    def _entry(self, token_id: int, logprob: TokenLogprob) -> dict[str, dict[str, object]]:
+        """The token and the likeliest ones, by id; its rank is null where it is none of them."""
+        entry = {str(token_id): self._told_of(token_id, logprob.logprob, None)}
+        for rank, rival in enumerate(logprob.top, 1):
+            entry[str(rival.token_id)] = self._told_of(rival.token_id, rival.logprob, rank)
+        return entry
+
+    def _told_of(self, token_id: int, logprob: float, rank: int | None) -> dict[str, object]:
+        return {"logprob": finite_logprob(logprob), "rank": rank, "decoded_token": self._spelled(token_id)}
+
+
+def check_scores(prompt_tokens: int, prompt_logprobs: int | None) -> None:
+    """Refuse a chat with more log probabilities than one response may hold.
+
+    Raises:
+        ApiError: 400.
+    """
+    if prompt_logprobs is not None and prompt_tokens * (1 + prompt_logprobs) > MAX_SCORES:
+        raise ApiError(
+            400,
+            f"A response may hold {MAX_SCORES} log probabilities; ask for fewer or for a shorter prompt's.",
+            code="invalid_value",
+            param="prompt_logprobs",
+        )
