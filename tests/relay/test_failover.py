@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
-from tests.relay.conftest import GET, OK, Call, eventually, post, say_ok
+from tests.relay.conftest import GET, OK, SSE_HEAD, Call, eventually, post, say_ok
 
 from rhizome_relay.errors import HttpError
 from rhizome_relay.picker import Ending
@@ -146,6 +147,29 @@ async def test_a_backend_that_falls_silent_is_given_up(bed: Any) -> None:
     await peer.send(post(b"{}"))
     assert (await peer.reader.read()).endswith(b"hal")
     assert running.targets[0].endings == [Ending.TIMED_OUT]
+
+
+async def test_events_put_the_deadline_off_and_silence_after_them_is_noticed(bed: Any) -> None:
+    """The deadline does not follow each event: it is looked at when it has passed."""
+    count, pause_s, idle_s = 40, 0.05, 1.5
+
+    async def talk(call: Call) -> None:
+        await call.send(SSE_HEAD)
+        for number in range(count):
+            await call.event(b"data: %d\n\n" % number)
+            await asyncio.sleep(pause_s)
+        await call.until_closed()
+
+    running = await bed(talk, idle_timeout_s=idle_s)
+    peer = await running.peer()
+    began = time.monotonic()
+    await peer.send(post(b"{}"))
+    got = await asyncio.wait_for(peer.reader.read(), 20)
+    told = got.split(b"\r\n\r\n", 1)[1]
+    assert [b"data: %d\n\n" % number in told for number in range(count)] == [True] * count
+    assert running.targets[0].endings == [Ending.TIMED_OUT]
+    assert time.monotonic() - began >= count * pause_s + idle_s - pause_s
+    await eventually(lambda: running.backend.open == 0)
 
 
 async def test_an_exchange_has_an_end(bed: Any) -> None:

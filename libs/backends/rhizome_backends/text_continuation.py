@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
@@ -47,7 +48,7 @@ _IDENTITY: Final = ("id", "object", "created", "model", "system_fingerprint")
 _PLAIN: Final = ("role", "content")
 _LOG_BYTES: Final = 16 << 10
 _FEW_BYTES: Final = 1 << 10
-_MOST_ALIKE: Final = 512
+_MOST_UNREAD: Final = 16
 _MOST_EVENT_BYTES: Final = 1 << 20
 _DONE: Final = b"data: [DONE]\n\n"
 _END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -76,15 +77,18 @@ def can_resume(request: RelayRequest) -> bool:
 class TextContinuation:
     """Remembers what a client has got of a stream; see `rhizome_relay.picker.Continuation`.
 
+    Events are kept as they come and read several at a time: mostly they differ in their text only, so a few
+    operations find the texts of all of them.
+
     Args:
         request: for a stream; see `can_resume`.
         find: a backend of one of the kinds given, any where `None`, that may go on; `None` if there is none.
     """
 
     __slots__ = (
-        "_alike", "_around", "_before", "_chat", "_edges", "_ended", "_find", "_first", "_limit", "_log",
-        "_most_log", "_muted", "_owes_usage", "_reason", "_request", "_resumed", "_tail", "_text", "_tokens",
-        "possible",
+        "_around", "_before", "_chat", "_edges", "_ended", "_find", "_first", "_limit", "_log", "_most_log",
+        "_muted", "_owes_usage", "_reason", "_request", "_resumed", "_said", "_tail", "_text", "_tokens",
+        "_unread", "possible",
     )  # fmt: skip
 
     def __init__(self, request: RelayRequest, find: Callable[[frozenset[str] | None], Target | None]) -> None:
@@ -96,9 +100,10 @@ class TextContinuation:
         self._limit = output_limit(document)
         self._owes_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._first: dict[str, Any] | None = None
-        self._log = bytearray()
+        self._said: list[str] = []  # follows `_text`
+        self._log = bytearray()  # events that follow those of `_said`
         self._most_log = _FEW_BYTES
-        self._alike: list[bytes] = []  # texts of events, before what is in the log
+        self._unread: list[bytes] = []  # pieces that follow the log
         self._around = self._edges = (b"", b"")  # an event but for its text, without and with its end
         self._tail = b""
         self._text = ""
@@ -109,7 +114,10 @@ class TextContinuation:
     def take(self, data: bytes, ended: bool) -> bytes:
         """Keep what the client gets: whole events only, as half of one cannot be taken back."""
         if self.possible and not (self._tail or self._resumed) and data.endswith(b"\n\n"):  # nearly always
-            self._keep(data)
+            unread = self._unread
+            unread.append(data)
+            if len(unread) >= _MOST_UNREAD or len(data) > _FEW_BYTES:
+                self._keep()
             return data
         if self._tail:
             data, self._tail = self._tail + data, b""
@@ -126,19 +134,22 @@ class TextContinuation:
             data, self._tail = data[:end], data[end:]
         if self._resumed:
             return b"".join([self._follow(event) for event in _events(data)])
-        self._keep(data)
+        self._unread.append(data)
+        self._keep()
         return data
 
-    def _keep(self, data: bytes) -> None:
-        """Keep whole events: mostly it is one, of which only the text differs from the last one's."""
+    def _keep(self) -> None:
+        """Keep of events that differ in their text only no more than that; the log is read later."""
+        data = b"".join(self._unread)
         before, behind = self._edges
-        if before and not self._log and data.startswith(before) and data.endswith(behind):
-            text = data[len(before) : len(data) - len(behind)]
-            if b"\n" not in text and b"\r" not in text:  # else it is more than one event
-                self._alike.append(text)
-                if len(self._alike) >= _MOST_ALIKE:
-                    self._add()
+        if before and not self._log:
+            written = list(map(itemgetter(slice(len(before), -len(behind))), self._unread))
+            alike = before + (behind + before).join(written) + behind == data  # cheaper than to look at each
+            if alike and (text := self._joined(written)) is not None:
+                self._unread.clear()
+                self._said.append(text)
                 return
+        self._unread.clear()
         self._log += data
         if len(self._log) > self._most_log:
             self._read()
@@ -146,6 +157,7 @@ class TextContinuation:
 
     def end(self) -> bytes | None:
         """The end of a stream whose last token is out, if no usage is owed."""
+        self._keep()
         self._read()
         if self._ended:
             return b""
@@ -191,43 +203,51 @@ class TextContinuation:
         return orjson.dumps(document)
 
     def _read(self) -> None:
-        """Learn from the events that the client has got.
+        """Learn from the events in the log.
 
-        Events of a stream mostly differ in their text only: where what surrounds it is that of the last event
-        that was read in full, the texts of all of them are read at once.
+        Where what surrounds a text is that of the last event that was read in full, the texts of all of them
+        are read at once.
         """
+        self._text += "".join(self._said)
+        self._said.clear()
         log, self._log = bytes(self._log), bytearray()
+        alike: list[bytes] = []
         for event in log.split(b"\n\n") if b"\r" not in log else _events(log):
             before, behind = self._around
             if before and event.startswith(before) and event.endswith(behind):
-                self._alike.append(event[len(before) : len(event) - len(behind)])
+                alike.append(event[len(before) : len(event) - len(behind)])
                 continue
-            self._add()
+            self._add(alike)
             payload = _payload(event)
             if payload == b"[DONE]":
                 self._ended = True
             elif payload:
                 self._note(_chunk(payload))
                 self._around = self._surroundings(event, payload)
-        self._add()
+        self._add(alike)
         before, behind = self._around
         self._edges = (before, behind if behind.endswith(b"\n") else behind + b"\n\n")
 
-    def _add(self) -> None:
-        """Count the events of which only the text was kept."""
-        alike, self._alike = self._alike, []
-        if not alike:
-            return
-        before, behind = self._around
-        texts = None
-        with contextlib.suppress(orjson.JSONDecodeError):
-            texts = orjson.loads(b"[%b]" % b",".join(alike))
-        if texts is not None and len(texts) == len(alike) and all(type(text) is str for text in texts):
-            self._text += "".join(texts)
-            self._tokens += sum(map(bool, texts))
+    def _add(self, alike: list[bytes]) -> None:
+        """Count the events that differ in these texts only, and forget them."""
+        text = self._joined(alike)
+        if text is not None:
+            self._text += text
         else:
-            for text in alike:
-                self._note(_chunk(_payload(before + text + behind)))
+            before, behind = self._around
+            for written in alike:
+                self._note(_chunk(_payload(before + written + behind)))
+        alike.clear()
+
+    def _joined(self, written: list[bytes]) -> str | None:
+        """One text of several, which are counted; `None` where they are not all strings of JSON."""
+        with contextlib.suppress(orjson.JSONDecodeError, TypeError):
+            texts: list[str] = orjson.loads(b"[%b]" % b",".join(written))
+            text = "".join(texts)
+            if len(texts) == len(written):
+                self._tokens += len(texts) - texts.count("")
+                return text
+        return None
 
     def _surroundings(self, event: bytes, payload: bytes) -> tuple[bytes, bytes]:
         """What an event has before and behind its text, if it has nothing to say but that."""

@@ -40,7 +40,8 @@ class Closing:
     __slots__ = (
         "_answering", "_began", "_client", "_first_s", "_heard_at", "_lease", "_loop", "_over",
         "_picking", "_pieces", "_relay", "_retry_after_s", "_target", "_task", "_total_at", "_upstream",
-        "_usage", "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request", "status",
+        "_usage", "_verbatim", "_writer", "attempts", "connect_s", "first_byte_s", "queue_s", "request",
+        "status",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Client, request: RelayRequest) -> None:
@@ -58,6 +59,7 @@ class Closing:
         self._upstream: Upstream | None = None
         self._writer: ResponseWriter | None = None
         self._over = self._picking = self._answering = False
+        self._verbatim = False  # an event like the last one goes to the client as it comes
         self._pieces = 0
         self._usage = b""
         self._retry_after_s = self._first_s = self._heard_at = 0.0

@@ -110,7 +110,7 @@ class Exchange(Closing):
     def _attempt(self, target: Target) -> None:
         self._target = target
         self.attempts += 1
-        self._answering = False
+        self._answering = self._verbatim = False
         self._heard_at = 0.0
         self._retry_after_s = self.first_byte_s = 0.0
         try:
@@ -241,6 +241,7 @@ class Exchange(Closing):
         """Pass pieces on."""
         if self._writer is None:
             return
+        self._verbatim = False
         self._pieces += len(parts)
         for piece in parts:
             if TOKENS in piece:
@@ -256,18 +257,23 @@ class Exchange(Closing):
             self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
 
     def on_chunk(self, piece: bytes, framed: bytes) -> None:
-        """Pass a piece on as it came, once the answer has begun: this runs for every event of a stream."""
-        writer = self._writer
-        if writer is None or not self._answering or not writer.begun:
-            Exchange.on_data(self, [piece], [], False)
-            return
+        """Pass a piece on as it came, once the answer has begun.
+
+        This runs for every event of a stream. So the writer is left alone while events are alike, and the
+        deadline does not follow each of them: `expire` does that.
+        """
+        if not (self._verbatim and piece.endswith(b"\n\n")):
+            writer = self._writer
+            if writer is None or not self._answering or not writer.begun:
+                Exchange.on_data(self, [piece], [], False)
+                return
+            framed = writer.encode_chunk(piece, framed)
+            self._verbatim = writer.verbatim
         self._pieces += 1
         if TOKENS in piece:
             self._usage = piece[-USAGE_BYTES:]
-        client = self._client
-        client.write(writer.encode_chunk(piece, framed))
-        if not client.write_paused:
-            self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
+        self._client.write(framed)
+        self._heard_at = self._loop.time()
 
     def _answers(self) -> None:
         """The body begins. A head says little: some servers send it before a request's turn has come."""
@@ -353,8 +359,9 @@ class Exchange(Closing):
 
     def _is_idle(self) -> bool:
         """Whether the backend has said nothing for too long."""
-        idle_s = self._loop.time() - self._heard_at
-        return self._upstream is not None and idle_s >= self._relay.settings.idle_timeout_s
+        # As the deadline was reckoned: of two roundings one may be just before it.
+        idle_at = self._heard_at + self._relay.settings.idle_timeout_s
+        return self._upstream is not None and self._loop.time() >= idle_at
 
     @property
     def _heard(self) -> bool:
@@ -369,9 +376,19 @@ class Exchange(Closing):
         """The backend is gone, and the client has a part of the response, or it has a part of the request."""
         self._fail(errors.LOST)
 
+    def _heard_since(self) -> bool:
+        """Whether pieces came after the deadline was set, which is then a later one."""
+        if not (self._answering and self.request.complete) or self._client.write_paused:
+            return False
+        later = min(self._heard_at + self._relay.settings.idle_timeout_s, self._total_at)
+        if self._upstream is None or later <= self._loop.time():
+            return False
+        self._client.deadline = later
+        return True
+
     def expire(self) -> None:
         """The deadline has passed."""
-        if self._over:
+        if self._over or self._heard_since():
             return
         if self._writer is not None and self._client.write_paused:
             self._client.break_off(reset=True)

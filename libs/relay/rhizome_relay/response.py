@@ -105,6 +105,11 @@ class ResponseWriter:
         """Whether the head is out."""
         return not self._head
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether another piece that is one chunk and ends with an event would be passed on as it is."""
+        return self._chunked and self._sse and self._tail == b"\n\n" and not self._head
+
     def encode_chunk(self, piece: bytes, framed: bytes) -> bytes:
         """The next piece, not the first and not the last, which is one chunk of HTTP/1.1 as it came."""
         if not self._chunked:

@@ -134,7 +134,7 @@ class ResumableExchange(Exchange):
         if self._error is not None or not self._following:
             self.on_data([piece], [], False)
         elif (told := self._continuation.take(piece, False)) is piece:
-            super().on_chunk(piece, framed)
+            Exchange.on_chunk(self, piece, framed)
         else:
             super().on_data([told] if told else [], [], False)
 
@@ -167,6 +167,8 @@ class ResumableExchange(Exchange):
 
     def expire(self) -> None:
         """See `Exchange`; a backend that fell silent is one that is lost."""
+        if self._heard_since():
+            return
         silent = self._following and self._upstream is not None and not self._client.write_paused
         if silent and self._loop.time() < self._total_at:
             self._client.deadline = self._total_at
