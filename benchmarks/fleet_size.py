@@ -51,6 +51,7 @@ from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.cost import Cost
 from rhizome_routing.policies.groups import PriorityGroups
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.processes import ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
 from rhizome_transport.grpc_client import GrpcEngineClient
@@ -67,12 +68,6 @@ SETTLE_S = 3.0
 RARELY_S = 2.5
 GROWING = ("idle_rarely_ms_per_s", "idle_ms_per_s", "rss_mib", "peers_mib")
 """What is taken to be a line."""
-
-
-def processor_s(pid: int) -> float:
-    """Processor time that a process has used."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 class Fleet:
@@ -122,15 +117,15 @@ class Fleet:
     async def _idle(self, proxy: ProxyProcess) -> float:
         """Share of a processor."""
         await asyncio.sleep(SETTLE_S)
-        before, began = processor_s(proxy.pid), time.monotonic()
+        before, began = cpu_seconds(proxy.pid), time.monotonic()
         await asyncio.sleep(self._seconds)
-        return (processor_s(proxy.pid) - before) / (time.monotonic() - began)
+        return (cpu_seconds(proxy.pid) - before) / (time.monotonic() - began)
 
     async def _ask(self, proxy: ProxyProcess, idle_share: float) -> dict[str, float]:
         client = GrpcEngineClient(f"127.0.0.1:{proxy.port}", peer_name="fleet-size")
         try:
             await asyncio.gather(*(self._request(client) for _ in range(2 * self.size)))
-            before, began = processor_s(proxy.pid), time.monotonic()
+            before, began = cpu_seconds(proxy.pid), time.monotonic()
             asking: list[asyncio.Task[float]] = []
             while (now := time.monotonic()) < began + self._seconds:
                 asking.append(asyncio.create_task(self._request(client)))
@@ -139,7 +134,7 @@ class Fleet:
             took_s = time.monotonic() - began
         finally:
             await client.close()
-        used_s = processor_s(proxy.pid) - before - idle_share * took_s
+        used_s = cpu_seconds(proxy.pid) - before - idle_share * took_s
         return {
             "request_us": 1e6 * used_s / len(firsts_s),
             "first_token_ms": 1e3 * firsts_s[len(firsts_s) // 2],
@@ -148,9 +143,9 @@ class Fleet:
     async def _stream(self, proxy: ProxyProcess, idle_share: float) -> dict[str, float]:
         client = GrpcEngineClient(f"127.0.0.1:{proxy.port}", peer_name="fleet-size")
         try:
-            before, began = processor_s(proxy.pid), time.monotonic()
+            before, began = cpu_seconds(proxy.pid), time.monotonic()
             await asyncio.gather(*(self._request(client, FRAMES) for _ in range(self.size)))
-            used_s = processor_s(proxy.pid) - before - idle_share * (time.monotonic() - began)
+            used_s = cpu_seconds(proxy.pid) - before - idle_share * (time.monotonic() - began)
         finally:
             await client.close()
         return {"frame_us": 1e6 * used_s / (FRAMES * self.size)}

@@ -33,6 +33,7 @@ from pathlib import Path
 import psutil
 from engine_cpu import make_checkpoint
 
+from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.ports import free_port
 
 STREAMS = (1, 8, 32)
@@ -83,8 +84,7 @@ def _cpu_s(service: psutil.Process) -> dict[str, float]:
         words = process.cmdline()
         for role, module in ROLES.items():
             if module in words:
-                times = process.cpu_times()
-                used[role] += times.user + times.system
+                used[role] += cpu_seconds(process.pid)
     return used
 
 

@@ -21,6 +21,8 @@ import psutil
 from arrivals import Arrivals, percentile
 from connection import HEALTH_REQUEST, Connection, Received, chat_request, connect
 
+from rhizome_testing.cpu_clock import cpu_seconds
+
 PROMPT_CHARS = 2048
 CHAT_TOKENS = 32
 TTFT_TOKENS = 4
@@ -47,8 +49,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Processor time it has used, of all its threads."""
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
+        return cpu_seconds(self._process.pid)
 
     def uss_bytes(self) -> int:
         """Memory that is its own."""

@@ -18,6 +18,7 @@ from proxy_bench.figures import Figure, medians
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame, Credit, EngineFrame, Hello, Submit
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, StopConditions, TokenIds
+from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.metronome_engine import set_pace
 from rhizome_testing.processes import ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
@@ -102,9 +103,9 @@ async def _flood(bench: Bench, proxy: ProxyProcess) -> dict[str, float]:
 
         await read(1.0)
         frames = tokens = parsed = 0
-        began, spent = time.perf_counter(), sum(process.cpu_times()[:2])
+        began, spent = time.perf_counter(), cpu_seconds(process.pid)
         await read(bench.seconds(4))
-        seconds, spent = time.perf_counter() - began, sum(process.cpu_times()[:2]) - spent
+        seconds, spent = time.perf_counter() - began, cpu_seconds(process.pid) - spent
         call.cancel()
     per_frame = tokens / parsed
     return {

@@ -29,6 +29,7 @@ from proxy_bench.bench import Bench, measured, progress
 from proxy_bench.figures import OURS, Figure, compared, medians
 from proxy_bench.peers import Peer, installed, start_peer
 
+from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.processes import ProcessFailedError, ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
 
@@ -157,8 +158,7 @@ async def _connected(
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    return cpu_seconds(process.pid)
 
 
 @contextlib.contextmanager
