@@ -15,9 +15,7 @@ from rhizome_testing.processes import ProcessFixture
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "models" / "demo"
 GATEWAYS = ("grpc", "zmq")
-DIRECT = ("direct-grpc", "direct-zmq")
-"""The engine with nothing in front of it."""
-TARGETS = (*GATEWAYS, *DIRECT, "probe-grpc", "probe-zmq", "baseline")
+TARGETS = (*GATEWAYS, "probe-grpc", "probe-zmq", "baseline")
 
 
 @contextmanager

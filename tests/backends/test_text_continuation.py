@@ -112,3 +112,12 @@ def test_an_event_that_only_looks_like_the_others_is_read_in_full():
     continuation.take(plain + plain + called + plain, False)
     assert continuation.end() is None
     assert not continuation.possible
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "text"])
+def test_a_prompt_of_which_only_the_end_is_read_cannot_be_made_longer(chat):
+    """What was said would drive the beginning of the prompt out."""
+    lead = {"messages": [{"role": "user", "content": "x"}]} if chat else {"prompt": "a b c d e f"}
+    for kept, possible in ((3, False), (-1, False), (None, True)):
+        asked = request({**lead, "truncate_prompt_tokens": kept}, chat=chat)
+        assert TextContinuation(asked, lambda kinds: None).possible == possible

@@ -80,8 +80,10 @@ class Visit:
 
     @property
     def answers(self) -> list[str]:
-        """What they say, seen or not: the inner text of a part that no frame has shown yet is empty."""
-        return [text.strip() for text in self.page.locator(".answer .markdown").all_text_contents()]
+        """What they say; not by their inner text, which is empty where no frame has shown it yet."""
+        shown = self.page.locator(".answer .markdown")
+        assert all(one.is_visible() for one in shown.all())
+        return [text.strip() for text in shown.all_text_contents()]
 
 
 @pytest.fixture

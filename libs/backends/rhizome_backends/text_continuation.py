@@ -39,8 +39,8 @@ _TAKES_PREFIX: Final = {
 _NEVER: Final = (
     "tools", "functions", "structured_outputs", "guided_json", "guided_regex",
     "guided_grammar", "guided_choice", "grammar", "json_schema", "regex", "ebnf", "logprobs", "top_logprobs",
-    "prompt_logprobs", "echo", "suffix", "best_of", "presence_penalty", "frequency_penalty", "logit_bias",
-    "mirostat",
+    "prompt_logprobs", "truncate_prompt_tokens", "echo", "suffix", "best_of", "presence_penalty",
+    "frequency_penalty", "logit_bias", "mirostat",
 )  # fmt: skip
 _OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "min_tokens", "n_predict")

@@ -149,6 +149,22 @@ class Closing:
         self._client.deadline = min(now + within_s, self._total_at)
         return now
 
+    def _heard_since(self) -> bool:
+        """Whether pieces came after the deadline was set, which is then a later one."""
+        if not (self._answering and self.request.complete) or self._client.write_paused:
+            return False
+        later = min(self._heard_at + self._relay.settings.idle_timeout_s, self._total_at)
+        if self._upstream is None or later <= self._loop.time():
+            return False
+        self._client.deadline = later
+        return True
+
+    def _is_idle(self) -> bool:
+        """Whether the backend has said nothing for too long."""
+        # As the deadline was reckoned: of two roundings one may be just before it.
+        idle_at = self._heard_at + self._relay.settings.idle_timeout_s
+        return self._upstream is not None and self._loop.time() >= idle_at
+
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = self._loop.create_task(work)
         self._task.add_done_callback(self._ran)

@@ -262,18 +262,22 @@ class Exchange(Closing):
         This runs for every event of a stream. So the writer is left alone while events are alike, and the
         deadline does not follow each of them: `expire` does that.
         """
-        if not (self._verbatim and piece.endswith(b"\n\n")):
-            writer = self._writer
+        alike = self._verbatim and piece.endswith(b"\n\n")
+        writer, client = self._writer, self._client
+        if not alike:
             if writer is None or not self._answering or not writer.begun:
                 Exchange.on_data(self, [piece], [], False)
                 return
             framed = writer.encode_chunk(piece, framed)
-            self._verbatim = writer.verbatim
         self._pieces += 1
         if TOKENS in piece:
             self._usage = piece[-USAGE_BYTES:]
-        self._client.write(framed)
-        self._heard_at = self._loop.time()
+        client.write(framed)
+        if alike:
+            self._heard_at = self._loop.time()
+        elif not client.write_paused:
+            self._heard_at = self._expect(self._relay.settings.idle_timeout_s)
+            self._verbatim = writer is not None and writer.verbatim and self.request.complete
 
     def _answers(self) -> None:
         """The body begins. A head says little: some servers send it before a request's turn has come."""
@@ -357,12 +361,6 @@ class Exchange(Closing):
         """When the backend last sent a piece of the answer, in the loop's time; 0 for never."""
         return self._heard_at
 
-    def _is_idle(self) -> bool:
-        """Whether the backend has said nothing for too long."""
-        # As the deadline was reckoned: of two roundings one may be just before it.
-        idle_at = self._heard_at + self._relay.settings.idle_timeout_s
-        return self._upstream is not None and self._loop.time() >= idle_at
-
     @property
     def _heard(self) -> bool:
         """Whether the client has a part of a backend's response."""
@@ -375,16 +373,6 @@ class Exchange(Closing):
     def _broken(self) -> None:
         """The backend is gone, and the client has a part of the response, or it has a part of the request."""
         self._fail(errors.LOST)
-
-    def _heard_since(self) -> bool:
-        """Whether pieces came after the deadline was set, which is then a later one."""
-        if not (self._answering and self.request.complete) or self._client.write_paused:
-            return False
-        later = min(self._heard_at + self._relay.settings.idle_timeout_s, self._total_at)
-        if self._upstream is None or later <= self._loop.time():
-            return False
-        self._client.deadline = later
-        return True
 
     def expire(self) -> None:
         """The deadline has passed."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from rhizome.common.v1.common_pb2 import TraceContext
 from rhizome_gateway.errors import ApiError, stopping_error
@@ -267,7 +268,10 @@ class Generation:
             return
         if self.failure is not None:
             raise self.failure
-        await self._exchange.send_json(200, self._rendering.whole(self._answers, self.summary))
+        write = partial(self._rendering.whole, self._answers, self.summary)
+        # Log probabilities of prompts may be a million.
+        scored = any(one.choice.on_prompt_scored is not None for one in self._choices)
+        await self._exchange.send_json(200, await asyncio.to_thread(write) if scored else write())
 
     async def _send_stream(self, writer: StreamWriter) -> None:
         # The engine says that it has begun, or refuses. One that says nothing for so long has taken the

@@ -12,12 +12,15 @@ from rhizome_gateway.openai.objects import finite_logprob
 from rhizome_gateway.tokenization.spelling import Spelling
 
 MAX_SCORES = 2**20
-"""Log probabilities in one response: that many make some 50 MB of JSON. What evaluations send, such as 250
+"""Log probabilities in one response: that many make some 75 MB of JSON. What evaluations send, such as 250
 prompts of 2048 tokens with `logprobs: 1`, still fits."""
+
+_AT_ONCE = 256
+"""Tokens that are written before other threads get a turn."""
 
 
 class ScoredPrompt:
-    """Is written as the engine reads the prompt, so that a long one holds nobody up in the end.
+    """Keeps what the engine says of a prompt, to be written beside the event loop: there may be a lot of it.
 
     Args:
         token_ids: of the prompt.
@@ -27,20 +30,21 @@ class ScoredPrompt:
     def __init__(self, token_ids: Sequence[int], spelled: Spelling) -> None:
         self._token_ids = token_ids
         self._spelled = spelled
-        self._pieces = [b"null"]
-        self._told = 1  # the first token comes after nothing
+        self._scores: list[TokenLogprob] = []
 
     def add(self, logprobs: Sequence[TokenLogprob]) -> None:
         """Take the next tokens' log probabilities; those of the second token come first."""
-        ids = self._token_ids[self._told : self._told + len(logprobs)]
-        self._told += len(logprobs)
-        entries = [self._entry(token_id, one) for token_id, one in zip(ids, logprobs, strict=True)]
-        if entries:
-            self._pieces.append(orjson.dumps(entries)[1:-1])
+        self._scores += logprobs
 
     def written(self) -> orjson.Fragment:
-        """A list with an entry for each token, null for the first."""
-        return orjson.Fragment(b"[" + b",".join(self._pieces) + b"]")
+        """A list with an entry for each token, null for the first, which comes after nothing."""
+        pieces = [b"null"]
+        for start in range(0, len(self._scores), _AT_ONCE):
+            scores = self._scores[start : start + _AT_ONCE]
+            ids = self._token_ids[start + 1 : start + 1 + len(scores)]
+            entries = [self._entry(token_id, one) for token_id, one in zip(ids, scores, strict=True)]
+            pieces.append(orjson.dumps(entries)[1:-1])
+        return orjson.Fragment(b"[" + b",".join(pieces) + b"]")
 
     def _entry(self, token_id: int, logprob: TokenLogprob) -> dict[str, dict[str, object]]:
         """The token and the likeliest ones, by id; its rank is null where it is none of them."""

@@ -6,9 +6,6 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.tokenization.inputs import too_long
 
-MAX_CUT_CHARS = 2**23
-"""Of a prompt of which the client wants the end read: more than a body can hold."""
-
 
 def kept_tokens(served: ServedModel, wanted: int | None, max_tokens: int | None) -> int | None:
     """How many tokens of a prompt are read at most; None for all or an error.

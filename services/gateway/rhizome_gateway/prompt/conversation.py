@@ -10,7 +10,7 @@ from typing import Any
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.parsing.reasoning import ReasoningMarkers
-from rhizome_gateway.prompt.context import MAX_CUT_CHARS, max_prompt_chars, too_many_chars
+from rhizome_gateway.prompt.context import max_prompt_chars, too_many_chars
 from rhizome_gateway.prompt.message import ChatMessage
 from rhizome_gateway.prompt.template_messages import TemplateMessages, template_tools
 from rhizome_gateway.served_model import ServedModel
@@ -99,7 +99,7 @@ async def chat_token_ids(
             add_generation_prompt is not False and field is None,
             field,
         )
-        limit = max_prompt_chars(served) if keep_last is None else MAX_CUT_CHARS
+        limit = max_prompt_chars(served)
         if tools or chars > _INLINE_CHARS:
             rendered, token_ids = await asyncio.to_thread(_token_ids, prompts, given, limit)
         else:

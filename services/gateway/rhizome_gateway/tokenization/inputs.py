@@ -120,11 +120,13 @@ async def read_inputs(
     limit, vocab_size = served.info.max_context_tokens, served.info.vocab_size
     read: list[ModelInput] = []
     if isinstance(inputs[0], str):
+        # No token stands for more characters than the longest one.
+        longest = max(1, served.tokenizer.longest_token_chars)
         texts = [text for text in inputs if isinstance(text, str)]
+        if keep is not None:  # what cannot be kept is not tokenised either
+            texts = [_shortened(text, (limit + 1) * longest, keep) for text in texts]
         for place, text in enumerate(texts):
-            # No token stands for more characters than the longest one.
-            least = len(text) // max(1, served.tokenizer.longest_token_chars)
-            if least > limit and keep is None:
+            if (least := len(text) // longest) > limit + (keep is not None):
                 raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
         if sum(map(len, texts)) <= _INLINE_CHARS:
             read = _tokenised(served.tokenizer, texts, add_special_tokens)
@@ -171,6 +173,11 @@ def too_long(limit: int, tokens: str, name: str, max_tokens: int | None) -> ApiE
         code="context_length_exceeded",
         param=name,
     )
+
+
+def _shortened(text: str, chars: int, keep: slice) -> str:
+    """The end of a text of which the end is kept, its beginning where that is."""
+    return text[-chars:] if keep.start else text[:chars]
 
 
 def _tokenised(tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[ModelInput]:
