@@ -130,8 +130,10 @@ async def test_two_kinds_of_scores_must_agree(gateway: RunningGateway, engine: T
 async def test_more_scores_than_a_response_may_hold_are_refused(
     gateway: RunningGateway, engine: TalkingEngine
 ):
-    prompts = [[97] * 500] * 120
+    prompts = [[97] * 500] * 25
     error = (await ask(gateway, "/v1/completions", 400, prompt=prompts, prompt_logprobs=20))["error"]
+    assert "log probabilities" in error["message"] and error["param"] == "prompt_logprobs"
+    error = (await ask(gateway, "/v1/completions", 400, prompt=prompts[:5], prompt_logprobs=20, n=6))["error"]
     assert "log probabilities" in error["message"]
     await ask(gateway, "/v1/completions", prompt=prompts[:2], prompt_logprobs=20)
 

@@ -11,9 +11,8 @@ from rhizome_gateway.errors import ApiError
 from rhizome_gateway.openai.objects import finite_logprob
 from rhizome_gateway.tokenization.spelling import Spelling
 
-MAX_SCORES = 2**20
-"""Log probabilities in one response: that many make some 75 MB of JSON. What evaluations send, such as 250
-prompts of 2048 tokens with `logprobs: 1`, still fits."""
+MAX_PROMPT_SCORES = 2**18
+"""Log probabilities of prompts in one response; so many make 20 MB of JSON, as each has names and a text."""
 
 _AT_ONCE = 256
 """Tokens that are written before other threads get a turn."""
@@ -58,15 +57,20 @@ class ScoredPrompt:
 
 
 def check_scores(prompt_tokens: int, prompt_logprobs: int | None) -> None:
-    """Refuse a chat with more log probabilities than one response may hold.
+    """Refuse more log probabilities of prompts than one response may hold.
+
+    Args:
+        prompt_tokens: of all prompts, counted for each answer that shows them.
+        prompt_logprobs: rivals for each; None for no log probabilities.
 
     Raises:
         ApiError: 400.
     """
-    if prompt_logprobs is not None and prompt_tokens * (1 + prompt_logprobs) > MAX_SCORES:
+    if prompt_logprobs is not None and prompt_tokens * (1 + prompt_logprobs) > MAX_PROMPT_SCORES:
         raise ApiError(
             400,
-            f"A response may hold {MAX_SCORES} log probabilities; ask for fewer or for a shorter prompt's.",
+            f"A response may hold {MAX_PROMPT_SCORES} log probabilities of prompts; ask for fewer of them "
+            "or for those of fewer tokens.",
             code="invalid_value",
             param="prompt_logprobs",
         )

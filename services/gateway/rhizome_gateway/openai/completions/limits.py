@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rhizome_gateway.errors import ApiError
 from rhizome_gateway.openai.completions.request import CompletionRequest
-from rhizome_gateway.openai.scored_prompt import MAX_SCORES
+from rhizome_gateway.openai.scored_prompt import check_scores
 from rhizome_gateway.runtime import Runtime
 from rhizome_gateway.served_model import ServedModel
 from rhizome_gateway.tokenization.inputs import ModelInput
@@ -16,6 +16,10 @@ MAX_CANDIDATES = 2048
 
 MAX_PROMPT_TOKENS = 2**21
 """Of one request, each prompt counted once for each of its answers."""
+
+MAX_SCORES = 2**20
+"""Log probabilities in one response: that many make some 50 MB of JSON. What evaluations send, such as 250
+prompts of 2048 tokens with `logprobs: 1`, still fits."""
 
 
 def check_choices(runtime: Runtime, request: CompletionRequest) -> None:
@@ -47,15 +51,12 @@ def check_size(served: ServedModel, request: CompletionRequest, prompts: Sequenc
     problem = ""
     if prompt_tokens * request.num_candidates > MAX_PROMPT_TOKENS:
         problem = f"A request may have {MAX_PROMPT_TOKENS} tokens in its prompts, counted for each answer"
-    scores = 0
+    check_scores(prompt_tokens * request.num_choices, request.prompt_logprobs)
     if request.logprobs is not None:
         context = served.info.max_context_tokens
         tokens = sum(min(request.token_limit, context - len(prompt.token_ids)) for prompt in prompts)
         tokens += prompt_tokens if request.echo else 0
-        scores = tokens * request.num_candidates * (1 + request.logprobs)
-    if request.prompt_logprobs is not None:
-        scores += prompt_tokens * request.num_choices * (1 + request.prompt_logprobs)
-    if scores > MAX_SCORES:
-        problem = f"A response may hold {MAX_SCORES} log probabilities"
+        if tokens * request.num_candidates * (1 + request.logprobs) > MAX_SCORES:
+            problem = f"A response may hold {MAX_SCORES} log probabilities"
     if problem:
         raise ApiError(400, f"{problem}; send fewer prompts at a time.", code="invalid_value", param="prompt")
