@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 from tests.relay.conftest import GET, OK, SSE_HEAD, Call, eventually, post
 
-from rhizome_relay.picker import Ending
+from rhizome_relay.known_heads import KnownHeads
+from rhizome_relay.picker import Ending, Origin
+from rhizome_relay.pool import OriginPool
+from rhizome_relay.settings import RelaySettings
 
 
 async def echo(call: Call) -> None:
@@ -236,3 +240,19 @@ async def test_stopping_ends_the_connection_of_a_stream_that_had_begun(bed: Any)
     gate.set()
     assert await peer.reader.read() == b"0\r\n\r\n"
     assert await stopping
+
+
+async def test_a_connection_that_is_being_opened_is_closed_with_all_others(bed: Any) -> None:
+    running = await bed(echo)
+    settings = RelaySettings()
+    origin = Origin("127.0.0.1", running.backend.port)
+    for turns in range(1, 5):  # until it stands, or just after
+        pool = OriginPool(origin, settings, KnownHeads())
+        connecting = asyncio.create_task(pool.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        pool.close()
+        with contextlib.suppress(OSError):
+            assert (await connecting).closing
+        await eventually(lambda: pool.open == 0)  # noqa: B023
+    await eventually(lambda: running.backend.open == 0)

@@ -56,8 +56,8 @@ class Upstream(asyncio.Protocol):
     __slots__ = (
         "_announced", "_between", "_complete", "_dirty", "_end", "_head_bytes", "_head_only", "_headers",
         "_heads", "_hints", "_keep_alive", "_length", "_on_closed", "_parser", "_parts", "_receiver",
-        "_status", "_strangers", "_trailers", "_transport", "answered", "idle_since", "on_body", "reused",
-        "write_paused",
+        "_status", "_strangers", "_trailers", "_transport", "_unwanted", "answered", "idle_since", "on_body",
+        "reused", "write_paused",
     )  # fmt: skip
 
     def __init__(self, on_closed: Callable[[Upstream], None], heads: KnownHeads[KnownResponse]) -> None:
@@ -69,6 +69,7 @@ class Upstream(asyncio.Protocol):
         self.on_body = self._parts.append  # what the parser calls, without a frame of ours between
         self._parser: httptools.HttpResponseParser | None = None
         self.reused = self.write_paused = False
+        self._unwanted = False
         self.idle_since = 0.0
         self._reset()
 
@@ -101,9 +102,10 @@ class Upstream(asyncio.Protocol):
         return self._complete and self._keep_alive and not self._dirty and not self._transport.is_closing()
 
     def abort(self) -> None:
-        """Close at once; the receiver hears nothing more."""
+        """Close at once, or as soon as the connection stands; the receiver hears nothing more."""
         self._receiver = None
-        if self._transport is not None:
+        self._unwanted = True
+        if hasattr(self, "_transport"):
             self._transport.abort()
 
     def pause_reading(self) -> None:
@@ -132,6 +134,8 @@ class Upstream(asyncio.Protocol):
         """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_BUFFER_BYTES)
+        if self._unwanted:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """A piece of a response, unless nobody asked."""

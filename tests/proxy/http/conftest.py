@@ -6,6 +6,7 @@ After each test nothing may be left behind: no request open at a backend, none t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -196,12 +197,14 @@ class Bench:
         return self.faces[-1]
 
     async def stop(self) -> None:
-        for face in self.faces:
-            await face.close()
-        for server in self.servers:
-            server.stop()
-        for backend in self.backends:
-            await backend.stop()
+        # In any case all of it: a loop with a server that still listens cannot be closed.
+        async with contextlib.AsyncExitStack() as scope:
+            for backend in self.backends:
+                scope.push_async_callback(backend.stop)
+            for server in self.servers:
+                scope.callback(server.stop)
+            for face in self.faces:
+                scope.push_async_callback(face.close)
 
 
 def url(server: Any) -> str:
