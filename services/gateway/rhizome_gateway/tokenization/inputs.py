@@ -125,9 +125,10 @@ async def read_inputs(
         texts = [text for text in inputs if isinstance(text, str)]
         if keep is not None:  # what cannot be kept is not tokenised either
             texts = [_shortened(text, (limit + 1) * longest, keep) for text in texts]
-        for place, text in enumerate(texts):
-            if (least := len(text) // longest) > limit + (keep is not None):
-                raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
+        else:
+            for place, text in enumerate(texts):
+                if (least := len(text) // longest) > limit:
+                    raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
         if sum(map(len, texts)) <= _INLINE_CHARS:
             read = _tokenised(served.tokenizer, texts, add_special_tokens)
         else:
