@@ -242,17 +242,15 @@ async def test_stopping_ends_the_connection_of_a_stream_that_had_begun(bed: Any)
     assert await stopping
 
 
-async def test_a_connection_that_is_being_opened_is_closed_with_all_others(bed: Any) -> None:
+@pytest.mark.parametrize("turns", [1, 2, 3, 4], ids=lambda turns: f"after {turns} turns")
+async def test_a_connection_that_is_being_opened_is_closed_with_all_others(bed: Any, turns: int) -> None:
+    """Whether it does not stand yet, or just does."""
     running = await bed(echo)
-    settings = RelaySettings()
-    origin = Origin("127.0.0.1", running.backend.port)
-    for turns in range(1, 5):  # until it stands, or just after
-        pool = OriginPool(origin, settings, KnownHeads())
-        connecting = asyncio.create_task(pool.connect())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        pool.close()
-        with contextlib.suppress(OSError):
-            assert (await connecting).closing
-        await eventually(lambda: pool.open == 0)  # noqa: B023
-    await eventually(lambda: running.backend.open == 0)
+    pool = OriginPool(Origin("127.0.0.1", running.backend.port), RelaySettings(), KnownHeads())
+    connecting = asyncio.create_task(pool.connect())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    pool.close()
+    with contextlib.suppress(OSError):
+        assert (await connecting).closing
+    await eventually(lambda: pool.open == running.backend.open == 0)

@@ -20,7 +20,7 @@ async def until_last(peer: Peer) -> bytes:
 
 
 async def test_events_keep_a_stream_alive_whose_upload_has_stopped(bed: Any) -> None:
-    body_s, pause_s = 1.0, 0.1
+    body_s, pause_s = 2.0, 0.1
 
     async def talk(call: Call) -> None:
         await call.send(SSE_HEAD)
@@ -36,7 +36,7 @@ async def test_events_keep_a_stream_alive_whose_upload_has_stopped(bed: Any) -> 
     await peer.send(HEAD + HALF)
     await asyncio.wait_for(peer.reader.readuntil(b"data: 3\n\n"), 20)
     await peer.send(HALF[:1])
-    await asyncio.wait_for(peer.reader.readuntil(b"data: 19\n\n"), 20)
+    await asyncio.wait_for(peer.reader.readuntil(b"data: 39\n\n"), 20)
     await peer.send(HALF[1:])
     await until_last(peer)
     assert running.targets[0].endings == [Ending.COMPLETE]
