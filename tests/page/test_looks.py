@@ -87,6 +87,42 @@ def test_the_focus_is_never_lost(visit: Callable[..., Any], talker: Any):
     expect(page.locator(".entry")).to_have_text(["Question"])
 
 
+def test_a_renaming_that_ends_before_a_frame_is_drawn_gives_the_focus_back(
+    visit: Callable[..., Any], talker: Any
+):
+    talker.says(lambda prompt: [Say("Answer.")])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("Question")
+    page.evaluate(
+        """async () => {
+            document.querySelector(".entry [aria-label=Rename]").click();
+            for (let turns = 0; turns < 9; turns++) await null;
+            const keys = {key: "Escape", bubbles: true};
+            document.querySelector(".title-input").dispatchEvent(new KeyboardEvent("keydown", keys));
+        }"""
+    )
+    expect(page.locator(".entry-open")).to_be_focused()
+
+
+def test_what_is_typed_of_a_name_is_not_selected_when_the_list_is_drawn_again(
+    visit: Callable[..., Any], talker: Any
+):
+    talker.says(lambda prompt: [Say("It begins"), Hang()])
+    one = visit(talker.url)
+    page = one.open()
+    one.ask("Question", wait=False)
+    expect(page.locator(".answer .markdown")).to_have_text("It begins")
+    page.focus(".entry-open")
+    page.locator(".entry").get_by_label("Rename").press("Enter")
+    page.keyboard.type("Some")
+    page.evaluate("document.querySelector('.send.stop').click()")
+    one.answered()
+    page.keyboard.type("thing")
+    page.keyboard.press("Enter")
+    expect(page.locator(".entry")).to_have_text(["Something"])
+
+
 def test_escape_stops_the_answer_that_is_shown_and_nothing_from_a_field(
     visit: Callable[..., Any], talker: Any
 ):

@@ -1,6 +1,6 @@
 /** All conversations: search, rename, delete, export, import. */
 
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { signal, useSignal } from "@preact/signals";
 import { theme } from "../settings/appearance";
 import { IconButton, download } from "../shell/controls";
@@ -45,9 +45,11 @@ export function ConversationList() {
 function Entry({ conversation }: { conversation: Conversation }) {
   const editing = useSignal(false);
   const opener = useRef<HTMLButtonElement>(null);
+  const field = useRef<HTMLInputElement>(null);
   const byKey = useRef(false);
-  useEffect(() => {
-    if (byKey.current) opener.current?.focus();
+  useLayoutEffect(() => { // at once: a name may be given before the next frame
+    if (editing.value) field.current?.select();
+    else if (byKey.current) opener.current?.focus();
     byKey.current = false;
   }, [editing.value]);
   const { id, title } = conversation;
@@ -65,7 +67,7 @@ function Entry({ conversation }: { conversation: Conversation }) {
     return (
       <li class="entry">
         <input
-          class="title-input" defaultValue={title} aria-label={t("rename")} onBlur={done} ref={(input) => input?.select()}
+          class="title-input" defaultValue={title} aria-label={t("rename")} onBlur={done} ref={field}
           onKeyDown={(event) => {
             if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
             event.stopPropagation();
