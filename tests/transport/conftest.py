@@ -6,10 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+import uvloop
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    loops: dict[str, Any] = {"asyncio": asyncio.new_event_loop}
+    if item.path.name == "test_grpc_connection.py":  # each has transports of its own
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rhizome_testing.scripted_front import ScriptedFront
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_client import GrpcEngineClient
-from rhizome_transport.zmq_link import ZmqLink
+from rhizome_transport.open_core import open_core
 
 
 async def seconds_behind_one_that_fails(endpoint: str) -> float:
@@ -68,12 +68,12 @@ async def test_an_unexpected_failure_to_connect_is_tried_again(endpoint):
     context = zmq.Context()
     failures = [ValueError("surprise")]
 
-    async def open_link():
+    async def connect():
         if failures:
             raise failures.pop()
-        return await ZmqLink.open(context, endpoint)
+        return open_core(context, endpoint)
 
-    frames = FrameMultiplexer(open_link, target=endpoint, peer_name="test")
+    frames = FrameMultiplexer(connect, target=endpoint, peer_name="test")
     events = [event async for event in frames.generate(ask("count-2"))]
     assert events[-1].HasField("finished")
     await frames.close()

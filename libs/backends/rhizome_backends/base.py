@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_relay.picker import Origin
 from rhizome_routing.prefix.index import PrefixIndex
+from rhizome_transport.frame_connection import FrameConnection
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -25,14 +26,6 @@ class EngineCall(Protocol):
 
     def cancel(self) -> bool:
         """Give it up."""
-        ...
-
-
-class EngineStream(EngineCall, Protocol):
-    """A stream of frames to and from an engine; see `EngineCall` for what is raised."""
-
-    async def write(self, frame: bytes, /) -> None:
-        """Send a serialised ClientFrame."""
         ...
 
 
@@ -82,8 +75,12 @@ class Server(Protocol):
 class Engine(Server, Protocol):
     """A server that speaks EngineService; the gRPC face uses these."""
 
-    def connect(self) -> EngineStream:
-        """Open a stream of serialised ClientFrames to it and of serialised EngineFrames from it."""
+    async def connect(self) -> FrameConnection:
+        """Open a connection for serialised ClientFrames to it and serialised EngineFrames from it.
+
+        Raises:
+            EngineError: UNAVAILABLE, it cannot be reached.
+        """
         ...
 
     def call(

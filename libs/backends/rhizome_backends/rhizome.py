@@ -11,11 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rhizome.engine.v1 import engine_service_pb2 as engine_pb2
 from rhizome.engine.v1 import engine_service_pb2_grpc as engine_grpc
 from rhizome.engine.v1.load_pb2 import Load
-from rhizome_backends.base import EngineCall, EngineStream, Metadata, Probe
+from rhizome_backends.base import EngineCall, Metadata, Probe
 from rhizome_backends.rhizome_events import follow_engine
 from rhizome_routing.prefix.index import PrefixIndex
 from rhizome_transport.channel import ENGINE_SERVICE, open_channel
 from rhizome_transport.errors import from_rpc_error
+from rhizome_transport.grpc_connection import GrpcConnection, GrpcDialer
 from rhizome_transport.tls import ClientTls
 from rhizome_transport.tokens import Tokens
 
@@ -33,6 +34,7 @@ class RhizomeEngine:
 
     def __init__(self, address: str, *, tls: ClientTls | None = None, tokens: Tokens | None = None) -> None:
         self._channel = open_channel(address, tls=tls, tokens=tokens)
+        self._dial = GrpcDialer(address, tls=tls, tokens=tokens)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._stub: engine_grpc.EngineServiceAsyncStub = engine_grpc.EngineServiceStub(self._channel)
         self._models: tuple[str, ...] = ()
@@ -56,12 +58,9 @@ class RhizomeEngine:
             return Probe(serving=False, reason=f"it answers {status}: the model is loading, draining or lost")
         return Probe(serving=True, load=load, models=await self._served_models(load, timeout_s))
 
-    def connect(self) -> EngineStream:
-        """Open a Connect stream."""
-        call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
-            f"/{ENGINE_SERVICE}/Connect"
-        )
-        return call()
+    async def connect(self) -> GrpcConnection:
+        """Open a connection with a Connect stream."""
+        return await self._dial()
 
     def call(
         self, method: str, request: bytes, *, timeout_s: float | None = None, metadata: Metadata = ()

@@ -70,9 +70,13 @@ class RhizomeCore:
             self._models, self._instance_id = ((model,) if model else ()), told.load.instance_id
         return Probe(serving=True, load=told.load, models=self._models)
 
-    def connect(self) -> CoreStream:
-        """Open a stream of frames."""
-        return CoreStream(self._context, self._client.endpoint, self._curve)
+    async def connect(self) -> CoreConnection:
+        """Open a connection on behalf of one peer."""
+        identity = RELAYED_IDENTITY_PREFIX + uuid.uuid4().bytes
+        try:
+            return open_core(self._context, self._client.endpoint, identity=identity, curve=self._curve)
+        except zmq.ZMQError:
+            raise EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed") from None
 
     def call(
         self, method: str, request: bytes, *, timeout_s: float | None = None, metadata: Metadata = ()
@@ -121,58 +125,6 @@ class RhizomeCore:
             case _:
                 for answer in await client.call(method, request, timeout_s=timeout_s, trace=trace):
                     yield answer
-
-
-class CoreStream:
-    """Frames to and from a core on behalf of one peer; see `base.EngineStream`."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, curve: ClientCurve | None
-    ) -> None:
-        self._connection: CoreConnection | None = None
-        self._failure: EngineError | None = None
-        self._cancelled = False
-        identity = RELAYED_IDENTITY_PREFIX + uuid.uuid4().bytes
-        try:
-            self._connection = open_core(context, endpoint, identity=identity, curve=curve)
-        except EngineError as error:  # for the reader, as a stream that cannot be opened tells it, too
-            self._failure = error
-        except zmq.ZMQError:
-            self._failure = EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed")
-
-    async def read(self) -> bytes | None:
-        """The next frame; None once the stream was cancelled.
-
-        Raises:
-            EngineError: UNAVAILABLE, the core is gone.
-        """
-        if self._cancelled:
-            return None
-        if self._connection is None:
-            raise self._failure or EngineError(grpc.StatusCode.UNAVAILABLE, "there is no connection")
-        try:
-            return await self._connection.receive()
-        except EngineError:
-            if self._cancelled:
-                return None
-            raise
-
-    async def write(self, frame: bytes, /) -> None:
-        """Send a frame.
-
-        Raises:
-            EngineError: UNAVAILABLE, the core is gone.
-        """
-        if self._connection is None:
-            raise self._failure or EngineError(grpc.StatusCode.UNAVAILABLE, "there is no connection")
-        await self._connection.send(frame)
-
-    def cancel(self) -> bool:
-        """End the stream; the core cancels what is open on it."""
-        self._cancelled = True
-        if self._connection is not None:
-            self._connection.close()
-        return True
 
 
 class CoreCall:

@@ -16,14 +16,13 @@ from rhizome_proxy.server import ProxyServer
 from rhizome_proxy.settings import ProxySettings
 from rhizome_testing.scripted_engine import ScriptedCore
 from rhizome_testing.scripted_front import ScriptedFront
-from rhizome_transport.channel import open_channel
 from rhizome_transport.curve import ClientCurve, ServerCurve, new_key
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_connection import FrameConnection
 from rhizome_transport.grpc_client import GrpcEngineClient
-from rhizome_transport.grpc_link import GrpcLink
-from rhizome_transport.link import FrameLink
+from rhizome_transport.grpc_connection import GrpcDialer
+from rhizome_transport.open_core import open_core
 from rhizome_transport.zmq_client import ZmqEngineClient
-from rhizome_transport.zmq_link import ZmqLink
 
 DIRECT: Final = ("grpc", "zeromq", "zeromq-curve")
 """gRPC through a front, ZeroMQ over ipc, ZeroMQ over TCP with keys."""
@@ -57,7 +56,6 @@ class Wired:
         self.target = self._tcp or endpoint
         self.front: ScriptedFront | None = None
         self._proxy: ProxyServer | None = None
-        self._channels: list[grpc.aio.Channel] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.client: GrpcEngineClient | ZmqEngineClient
 
@@ -84,12 +82,11 @@ class Wired:
             )
         return GrpcEngineClient(self.target, peer_name="test", connect_timeout_s=timeout_s)
 
-    async def open_link(self) -> FrameLink:
+    async def connect(self) -> FrameConnection:
         """A bare connection, for who wants to behave badly."""
         if self.way in ("zeromq", "zeromq-curve"):
-            return await ZmqLink.open(self._context, self.target, self._curve)
-        self._channels.append(open_channel(self.target))
-        return await GrpcLink.open(self._channels[-1])
+            return open_core(self._context, self.target, curve=self._curve)
+        return await GrpcDialer(self.target)()
 
     def restart(self, instance_id: str) -> None:
         """Start the core anew where it was."""
@@ -112,8 +109,6 @@ class Wired:
     async def stop(self) -> None:
         """Stop everything, the client first."""
         await self.client.close()
-        for channel in self._channels:
-            await channel.close()
         self._context.destroy(linger=0)
         if self._proxy is not None:
             await self._proxy.stop(0.0)

@@ -15,15 +15,17 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """A 128k-token prompt with log probabilities fits; a mistaken upload does not."""
 
-_KEEPALIVE_TIME_MS = 30_000
-_KEEPALIVE_TIMEOUT_MS = 10_000
+KEEPALIVE_TIME_MS = 30_000
+"""Who hears nothing for so long asks whether somebody is there."""
+KEEPALIVE_TIMEOUT_MS = 10_000
+"""Who is not answered for so long holds the connection for lost."""
 _MIN_PING_INTERVAL_MS = 10_000
 
 CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     # Also how long one attempt to connect may take, so not less on a busy machine.
@@ -41,8 +43,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     # Otherwise a second server on the same port starts without an error and takes half of the connections.
     ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),

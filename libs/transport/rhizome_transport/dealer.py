@@ -141,7 +141,7 @@ class DealerConnection(CoreConnection):
         except zmq.ZMQError:  # the context ended
             self._break()
         self._deliver()
-        if self._writer is not None:
+        if self._has_to_write:
             self._look_again()
 
     def _before_waiting(self) -> None:

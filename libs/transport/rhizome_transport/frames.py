@@ -22,8 +22,8 @@ from rhizome_telemetry.random_ids import random_hex
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.deadlines import duration, left, too_late
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_connection import OpenConnection
 from rhizome_transport.inbox import DRAINING, CallInbox, RequestInbox
-from rhizome_transport.link import OpenLink
 from rhizome_transport.request_stream import RequestStream, each_event
 from rhizome_transport.session import Session
 from rhizome_transport.split_request import AnyRequest, SplitRequest
@@ -64,7 +64,7 @@ class FrameMultiplexer:
     stream that is opened anew, as another one may listen at the same address.
 
     Args:
-        open_link: makes a new connection or raises EngineError.
+        connect: makes a new connection or raises EngineError.
         target: what it connects to, for messages.
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events the engine may send ahead.
@@ -78,7 +78,7 @@ class FrameMultiplexer:
 
     def __init__(
         self,
-        open_link: OpenLink,
+        connect: OpenConnection,
         *,
         target: str,
         peer_name: str,
@@ -87,7 +87,7 @@ class FrameMultiplexer:
     ) -> None:
         if initial_credit < 1:
             raise ValueError(f"initial_credit is {initial_credit}; it must be at least 1")
-        self._open_link = open_link
+        self._connect = connect
         self._target = target
         self._peer_name = peer_name
         self._initial_credit = initial_credit
@@ -364,12 +364,14 @@ class FrameMultiplexer:
         task.add_done_callback(self._leaving.discard)
 
     async def _open_session(self) -> Session:
-        link = await self._open_link()
-        session = Session(link, self._peer_name, self._initial_credit, self._note_load, self._on_refused)
+        connection = await self._connect()
+        session = Session(
+            connection, self._peer_name, self._initial_credit, self._note_load, self._on_refused
+        )
         try:
             await session.greet(_GREETING_LIMIT_S)
         except BaseException:
-            await link.close()
+            connection.close()
             raise
         return session
 

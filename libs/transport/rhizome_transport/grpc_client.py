@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import grpc
@@ -28,7 +27,7 @@ from rhizome_transport.client import TokenizerFiles
 from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
-from rhizome_transport.grpc_link import GrpcLink
+from rhizome_transport.grpc_connection import GrpcConnection, GrpcDialer
 from rhizome_transport.inbox import DRAINING
 from rhizome_transport.moving_channel import Connection, MovingChannel
 from rhizome_transport.tls import ClientTls
@@ -67,10 +66,11 @@ class GrpcEngineClient(FramedClient):
         tokens: Tokens | None = None,
     ) -> None:
         self._target = target
+        self._dial = GrpcDialer(target, tls=tls, tokens=tokens)
         self._channels = MovingChannel(lambda: open_channel(target, tls=tls, tokens=tokens))
         super().__init__(
             FrameMultiplexer(
-                self._open_link,
+                self._connect,
                 target=target,
                 peer_name=peer_name,
                 initial_credit=initial_credit,
@@ -140,12 +140,10 @@ class GrpcEngineClient(FramedClient):
         await self.frames.close()
         await self._channels.close()
 
-    async def _open_link(self) -> GrpcLink:
+    async def _connect(self) -> GrpcConnection:
         if self.frames.leaving:
             self._channels.move(self._channels.now)
-        async with AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(self._channels.use())
-            return await GrpcLink.open(connection.channel, stack.pop_all())
+        return await self._dial()
 
     async def _ask(self, ask: Callable[[Connection], Awaitable[Answer]]) -> Answer:
         """Call a method, and once more on another connection where the server is going away."""

@@ -1,4 +1,4 @@
-"""One conversation over one link, from Hello until the link breaks.
+"""One conversation over one connection, from Hello until that breaks.
 
 A request belongs to the conversation it was submitted in: when that ends, the request has ended too, because
 the engine cancels what a vanished peer left open. So nothing is ever resumed here; that is for a proxy.
@@ -18,8 +18,8 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome.engine.v1.relay_pb2 import PeerFrame
 from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_connection import FrameConnection
 from rhizome_transport.inbox import CallInbox, RequestInbox
-from rhizome_transport.link import FrameLink
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Session:
     """Sends frames in order and hands what arrives to whom it belongs.
 
     Args:
-        link: freshly opened.
+        connection: freshly opened.
         peer_name: who we are, for the engine's log.
         initial_credit: frames with events that may be under way.
         on_load: is given every load report.
@@ -44,7 +44,7 @@ class Session:
 
     def __init__(
         self,
-        link: FrameLink,
+        connection: FrameConnection,
         peer_name: str,
         initial_credit: int,
         on_load: Callable[[Load], None],
@@ -53,12 +53,10 @@ class Session:
         self.retired = asyncio.Event()
         self.open_tokens = 0
         self._on_refused = on_refused
-        self._link = link
+        self._connection = connection
         self._peer_name = peer_name
         self._initial_credit = initial_credit
         self._on_load = on_load
-        self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
-        self._waiting_to_send = 0
         self._owed_credit = 0
         self.requests: dict[str, RequestInbox] = {}
         self.calls: dict[str, CallInbox] = {}
@@ -79,7 +77,7 @@ class Session:
         )
         try:
             async with asyncio.timeout(timeout_s):
-                await self._link.send(ClientFrame(hello=hello).SerializeToString())
+                self._connection.post(ClientFrame(hello=hello).SerializeToString())
                 welcome = await self._welcome()
         except DecodeError:
             raise EngineError(
@@ -99,23 +97,17 @@ class Session:
         self.alive = True
 
     async def run(self) -> EngineError:
-        """Carry frames until the link breaks; then fail everything that is open and say why it broke."""
-        writing = asyncio.create_task(self._write())
-        reading = asyncio.create_task(self._read())
+        """Carry frames until the connection breaks; then fail everything that is open and say why."""
         try:
-            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
-            # The reader knows the engine's own words; a writer only notices that nobody listens.
-            if not reading.done():
-                await asyncio.wait((reading,), timeout=0.5)
-            cause = _outcome(reading) or _outcome(writing) or _lost()
+            await self._connection.carry(self.dispatch)
+        except EngineError as error:
+            cause = error
+        except Exception as error:
+            _log.exception("the frame stream failed")
+            cause = EngineError(grpc.StatusCode.INTERNAL, f"the frame stream failed: {error}")
         finally:
             self.alive = False
-            for task in (writing, reading):
-                task.cancel()
-            try:
-                await asyncio.gather(writing, reading, return_exceptions=True)
-            finally:  # the client may be closed just while its engine is lost
-                await self._link.close()
+            self._connection.close()
         self.fail(cause)
         return cause
 
@@ -127,14 +119,8 @@ class Session:
         self.send(frame)
 
     def send(self, frame: bytes) -> None:
-        """Send one serialised frame after those before it, at once if there is nobody to wait for.
-
-        A task switch for each frame would cost more than ZeroMQ's part of sending it.
-        """
-        if not self._waiting_to_send and self.alive and self._link.send_now(frame):
-            return
-        self._waiting_to_send += 1
-        self._unsent.put_nowait(frame)
+        """Send one serialised frame after those before it."""
+        self._connection.post(frame)
 
     def cancel(self, request_id: str, *, satisfied: bool = False) -> None:
         """Ask the engine to end a request."""
@@ -157,20 +143,11 @@ class Session:
         why = inbox.movable
         return why is not None and self._on_refused(self, request_id, inbox, why)
 
-    async def _write(self) -> None:
-        while True:
-            await self._link.send(await self._unsent.get())
-            self._waiting_to_send -= 1
-
     async def _welcome(self) -> Welcome:
         while True:
-            for payload in await self._link.receive():
-                frame = PeerFrame.FromString(payload)
-                if frame.HasField("welcome"):  # nothing can follow before a request was sent
-                    return frame.welcome
-
-    async def _read(self) -> None:
-        await self._link.carry(self.dispatch)
+            frame = PeerFrame.FromString(await self._connection.receive())
+            if frame.HasField("welcome"):
+                return frame.welcome
 
     def dispatch(self, payloads: Sequence[bytes]) -> None:
         """Hand out what some serialised EngineFrames hold.
@@ -225,16 +202,6 @@ class Session:
             self._owed_credit = 0
 
 
-def _outcome(task: asyncio.Task[None]) -> EngineError | None:
-    if not task.done() or task.cancelled():
-        return None
-    error = task.exception()
-    if error is None or isinstance(error, EngineError):
-        return error
-    _log.error("the frame stream failed", exc_info=error)
-    return EngineError(grpc.StatusCode.INTERNAL, f"the frame stream failed: {error}")
-
-
 def _failure(cause: EngineError, begun: bool) -> EngineError:
     if begun:
         text = f"the engine was lost after it had begun to answer: {cause.message}"
@@ -242,7 +209,3 @@ def _failure(cause: EngineError, begun: bool) -> EngineError:
     return EngineError(
         grpc.StatusCode.UNAVAILABLE, cause.message, reason=cause.reason, retry_after_s=cause.retry_after_s
     )
-
-
-def _lost() -> EngineError:
-    return EngineError(grpc.StatusCode.UNAVAILABLE, "the connection to the engine was lost")

@@ -7,12 +7,16 @@ with mutual TLS the server takes only clients whose certificates come from its o
 from __future__ import annotations
 
 import ssl
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     import grpc
+
+ALPN: Final = "h2"
+"""What gRPC speaks inside TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,19 @@ class ClientTls:
         import grpc  # not above: settings are read before gRPC may be loaded
 
         return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+
+    def context(self) -> ssl.SSLContext:
+        """The same for who connects without gRPC."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_verify_locations(cadata=self.ca.decode("ascii", "ignore"))
+        context.set_alpn_protocols([ALPN])
+        if self.cert is not None and self.key is not None:
+            with tempfile.NamedTemporaryFile() as pair:  # readable by nobody else; ssl reads files only
+                pair.write(self.cert + b"\n" + self.key)
+                pair.flush()
+                context.load_cert_chain(pair.name, password=lambda: "")
+        return context
 
     def options(self) -> tuple[tuple[str, str], ...]:
         """Options of a channel."""

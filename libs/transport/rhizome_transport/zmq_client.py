@@ -17,12 +17,13 @@ from rhizome.engine.v1.engine_service_pb2 import (
 )
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport.client import TokenizerFiles
+from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.curve import ClientCurve
 from rhizome_transport.endpoint import check_core_target
 from rhizome_transport.framed_client import FramedClient
 from rhizome_transport.frames import FrameMultiplexer
+from rhizome_transport.open_core import open_core
 from rhizome_transport.tokenizer_chunks import join_chunks
-from rhizome_transport.zmq_link import ZmqLink
 
 _TOKENIZER_TIMEOUT_S = 60.0
 
@@ -55,10 +56,11 @@ class ZmqEngineClient(FramedClient):
     ) -> None:
         check_core_target(endpoint, curve)
         self.endpoint = endpoint
+        self._curve = curve
         self._context = zmq.Context()
         super().__init__(
             FrameMultiplexer(
-                lambda: ZmqLink.open(self._context, endpoint, curve),
+                self._connect,
                 target=endpoint,
                 peer_name=peer_name,
                 initial_credit=initial_credit,
@@ -114,6 +116,9 @@ class ZmqEngineClient(FramedClient):
     async def wait_ready(self, timeout_s: float) -> None:
         """See `client.EngineClient`. A core answers only once its model is loaded."""
         await self.frames.connection(timeout_s, limit_s=timeout_s)
+
+    async def _connect(self) -> CoreConnection:
+        return open_core(self._context, self.endpoint, curve=self._curve)
 
     async def close(self) -> None:
         """See `client.EngineClient`."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
-import grpc.aio
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame, Credit, Hello
 from rhizome_proxy.pool.backend import Backend
 from rhizome_transport.channel import PROTOCOL_VERSION
-from rhizome_transport.errors import EngineError, from_rpc_error
+from rhizome_transport.errors import EngineError
+from rhizome_transport.frame_connection import FrameConnection
 
 _BROKEN = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
@@ -55,17 +55,20 @@ class EngineLink:
         self._on_lost = on_lost
         self._grant_at = max(1, window_frames // 2)
         self._consumed = 0
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._connection: FrameConnection | None = None
+        self._early: list[bytes] = []
+        self._cut = False
         hello = Hello(protocol_version=PROTOCOL_VERSION, peer_name=peer_name, initial_credit=window_frames)
         self.send(ClientFrame(hello=hello).SerializeToString())
-        self._call = backend.engine.connect()
-        backend.cuts.add(self._call.cancel)
-        self._reader = asyncio.create_task(self._read())
-        self._writer = asyncio.create_task(self._write())
+        backend.cuts.add(self.cut)
+        self._carrying = asyncio.create_task(self._carry())
 
     def send(self, frame: bytes) -> None:
         """Send a serialised ClientFrame, after those sent before."""
-        self._outgoing.put_nowait(frame)
+        if self._connection is None:
+            self._early.append(frame)
+        else:
+            self._connection.post(frame)
 
     def consumed(self) -> None:
         """A frame with events reached the peer: allow another, half a window at a time."""
@@ -74,41 +77,44 @@ class EngineLink:
             self.send(ClientFrame(credit=Credit(frames=self._consumed)).SerializeToString())
             self._consumed = 0
 
+    def cut(self) -> None:
+        """End the stream as if the engine had."""
+        self._cut = True
+        self._carrying.cancel()
+
     def close(self) -> None:
         """End the stream; the engine cancels what is open on it."""
-        self._reader.cancel()
+        self._carrying.cancel()
         self._end()
 
-    async def _read(self) -> None:
-        lost = EngineError(grpc.StatusCode.UNAVAILABLE, "it ended the stream")
+    async def _carry(self) -> None:
         try:
-            while isinstance(frame := await self._call.read(), bytes):
-                self.reached = True
-                self.backend.heard_at = time.monotonic()
-                self._on_frame(self, frame)
-        except (grpc.aio.AioRpcError, EngineError) as failure:
-            lost = from_rpc_error(failure)
+            connection = self._connection = await self.backend.engine.connect()
+            for frame in self._early:
+                connection.post(frame)
+            await connection.carry(self._take)
+        except EngineError as failure:
+            lost = failure
             if lost.code in _BROKEN:
                 self.backend.suspect(f"its stream broke: {lost.message}")
         except asyncio.CancelledError:
-            # grpc also raises this in readers of a call that somebody else cancelled: a closed channel.
-            if self._reader.cancelling():
+            if not self._cut:
                 raise
             lost = EngineError(grpc.StatusCode.UNAVAILABLE, "its connection was closed")
         except Exception as failure:
             _log.exception("a frame of backend %s could not be handled", self.backend.name)
             lost = EngineError(grpc.StatusCode.INTERNAL, f"a frame could not be handled: {failure}")
-        self._end()
+        finally:
+            self._end()
         self._on_lost(self, lost)
 
-    def _end(self) -> None:
-        self._writer.cancel()
-        self._call.cancel()
-        self.backend.cuts.discard(self._call.cancel)
+    def _take(self, frames: Sequence[bytes]) -> None:
+        self.reached = True
+        self.backend.heard_at = time.monotonic()
+        for frame in frames:
+            self._on_frame(self, frame)
 
-    async def _write(self) -> None:
-        try:
-            while True:
-                await self._call.write(await self._outgoing.get())
-        except (grpc.aio.AioRpcError, EngineError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            return  # the reader learns why
+    def _end(self) -> None:
+        self.backend.cuts.discard(self.cut)
+        if self._connection is not None:
+            self._connection.close()

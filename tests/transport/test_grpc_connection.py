@@ -1,0 +1,380 @@
+"""The frames' own gRPC connection, against gRPC's servers and against peers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from rhizome_testing.certificates import Authority
+from rhizome_testing.ports import free_port
+from rhizome_transport import grpc_connection
+from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.errors import EngineError
+from rhizome_transport.grpc_connection import GrpcConnection, GrpcDialer
+from rhizome_transport.grpc_server import GrpcServer
+from rhizome_transport.grpc_target import GrpcTarget
+from rhizome_transport.tls import ClientTls, ServerTls
+from rhizome_transport.tokens import Tokens
+
+SIZES = (0, 1, 16_379, 16_380, 70_000, 5_000_000, 3)
+Handler = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
+
+
+async def echo(frames: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+    async for one in frames:
+        yield one
+
+
+@asynccontextmanager
+async def served(
+    handler: Handler = echo, address: str = "127.0.0.1:0", tls: ServerTls | None = None
+) -> AsyncIterator[tuple[GrpcServer, str]]:
+    server = GrpcServer(address, service_names=(ENGINE_SERVICE,), tls=tls)
+    connect: Any = grpc.stream_stream_rpc_method_handler(handler)
+    server.add_handlers(ENGINE_SERVICE, {"Connect": connect})
+    port = await server.start()
+    try:
+        yield server, address if address.startswith("unix:") else f"127.0.0.1:{port}"
+    finally:
+        await server.drain_and_stop(0)
+
+
+@contextmanager
+def listener() -> Iterator[socket.socket]:
+    """A socket that speaks nothing by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        yield listening
+
+
+def target_of(listening: socket.socket) -> str:
+    return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+async def next_of(connection: GrpcConnection) -> bytes:
+    return await asyncio.wait_for(connection.receive(), 10)
+
+
+async def failure_of(connection: GrpcConnection) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        await next_of(connection)
+    assert connection.broken
+    connection.close()
+    return caught.value
+
+
+async def echoes(target: str, **options: Any) -> bool:
+    """Whether somebody there answers; else why is raised."""
+    connection = await GrpcDialer(target, **options)()
+    connection.post(b"hello")
+    answer = await next_of(connection)
+    connection.close()
+    return answer == b"hello"
+
+
+async def test_messages_of_all_sizes_cross_both_ways_in_order():
+    async with served() as (_, target):
+        connection = await GrpcDialer(target)()
+        sent = [bytes([number]) * size for number, size in enumerate(SIZES)]
+        for payload in sent:
+            connection.post(payload)
+        assert [await next_of(connection) for _ in sent] == sent
+        for payload in sent:
+            await connection.send(payload)
+        assert [await next_of(connection) for _ in sent] == sent
+        connection.close()
+
+
+async def test_what_is_not_read_over_there_waits_here_and_keeps_its_order():
+    go_on = asyncio.Event()
+
+    async def late(frames: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        await go_on.wait()
+        async for one in frames:
+            yield one[:4]
+
+    async with served(late) as (_, target):
+        connection = await GrpcDialer(target)()
+        # More than the window that gRPC's servers open by themselves on a fast network.
+        sent = [number.to_bytes(4, "big") + bytes(1_000_000) for number in range(64)]
+
+        async def send_all() -> None:
+            for payload in sent:
+                await connection.send(payload)
+
+        sending = asyncio.create_task(send_all())
+        await asyncio.wait((sending,), timeout=0.3)
+        assert not sending.done() and not connection.send_now(b"one too many")
+        go_on.set()
+        assert [await next_of(connection) for _ in sent] == [payload[:4] for payload in sent]
+        await sending
+        connection.close()
+
+
+async def test_what_arrives_is_handed_over_as_it_comes():
+    async with served() as (_, target):
+        connection = await GrpcDialer(target)()
+        taken: list[bytes] = []
+        carrying = asyncio.create_task(connection.carry(taken.extend))
+        for number in range(1000):
+            connection.post(b"%d" % number)
+        async with asyncio.timeout(10):
+            while len(taken) < 1000:  # noqa: ASYNC110 - the loop's own callback fills it
+                await asyncio.sleep(0.01)
+        assert taken == [b"%d" % number for number in range(1000)]
+        connection.close()
+        with pytest.raises(EngineError):
+            await carrying
+
+
+async def test_the_server_sees_the_token_and_the_end():
+    seen: dict[str, Any] = {}
+    gone = asyncio.Event()
+
+    async def watch(frames: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        seen.update(context.invocation_metadata())
+        try:
+            yield b"welcome"
+            async for _ in frames:
+                pass
+        finally:
+            gone.set()
+
+    async with served(watch) as (_, target):
+        connection = await GrpcDialer(target, tokens=Tokens(("0123456789abcdef", "x" * 16)))()
+        assert await next_of(connection) == b"welcome"
+        assert seen["authorization"] == "Bearer 0123456789abcdef"
+        connection.close()
+        await asyncio.wait_for(gone.wait(), 5)
+        assert not connection.send_now(b"too late")
+        connection.post(b"too late")
+        connection.close()
+
+
+async def test_why_a_server_ends_the_call_is_told_after_all_that_it_said():
+    async def refuse(_frames: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        yield b"before"
+        raise EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "no pages: 100 % used, €", reason="QUEUE_FULL")
+
+    async with served(refuse) as (_, target):
+        connection = await GrpcDialer(target)()
+        assert await next_of(connection) == b"before"
+        error = await failure_of(connection)
+    assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert error.message == "no pages: 100 % used, €"
+
+
+async def test_a_method_that_is_not_there_and_an_end_without_error():
+    async def end(_frames: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    async with served(end) as (_, target):
+        error = await failure_of(await GrpcDialer(target)())
+        assert (error.code, error.message) == (grpc.StatusCode.UNAVAILABLE, "the engine ended the stream")
+    server = GrpcServer("127.0.0.1:0", service_names=(ENGINE_SERVICE,))
+    target = f"127.0.0.1:{await server.start()}"
+    assert (await failure_of(await GrpcDialer(target)())).code is grpc.StatusCode.UNIMPLEMENTED
+    await server.drain_and_stop(0)
+
+
+async def test_a_server_that_goes_away_lets_the_call_finish():
+    server = grpc.aio.server()
+    connect: Any = grpc.stream_stream_rpc_method_handler(echo)
+    server.add_registered_method_handlers(ENGINE_SERVICE, {"Connect": connect})
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    connection = await GrpcDialer(f"127.0.0.1:{port}")()
+    connection.post(b"one")
+    assert await next_of(connection) == b"one"
+    stopping = asyncio.create_task(server.stop(20))
+    await asyncio.sleep(0.3)
+    connection.post(b"two")
+    assert await next_of(connection) == b"two"
+    connection.close()
+    await asyncio.wait_for(stopping, 5)
+
+
+async def test_a_server_that_dies_is_noticed_at_once():
+    with listener() as listening:
+        connection = await GrpcDialer(target_of(listening))()
+        peer, _ = listening.accept()
+        peer.close()
+        error = await failure_of(connection)
+    assert error.code is grpc.StatusCode.UNAVAILABLE and "broke" in error.message
+
+
+async def test_servers_on_unix_sockets_and_by_name_are_reached():
+    with tempfile.TemporaryDirectory() as folder:
+        async with served(address=f"unix:{Path(folder) / 'engine.sock'}") as (_, target):
+            assert await echoes(target)
+            assert await echoes(target.replace("unix:", "unix://"))
+        assert not (Path(folder) / "engine.sock").exists()
+        with pytest.raises(EngineError, match="no such file or directory"):
+            await GrpcDialer(target)()
+    async with served() as (_, target):
+        port = target.rpartition(":")[2]
+        # ::1 comes first of them on most machines, and nobody listens there.
+        for written in (f"localhost:{port}", f"dns:///localhost:{port}", f"ipv4:127.0.0.1:{port}"):
+            assert await echoes(written)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (f"127.0.0.1:{free_port()}", "connection refused"),
+        ("no.such.host.invalid:1", "cannot be reached"),
+        ("a b:1", "is no address"),
+        ("xds:///engine", "is no address"),
+        ("host:99999", "is no address"),
+        ("", "is no address"),
+        ("x" * 300 + ":1", "cannot be reached"),
+    ],
+)
+async def test_who_cannot_be_reached_is_unavailable(target: str, said: str):
+    with pytest.raises(EngineError, match=said) as caught:
+        await GrpcDialer(target)()
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_how_targets_are_written():
+    read = GrpcTarget.parse
+    assert read("[::1]:50051") == read("ipv6:[::1]:50051") == GrpcTarget("::1", 50051, "", "[::1]:50051")
+    assert read("dns://1.1.1.1/engine:50051") == GrpcTarget("engine", 50051, "", "engine:50051")
+    assert read("engine") == GrpcTarget("engine", 443, "", "engine")
+    assert read("unix:relative.sock").path == "relative.sock"
+    assert read("unix:///run/engine.sock").path == "/run/engine.sock"
+
+
+async def test_a_host_that_says_nothing_to_tls_is_given_up(monkeypatch: pytest.MonkeyPatch, ours: Authority):
+    monkeypatch.setattr(grpc_connection, "_CONNECT_S", 0.2)
+    with listener() as listening, pytest.raises(EngineError, match=r"nobody answered within 0\.2 s"):
+        await GrpcDialer(target_of(listening), tls=client_tls(ours))()
+
+
+async def test_a_connection_that_is_given_up_while_it_opens_is_closed():
+    with listener() as listening:
+        opening = asyncio.create_task(GrpcDialer(target_of(listening))())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        try:
+            listening.settimeout(0.5)
+            peer, _ = listening.accept()
+        except TimeoutError:
+            return
+        with peer:
+            peer.settimeout(5)
+            while await asyncio.to_thread(peer.recv, 4096):
+                pass
+
+
+# Keep-alive
+
+
+async def test_a_server_that_falls_silent_counts_as_gone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grpc_connection, "_LOOK_S", 0.05)
+    with listener() as listening:
+        connection = await GrpcDialer(target_of(listening))()
+        peer, _ = listening.accept()
+        with peer:
+            began = asyncio.get_running_loop().time()
+            error = await failure_of(connection)
+            assert asyncio.get_running_loop().time() - began >= 0.19
+            assert b"\0\0\x08\6\0\0\0\0\0" + bytes(8) in peer.recv(65_536)
+    assert error.code is grpc.StatusCode.UNAVAILABLE and "has said nothing for 0.2 s" in error.message
+
+
+async def test_a_server_that_answers_pings_lives_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grpc_connection, "_LOOK_S", 0.05)
+    async with served() as (_, target):
+        connection = await GrpcDialer(target)()
+        await asyncio.sleep(0.6)  # the third look asks, the fourth would give up
+        connection.post(b"still there")
+        assert await next_of(connection) == b"still there"
+        connection.close()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Authority:
+    return Authority(folder, "ours")
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Authority:
+    return Authority(folder, "theirs")
+
+
+def server_tls(authority: Authority, client_ca: Path | None = None, **names: str) -> ServerTls:
+    issued = authority.issue("server", **names)
+    tls = ServerTls.from_files(issued.cert, issued.key, client_ca)
+    assert tls is not None
+    return tls
+
+
+def client_tls(authority: Authority, own: Authority | None = None, name: str = "") -> ClientTls:
+    issued = own.issue("client", "DNS:client") if own else None
+    tls = ClientTls.from_files(
+        authority.ca, issued.cert if issued else None, issued.key if issued else None, name
+    )
+    assert tls is not None
+    return tls
+
+
+async def fails(target: str, said: str | None, **options: Any) -> bool:
+    with pytest.raises(EngineError, match=said) as caught:
+        await echoes(target, **options)
+    return caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_only_servers_of_the_authority_are_believed(ours: Authority, theirs: Authority):
+    async with served(tls=server_tls(ours)) as (_, target):
+        assert await echoes(target, tls=client_tls(ours))
+        assert await fails(target, "certificate", tls=client_tls(theirs))
+        assert await fails(target, "broke|does not speak")
+    async with served() as (_, target):
+        assert await fails(target, "cannot be reached", tls=client_tls(ours))
+
+
+async def test_only_clients_of_the_authority_come_in(ours: Authority, theirs: Authority):
+    async with served(tls=server_tls(ours, client_ca=ours.ca)) as (_, target):
+        assert await echoes(target, tls=client_tls(ours, own=ours))
+        assert await fails(target, None, tls=client_tls(ours))
+        assert await fails(target, None, tls=client_tls(ours, own=theirs))
+
+
+async def test_a_server_must_have_the_name_that_it_is_called_by(ours: Authority):
+    async with served(tls=server_tls(ours, subject_alternative_name="DNS:engine.internal")) as (_, target):
+        assert await fails(target, "mismatch", tls=client_tls(ours))
+        assert await echoes(target, tls=client_tls(ours, name="engine.internal"))
+        assert await fails(target, "mismatch", tls=client_tls(ours, name="other.internal"))
+
+
+async def test_a_server_whose_tls_has_no_http2_is_not_spoken_to(ours: Authority):
+    issued = ours.issue("plain")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.cert, issued.key)
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert await fails(target, "does not speak HTTP/2", tls=client_tls(ours))
+    server.close()
