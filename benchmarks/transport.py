@@ -10,7 +10,8 @@ has the very client that a gateway uses. Each has a processor of its own where t
     codecs    a step frame in protobuf and in MessagePack (with msgspec and msgpack, where installed)
 
 All transports run in turn, several rounds, and each figure's best round counts: disturbance only ever slows.
-Ratios are to gRPC over TCP of the same minutes.
+Ratios are to gRPC over TCP of the same minutes. That ZeroMQ's should be 60 % of it was asked when gRPC's own
+client carried frames; the one that does now (docs/adr/0015) costs hardly more than ZeroMQ's.
 
     python benchmarks/transport.py [--rounds 3] [--only rtt,codecs] [--json FILE]
 """

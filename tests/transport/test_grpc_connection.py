@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import hpack
 import pytest
 
 from rhizome_testing.certificates import Authority
@@ -26,6 +28,7 @@ from rhizome_transport.grpc_target import GrpcTarget
 from rhizome_transport.tls import ClientTls, ServerTls
 from rhizome_transport.tokens import Tokens
 
+DATA, HEADERS, SETTINGS = 0, 1, 4
 SIZES = (0, 1, 16_379, 16_380, 70_000, 5_000_000, 3)
 Handler = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
 
@@ -61,6 +64,24 @@ def target_of(listening: socket.socket) -> str:
     return f"127.0.0.1:{listening.getsockname()[1]}"
 
 
+def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
+
+
+def window(more: int) -> bytes:
+    return frame(8, 0, 0, struct.pack("!L", more))
+
+
+async def opened(
+    listening: socket.socket, words: bytes = frame(SETTINGS, 0, 0)
+) -> tuple[GrpcConnection, socket.socket]:
+    """A connection to a peer that speaks these words and no others."""
+    opening = asyncio.create_task(GrpcDialer(target_of(listening))())
+    peer, _ = await asyncio.to_thread(listening.accept)
+    peer.sendall(words)
+    return await opening, peer
+
+
 async def next_of(connection: GrpcConnection) -> bytes:
     return await asyncio.wait_for(connection.receive(), 10)
 
@@ -92,6 +113,15 @@ async def test_messages_of_all_sizes_cross_both_ways_in_order():
         for payload in sent:
             await connection.send(payload)
         assert [await next_of(connection) for _ in sent] == sent
+        connection.close()
+
+
+async def test_data_that_nobody_acknowledges_ends_a_connection_soon():
+    async with served() as (_, target):
+        connection = await GrpcDialer(target)()
+        assert connection._transport is not None
+        own = connection._transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
         connection.close()
 
 
@@ -207,11 +237,45 @@ async def test_a_server_that_goes_away_lets_the_call_finish():
 
 async def test_a_server_that_dies_is_noticed_at_once():
     with listener() as listening:
-        connection = await GrpcDialer(target_of(listening))()
-        peer, _ = listening.accept()
+        connection, peer = await opened(listening)
         peer.close()
         error = await failure_of(connection)
     assert error.code is grpc.StatusCode.UNAVAILABLE and "broke" in error.message
+
+
+async def test_what_a_server_said_before_it_died_is_read_even_where_we_write_first():
+    block = hpack.Encoder().encode([(":status", "200"), ("content-type", "application/grpc")])
+    trailers = hpack.Encoder().encode([("grpc-status", "16"), ("grpc-message", "no")])
+    said = (
+        frame(HEADERS, 0x4, 1, block)
+        + frame(DATA, 0, 1, b"\0\0\0\0\4last")
+        + frame(HEADERS, 0x5, 1, trailers)
+    )
+    with listener() as listening:
+        connection, peer = await opened(listening)
+        peer.sendall(said)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # with a reset
+        connection.post(b"too late")
+        connection.post(b"too late")
+        assert await next_of(connection) == b"last"
+        assert (await failure_of(connection)).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_peer_that_reads_nothing_does_not_keep_a_closed_connection():
+    with listener() as listening:
+        connection, peer = await opened(
+            listening, frame(SETTINGS, 0, 0, struct.pack("!HL", 4, 2**31 - 1)) + window(2**30)
+        )
+        connection.post(bytes(30_000_000))
+        connection.close()
+        received = 0
+        await asyncio.sleep(1.5)
+        with peer, suppress(ConnectionResetError):
+            peer.settimeout(5)
+            while data := await asyncio.to_thread(peer.recv, 1 << 20):
+                received += len(data)
+    assert received < 30_000_000
 
 
 async def test_servers_on_unix_sockets_and_by_name_are_reached():
@@ -265,20 +329,39 @@ async def test_a_host_that_says_nothing_to_tls_is_given_up(monkeypatch: pytest.M
 async def test_a_connection_that_is_given_up_while_it_opens_is_closed():
     with listener() as listening:
         opening = asyncio.create_task(GrpcDialer(target_of(listening))())
-        for _ in range(3):
-            await asyncio.sleep(0)
+        peer, _ = await asyncio.to_thread(listening.accept)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        try:
-            listening.settimeout(0.5)
-            peer, _ = listening.accept()
-        except TimeoutError:
-            return
         with peer:
             peer.settimeout(5)
             while await asyncio.to_thread(peer.recv, 4096):
                 pass
+
+
+async def test_another_address_is_tried_where_nobody_answers_behind_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(grpc_connection, "_CONNECT_S", 0.3)
+    async with served() as (_, target):
+        with listener() as silent, listener() as deaf:
+            deaf.close()
+            addresses = [silent.getsockname(), ("127.0.0.1", free_port()), split(target)]
+
+            async def found(_where: GrpcTarget) -> list[tuple[str, int]]:
+                return addresses
+
+            monkeypatch.setattr(grpc_connection, "_addresses", found)
+            assert await echoes(target)
+            addresses.pop()
+            assert await fails(target, "connection refused")
+            addresses.pop()
+            assert await fails(target, r"nobody answered within 0\.3 s")
+
+
+def split(target: str) -> tuple[str, int]:
+    host, _, port = target.rpartition(":")
+    return host, int(port)
 
 
 # Keep-alive
@@ -287,21 +370,20 @@ async def test_a_connection_that_is_given_up_while_it_opens_is_closed():
 async def test_a_server_that_falls_silent_counts_as_gone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grpc_connection, "_LOOK_S", 0.05)
     with listener() as listening:
-        connection = await GrpcDialer(target_of(listening))()
-        peer, _ = listening.accept()
+        connection, peer = await opened(listening)
         with peer:
             began = asyncio.get_running_loop().time()
             error = await failure_of(connection)
             assert asyncio.get_running_loop().time() - began >= 0.19
             assert b"\0\0\x08\6\0\0\0\0\0" + bytes(8) in peer.recv(65_536)
-    assert error.code is grpc.StatusCode.UNAVAILABLE and "has said nothing for 0.2 s" in error.message
+    assert error.code is grpc.StatusCode.UNAVAILABLE and "has said nothing for 0.15 s" in error.message
 
 
 async def test_a_server_that_answers_pings_lives_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grpc_connection, "_LOOK_S", 0.05)
     async with served() as (_, target):
         connection = await GrpcDialer(target)()
-        await asyncio.sleep(0.6)  # the third look asks, the fourth would give up
+        await asyncio.sleep(0.35)  # the third look asks, the fourth would give up
         connection.post(b"still there")
         assert await next_of(connection) == b"still there"
         connection.close()
@@ -354,6 +436,14 @@ async def test_only_servers_of_the_authority_are_believed(ours: Authority, their
         assert await fails(target, "broke|does not speak")
     async with served() as (_, target):
         assert await fails(target, "cannot be reached", tls=client_tls(ours))
+
+
+async def test_a_certificate_that_is_no_root_is_believed_where_it_is_named(ours: Authority):
+    """As gRPC's channels do, which carry the other calls to the same server."""
+    issued = ours.issue("pinned")
+    async with served(tls=ServerTls(issued.cert.read_bytes(), issued.key.read_bytes())) as (_, target):
+        assert await echoes(target, tls=ClientTls(issued.cert.read_bytes()))
+        assert await echoes(target, tls=client_tls(ours, name="localhost."))
 
 
 async def test_only_clients_of_the_authority_come_in(ours: Authority, theirs: Authority):

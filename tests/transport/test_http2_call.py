@@ -13,6 +13,8 @@ import h2.events
 import h2.settings
 import hpack
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +26,8 @@ PATH = "/rhizome.engine.v1.EngineService/Connect"
 OK_HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 SETTINGS = 4
 
-splits = st.lists(st.integers(1, 400), max_size=30)
-sizes = st.lists(st.one_of(st.integers(0, 40), st.integers(0, 90_000)), max_size=8)
+splits = st.lists(st.integers(1, 400), max_size=12)
+sizes = st.lists(st.one_of(st.integers(0, 40), st.integers(0, 70_000)), max_size=5)
 
 
 def new_call(**options: object) -> Http2Call:
@@ -87,7 +89,7 @@ class Server:
         return data[room:]
 
 
-@given(ours=sizes, theirs=sizes, lengths=splits, window=st.integers(1, 100_000))
+@given(ours=sizes, theirs=sizes, lengths=splits, window=st.integers(300, 100_000))
 def test_messages_of_all_sizes_cross_both_ways_however_they_are_cut(ours, theirs, lengths, window):
     call, server = new_call(), Server(window)
     server.read(call.begin())
@@ -195,6 +197,7 @@ def test_what_else_http2_has_is_obeyed_or_ignored(lengths):
             frame(9, 0x4, 1, block[4:]),
             frame(2, 0, 1, bytes(5)),
             frame(99, 0xFF, 1, b"whatever"),
+            frame(3, 0, 7, bytes(4)),
             frame(0, 0x8, 1, b"\4" + packed(b"one", b"")[:5] + bytes(4)),
             frame(0, 0, 1, b""),
             frame(0, 0, 1, packed(b"one", b"")[5:] + packed(b"two")),
@@ -212,6 +215,9 @@ NO_PAGES = EngineError(
 )
 DETAILS = base64.b64encode(NO_PAGES.to_rpc_status().SerializeToString()).decode().rstrip("=")
 
+UNREADABLE = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
+GARBAGE = base64.b64encode(Status(code=8, message="x", details=[UNREADABLE]).SerializeToString()).decode()
+
 
 @pytest.mark.parametrize(
     ("trailers", "code", "message", "reason"),
@@ -223,6 +229,9 @@ DETAILS = base64.b64encode(NO_PAGES.to_rpc_status().SerializeToString()).decode(
         ([("grpc-status", "8"), ("grpc-status-details-bin", "!")], *(
             "RESOURCE_EXHAUSTED", "the engine ended the stream", "")),
         ([("grpc-status", "99"), ("grpc-message", "%")], "UNKNOWN", "%", ""),
+        ([("grpc-status", "8"), ("grpc-status-details-bin", GARBAGE)], *(
+            "RESOURCE_EXHAUSTED", "the engine ended the stream", "")),
+        ([("grpc-status", "9" * 5_000)], "UNKNOWN", "the engine ended the stream", ""),
         ([("grpc-status", "x")], "UNKNOWN", "the engine ended the stream", ""),
         ([("other", "x")], "UNKNOWN", "the engine ended the stream", ""),
     ],
@@ -243,6 +252,7 @@ def test_the_status_is_what_the_trailers_say(trailers, code, message, reason):
     ("data", "code", "said"),
     [
         (headers([(":status", "502"), ("content-type", "text/html")]), "UNAVAILABLE", "HTTP status 502"),
+        (headers([(":status", "4" * 5_000)]), "UNKNOWN", "HTTP status 444"),
         (headers([(":status", "401")]), "UNAUTHENTICATED", "HTTP status 401"),
         (headers([(":status", "200"), ("content-type", "text/html")]), "UNKNOWN", "does not speak gRPC"),
         (headers([("grpc", "no")]), "UNKNOWN", "HTTP status absent"),

@@ -32,6 +32,7 @@ _OF_HTTP: Final = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.UNAVAILABLE,
 }
+_LONGEST_NUMBER: Final = 3
 _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -43,14 +44,16 @@ def of_reset(error: int) -> EngineError:
 
 def of_http(status: str) -> EngineError:
     """Of an answer that is not gRPC's."""
-    code = _OF_HTTP.get(int(status) if status.isdecimal() else 0, grpc.StatusCode.UNKNOWN)
-    return EngineError(code, f"who answered does not speak gRPC (HTTP status {status or 'absent'})")
+    code = _OF_HTTP.get(_number(status), grpc.StatusCode.UNKNOWN)
+    return EngineError(
+        code, f"who answered does not speak gRPC (HTTP status {status[:_LONGEST_NUMBER] or 'absent'})"
+    )
 
 
 def of_trailers(trailers: Mapping[str, str]) -> EngineError:
     """What the call's trailers say; also a good end is the end of a stream that was to go on."""
     number, message = trailers.get("grpc-status", ""), unquote(trailers.get("grpc-message", ""))
-    code = _BY_NUMBER.get(int(number) if number.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
+    code = _BY_NUMBER.get(_number(number), grpc.StatusCode.UNKNOWN)
     if code is grpc.StatusCode.OK:
         return EngineError(grpc.StatusCode.UNAVAILABLE, "the engine ended the stream")
     packed = trailers.get("grpc-status-details-bin")
@@ -58,9 +61,12 @@ def of_trailers(trailers: Mapping[str, str]) -> EngineError:
         try:
             details = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
             status = status_pb2.Status.FromString(details)
-        except (ValueError, DecodeError):
-            pass
-        else:
             if status.code == code.value[0]:
                 return EngineError.from_status(status)
+        except (ValueError, DecodeError):
+            pass
     return EngineError(code, message or "the engine ended the stream")
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_NUMBER else -1

@@ -135,10 +135,14 @@ class FrameConnection(ABC):
         if self._posting:
             return
         self._posting = True
-        while self._posted and self.send_now(self._posted[0]):
-            self._posted.popleft()
-        self._posting = False
-        if not self._posted:
+        try:
+            while self._posted and self.send_now(self._posted[0]):
+                self._posted.popleft()
+        finally:
+            self._posting = False
+        if self._posted:
+            self._loop.call_soon(self._before_waiting)
+        else:
             self._wake(self._writer)
             self._writer = None
 

@@ -27,9 +27,13 @@ from rhizome_transport.tls import ALPN, ClientTls
 from rhizome_transport.tokens import Tokens
 
 _CONNECT_S: Final = 2.0
-"""For one address, TLS included; a host that is off says nothing."""
+"""For one address, TLS and the server's first words included; a host that is off says nothing."""
+_RESOLVE_S: Final = 5.0
 _LOOK_S: Final = KEEPALIVE_TIMEOUT_MS / 1000
 _SILENT_LOOKS: Final = KEEPALIVE_TIME_MS // KEEPALIVE_TIMEOUT_MS
+_LAST_WORDS_S: Final = 1.0
+"""What was written before the end may still go out for so long."""
+_READ_BYTES: Final = 65_536
 
 
 class GrpcConnection(FrameConnection, asyncio.Protocol):
@@ -49,11 +53,12 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
         self._paused = False
         self._silent_looks = 0
         self._looking: asyncio.TimerHandle | None = None
+        self._answered: asyncio.Future[None] = self._loop.create_future()
         self._why = EngineError(grpc.StatusCode.CANCELLED, "this connection was closed")
 
     def send_now(self, payload: bytes) -> bool:
         """See `frame_connection.FrameConnection`; what the server does not take yet is kept."""
-        if self.broken or self._unsent:
+        if self.broken or self._unsent or self._transport is None or self._transport.is_closing():
             return False
         self._unsent = memoryview(Http2Call.packed(payload))
         self._push()
@@ -79,6 +84,10 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
         if encrypted is not None and encrypted.selected_alpn_protocol() != ALPN:
             self._end(EngineError(grpc.StatusCode.UNAVAILABLE, "who listens there does not speak HTTP/2"))
             return
+        own = transport.get_extra_info("socket")
+        if own.family in (socket.AF_INET, socket.AF_INET6):
+            # A host that vanished acknowledges nothing; TCP itself would send again for a quarter of an hour.
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_TIMEOUT_MS)
         self._transport.write(self._call.begin())
         self._looking = self._loop.call_later(_LOOK_S, self._look)
 
@@ -87,22 +96,23 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
         if self.broken or self._transport is None:
             return
         self._silent_looks = 0
-        messages: list[bytes] = []
-        reply = self._call.receive(data, messages)
-        if reply:
-            self._transport.write(reply)
-        if messages:
-            self._arrived.extend(messages)
-            self._deliver()
+        reply = self._read(data)
         if self._call.outcome is not None:
             self._end(self._call.outcome)
-        elif self._unsent:
-            self._push()
+        elif not self._transport.is_closing():
+            if reply:
+                self._transport.write(reply)
+            if self._unsent:
+                self._push()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        said = _said(exc) if exc else "it was closed there"
-        self._end(EngineError(grpc.StatusCode.UNAVAILABLE, f"the connection to {self._target} broke: {said}"))
+        if not self.broken:
+            if isinstance(exc, OSError):
+                self._read_rest()
+            text = f"the connection to {self._target} broke: {_said(exc) if exc else 'it was closed there'}"
+            self._end(self._call.outcome or EngineError(grpc.StatusCode.UNAVAILABLE, text))
+        self._transport = None
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
@@ -117,7 +127,10 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
     async def reach(
         self, address: str | tuple[str, int], tls: ssl.SSLContext | None, name: str | None
     ) -> None:
-        """Connect and begin the call; what the server thinks of it shows with the first message.
+        """Connect, begin the call, and wait until somebody answers who speaks HTTP/2.
+
+        Who only takes connections may be a load balancer with nobody behind it, or a process that stands
+        still.
 
         Args:
             address: a socket's path, or host and port.
@@ -126,15 +139,43 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
 
         Raises:
             OSError: nobody is there, or nobody to believe.
+            EngineError: who is there does not answer as a server should.
         """
         if isinstance(address, str):
             await self._loop.create_unix_connection(lambda: self, address, ssl=tls, server_hostname=name)
         else:
             await self._loop.create_connection(lambda: self, *address, ssl=tls, server_hostname=name)
+        await self._answered
+        if not self._call.answered:
+            raise self._lost()
+
+    def _read(self, data: bytes) -> bytes:
+        """Hand over the messages in what arrived; returns what to answer."""
+        messages: list[bytes] = []
+        reply = self._call.receive(data, messages)
+        if self._call.answered:
+            self._wake(self._answered)
+        if messages:
+            self._arrived.extend(messages)
+            self._deliver()
+        return reply
+
+    def _read_rest(self) -> None:
+        """Take what had arrived: who writes first is told of the end before it has read."""
+        transport = self._transport
+        if transport is None or transport.get_extra_info("ssl_object") is not None:
+            return
+        with (
+            suppress(OSError),
+            socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as rest,
+        ):
+            rest.setblocking(False)
+            while not self.broken and (data := rest.recv(_READ_BYTES)):
+                self._read(data)
 
     def _push(self) -> None:
         """Write of what is unsent as much as may be written."""
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             return
         while self._unsent and not self._paused:
             frames, size = self._call.data_frames(self._unsent)
@@ -155,7 +196,7 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
             return
         self._silent_looks += 1
         if self._silent_looks > _SILENT_LOOKS:
-            text = f"{self._target} has said nothing for {_LOOK_S * self._silent_looks:g} s"
+            text = f"{self._target} has said nothing for {_LOOK_S * _SILENT_LOOKS:g} s and more"
             self._end(EngineError(grpc.StatusCode.UNAVAILABLE, text))
             return
         if self._silent_looks == _SILENT_LOOKS:
@@ -169,12 +210,17 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
         if self._looking is not None:
             self._looking.cancel()
         self._unsent = memoryview(b"")
+        self._wake(self._answered)
         if self._transport is not None:
             self._transport.close()
+            self._loop.call_later(_LAST_WORDS_S, self._transport.abort)
         self._break()
 
     def _lost(self) -> EngineError:
-        return self._why
+        why = self._why  # another one each time: what is raised keeps where it was raised
+        return EngineError(
+            why.code, why.message, reason=why.reason, param=why.param, retry_after_s=why.retry_after_s
+        )
 
 
 class GrpcDialer:
@@ -193,13 +239,14 @@ class GrpcDialer:
         self._shown = () if tokens is None else (("authorization", tokens.authorization),)
 
     async def __call__(self) -> GrpcConnection:
-        """Open one; what the server thinks of it shows with the first message.
+        """Open one; what the server thinks of the call shows with the first message.
 
         Raises:
             EngineError: UNAVAILABLE, nobody can be reached there, or nobody to believe.
         """
         where = GrpcTarget.parse(self._target)
-        name = (self._server_name or where.host or where.authority) if self._tls else None
+        # Without the dot of an absolute name, which no certificate has.
+        name = (self._server_name or where.host or where.authority).rstrip(".") if self._tls else None
         problem: Exception | None = None
         try:
             for address in [where.path] if where.path else await _addresses(where):
@@ -213,7 +260,7 @@ class GrpcDialer:
                 try:
                     async with asyncio.timeout(_CONNECT_S):
                         await connection.reach(address, self._tls, name)
-                except (OSError, TimeoutError) as error:
+                except (OSError, EngineError) as error:
                     problem = error
                 except BaseException:  # given up, maybe just when it was there
                     connection.close()
@@ -229,12 +276,15 @@ class GrpcDialer:
 
 
 async def _addresses(where: GrpcTarget) -> Iterable[str | tuple[str, int]]:
-    found = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    async with asyncio.timeout(_RESOLVE_S):
+        found = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
     return dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found)
 
 
 def _said(problem: Exception | None) -> str:
     """Without the addresses that asyncio's own texts hold."""
+    if isinstance(problem, EngineError):
+        return problem.message
     if isinstance(problem, ssl.SSLCertVerificationError):
         return problem.verify_message
     if isinstance(problem, ssl.SSLError):

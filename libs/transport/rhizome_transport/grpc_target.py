@@ -55,4 +55,4 @@ class GrpcTarget:
         if not host or set(address) & set("/@?# ,"):
             text = f"{target!r} is no address; write host:port, IPv6 in brackets, or unix:/path"
             raise EngineError(grpc.StatusCode.UNAVAILABLE, text)
-        return cls(host, port or _USUAL_PORT, "", address)
+        return cls(host, _USUAL_PORT if port is None else port, "", address)

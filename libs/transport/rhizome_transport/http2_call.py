@@ -32,6 +32,7 @@ _MOST_HEADER_BYTES: Final = 65_536
 _STREAM: Final = 1
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _PING_BYTES, _PRIORITY_BYTES = 8, 5
+_MOST_AT_ONCE: Final = 1 << 18
 _SECRET: Final = frozenset({"authorization"})
 
 
@@ -70,6 +71,7 @@ class Http2Call:
 
     Attributes:
         outcome: why it ended; None while it goes on. An end without an error is UNAVAILABLE, too.
+        answered: whether the server has begun to speak HTTP/2.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Http2Call:
         self._decoder = hpack.Decoder(max_header_list_size=_MOST_HEADER_BYTES)
         self._rest = b""
         self._block: tuple[int, bytearray] | None = None
-        self._answered = self._settled = False
+        self.answered = self._has_headers = False
         self._message = bytearray()
         self._unreported = 0
         self._their_window = self._their_first_window = self._shared_window = _FIRST_WINDOW
@@ -124,12 +126,12 @@ class Http2Call:
         return b"\0" + len(message).to_bytes(4, "big") + message
 
     def data_frames(self, data: memoryview | bytes) -> tuple[bytes, int]:
-        """What to write of packed messages, as far as the server lets us.
+        """What to write next of packed messages, as far as the server lets us.
 
         Returns:
             Whole frames, and how many bytes of the data they hold.
         """
-        size = min(len(data), self._their_window, self._shared_window)
+        size = min(len(data), self._their_window, self._shared_window, _MOST_AT_ONCE)
         if size <= 0:
             return b"", 0
         self._their_window -= size
@@ -189,7 +191,7 @@ class Http2Call:
         stream = int.from_bytes(data[head + 5 : begin], "big") & _LARGEST_WINDOW
         if self._block is not None and kind != _Frame.CONTINUATION:
             raise _ViolationError("a header block is interrupted")
-        if not self._settled and kind != _Frame.SETTINGS:
+        if not self.answered and kind != _Frame.SETTINGS:
             raise _ViolationError("it does not begin with its settings")
         if kind == _Frame.DATA:
             self._unreported += end - begin
@@ -222,7 +224,9 @@ class Http2Call:
             case _Frame.CONTINUATION:
                 self._on_block(stream, flags, body)
             case _Frame.RST_STREAM:
-                self.outcome = of_reset(_number(body))
+                error = _number(body)
+                if stream == _STREAM:
+                    self.outcome = of_reset(error)
             case _Frame.GOAWAY:
                 self._on_goaway(body)
             case _Frame.PUSH_PROMISE:
@@ -231,7 +235,7 @@ class Http2Call:
                 pass
 
     def _on_data(self, stream: int, data: bytes, begin: int, end: int, messages: list[bytes]) -> None:
-        if stream != _STREAM or not self._answered:
+        if stream != _STREAM or not self._has_headers:
             raise _ViolationError("data came before an answer")
         if not self._message and end - begin >= _MESSAGE_HEAD:
             after = begin + _MESSAGE_HEAD
@@ -265,7 +269,7 @@ class Http2Call:
             raise _ViolationError("a window cannot be so large")
 
     def _on_settings(self, body: bytes) -> None:
-        self._settled = True
+        self.answered = True
         if len(body) % 6:
             raise _ViolationError("settings are cut off")
         for name, value in struct.iter_unpack("!HL", body):
@@ -297,11 +301,11 @@ class Http2Call:
         self._on_headers({str(one[0]): str(one[1]) for one in headers}, ended=bool(first_flags & _END_STREAM))
 
     def _on_headers(self, headers: dict[str, str], *, ended: bool) -> None:
-        if not self._answered:
+        if not self._has_headers:
             status = headers.get(":status", "")
             if status.startswith("1"):
                 return
-            self._answered = True
+            self._has_headers = True
             if "grpc-status" not in headers and (
                 status != "200" or not headers.get("content-type", "").startswith("application/grpc")
             ):

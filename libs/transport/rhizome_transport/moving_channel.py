@@ -29,7 +29,7 @@ class Connection:
         channel: to the server.
         engine: its EngineService.
         health: its health.
-        users: streams and calls that are open on it.
+        users: calls that are open on it.
         left: nothing new comes here any more.
     """
 
@@ -55,7 +55,7 @@ class MovingChannel:
 
     @property
     def now(self) -> Connection:
-        """Where new streams and calls go."""
+        """Where new calls go."""
         return self._now
 
     @asynccontextmanager

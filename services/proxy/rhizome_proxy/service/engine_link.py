@@ -80,17 +80,20 @@ class EngineLink:
     def cut(self) -> None:
         """End the stream as if the engine had."""
         self._cut = True
-        self._carrying.cancel()
+        # Not at once: a task that has not begun yet would end without a word.
+        asyncio.get_running_loop().call_soon(self._carrying.cancel)
 
     def close(self) -> None:
         """End the stream; the engine cancels what is open on it."""
+        self._cut = False
         self._carrying.cancel()
         self._end()
 
     async def _carry(self) -> None:
         try:
             connection = self._connection = await self.backend.engine.connect()
-            for frame in self._early:
+            early, self._early = self._early, []
+            for frame in early:
                 connection.post(frame)
             await connection.carry(self._take)
         except EngineError as failure:
