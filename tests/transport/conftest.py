@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import uvloop
 
+from rhizome_testing.certificates import Authority
+
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
     loops: dict[str, Any] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name == "test_grpc_connection.py":  # each has transports of its own
+    if item.path.name.startswith("test_grpc_connection"):  # each has transports of its own
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 
@@ -26,6 +28,21 @@ def endpoint() -> Iterator[str]:
     # pytest's own directories are too long for a socket's path and not private.
     with TemporaryDirectory(prefix="rz-") as directory:
         yield f"ipc://{Path(directory) / 'run' / 'core.sock'}"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="session")
+def ours(folder: Path) -> Authority:
+    return Authority(folder, "ours")
+
+
+@pytest.fixture(scope="session")
+def theirs(folder: Path) -> Authority:
+    return Authority(folder, "theirs")
 
 
 @pytest.fixture

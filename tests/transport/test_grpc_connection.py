@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import grpc
 import grpc.aio
 import hpack
 import pytest
+from tests.transport.echo_server import echo, echoes, fails, next_of, served
 
-from rhizome_testing.certificates import Authority
+from rhizome_testing.certificates import Authority, client_tls
 from rhizome_testing.ports import free_port
 from rhizome_transport import grpc_connection
 from rhizome_transport.channel import ENGINE_SERVICE
@@ -25,31 +25,10 @@ from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_connection import GrpcConnection, GrpcDialer
 from rhizome_transport.grpc_server import GrpcServer
 from rhizome_transport.grpc_target import GrpcTarget
-from rhizome_transport.tls import ClientTls, ServerTls
 from rhizome_transport.tokens import Tokens
 
 DATA, HEADERS, SETTINGS = 0, 1, 4
 SIZES = (0, 1, 16_379, 16_380, 70_000, 5_000_000, 3)
-Handler = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
-
-
-async def echo(frames: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
-    async for one in frames:
-        yield one
-
-
-@asynccontextmanager
-async def served(
-    handler: Handler = echo, address: str = "127.0.0.1:0", tls: ServerTls | None = None
-) -> AsyncIterator[tuple[GrpcServer, str]]:
-    server = GrpcServer(address, service_names=(ENGINE_SERVICE,), tls=tls)
-    connect: Any = grpc.stream_stream_rpc_method_handler(handler)
-    server.add_handlers(ENGINE_SERVICE, {"Connect": connect})
-    port = await server.start()
-    try:
-        yield server, address if address.startswith("unix:") else f"127.0.0.1:{port}"
-    finally:
-        await server.drain_and_stop(0)
 
 
 @contextmanager
@@ -82,25 +61,12 @@ async def opened(
     return await opening, peer
 
 
-async def next_of(connection: GrpcConnection) -> bytes:
-    return await asyncio.wait_for(connection.receive(), 10)
-
-
 async def failure_of(connection: GrpcConnection) -> EngineError:
     with pytest.raises(EngineError) as caught:
         await next_of(connection)
     assert connection.broken
     connection.close()
     return caught.value
-
-
-async def echoes(target: str, **options: Any) -> bool:
-    """Whether somebody there answers; else why is raised."""
-    connection = await GrpcDialer(target, **options)()
-    connection.post(b"hello")
-    answer = await next_of(connection)
-    connection.close()
-    return answer == b"hello"
 
 
 async def test_messages_of_all_sizes_cross_both_ways_in_order():
@@ -387,84 +353,3 @@ async def test_a_server_that_answers_pings_lives_on(monkeypatch: pytest.MonkeyPa
         connection.post(b"still there")
         assert await next_of(connection) == b"still there"
         connection.close()
-
-
-# TLS
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path) -> Authority:
-    return Authority(folder, "ours")
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Authority:
-    return Authority(folder, "theirs")
-
-
-def server_tls(authority: Authority, client_ca: Path | None = None, **names: str) -> ServerTls:
-    issued = authority.issue("server", **names)
-    tls = ServerTls.from_files(issued.cert, issued.key, client_ca)
-    assert tls is not None
-    return tls
-
-
-def client_tls(authority: Authority, own: Authority | None = None, name: str = "") -> ClientTls:
-    issued = own.issue("client", "DNS:client") if own else None
-    tls = ClientTls.from_files(
-        authority.ca, issued.cert if issued else None, issued.key if issued else None, name
-    )
-    assert tls is not None
-    return tls
-
-
-async def fails(target: str, said: str | None, **options: Any) -> bool:
-    with pytest.raises(EngineError, match=said) as caught:
-        await echoes(target, **options)
-    return caught.value.code is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_only_servers_of_the_authority_are_believed(ours: Authority, theirs: Authority):
-    async with served(tls=server_tls(ours)) as (_, target):
-        assert await echoes(target, tls=client_tls(ours))
-        assert await fails(target, "certificate", tls=client_tls(theirs))
-        assert await fails(target, "broke|does not speak")
-    async with served() as (_, target):
-        assert await fails(target, "cannot be reached", tls=client_tls(ours))
-
-
-async def test_a_certificate_that_is_no_root_is_believed_where_it_is_named(ours: Authority):
-    """As gRPC's channels do, which carry the other calls to the same server."""
-    issued = ours.issue("pinned")
-    async with served(tls=ServerTls(issued.cert.read_bytes(), issued.key.read_bytes())) as (_, target):
-        assert await echoes(target, tls=ClientTls(issued.cert.read_bytes()))
-        assert await echoes(target, tls=client_tls(ours, name="localhost."))
-
-
-async def test_only_clients_of_the_authority_come_in(ours: Authority, theirs: Authority):
-    async with served(tls=server_tls(ours, client_ca=ours.ca)) as (_, target):
-        assert await echoes(target, tls=client_tls(ours, own=ours))
-        assert await fails(target, None, tls=client_tls(ours))
-        assert await fails(target, None, tls=client_tls(ours, own=theirs))
-
-
-async def test_a_server_must_have_the_name_that_it_is_called_by(ours: Authority):
-    async with served(tls=server_tls(ours, subject_alternative_name="DNS:engine.internal")) as (_, target):
-        assert await fails(target, "mismatch", tls=client_tls(ours))
-        assert await echoes(target, tls=client_tls(ours, name="engine.internal"))
-        assert await fails(target, "mismatch", tls=client_tls(ours, name="other.internal"))
-
-
-async def test_a_server_whose_tls_has_no_http2_is_not_spoken_to(ours: Authority):
-    issued = ours.issue("plain")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(issued.cert, issued.key)
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
-    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    assert await fails(target, "does not speak HTTP/2", tls=client_tls(ours))
-    server.close()

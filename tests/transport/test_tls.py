@@ -12,27 +12,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from rhizome_testing.certificates import Authority
+from rhizome_testing.certificates import client_tls, server_tls
 from rhizome_transport import probe
 from rhizome_transport.channel import ENGINE_SERVICE
 from rhizome_transport.grpc_client import GrpcEngineClient
 from rhizome_transport.grpc_server import GrpcServer
 from rhizome_transport.tls import ClientTls, ServerTls
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path) -> Authority:
-    return Authority(folder, "ours")
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Authority:
-    return Authority(folder, "theirs")
 
 
 @asynccontextmanager
@@ -52,21 +37,6 @@ async def reaches(target: str, tls: ClientTls | None) -> bool:
         return await client.serving(timeout_s=5)
     finally:
         await client.close()
-
-
-def server_tls(authority: Authority, client_ca: Path | None = None, **names: str) -> ServerTls:
-    issued = authority.issue("server", **names)
-    tls = ServerTls.from_files(issued.cert, issued.key, client_ca)
-    assert tls is not None
-    return tls
-
-
-def client_tls(authority: Authority, own: Authority | None = None, name: str = "") -> ClientTls:
-    issued = own.issue("client", "DNS:client") if own else None
-    cert, key = (issued.cert, issued.key) if issued else (None, None)
-    tls = ClientTls.from_files(authority.ca, cert, key, name)
-    assert tls is not None
-    return tls
 
 
 async def test_a_client_believes_only_servers_of_its_authority(ours, theirs):

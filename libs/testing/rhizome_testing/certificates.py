@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from rhizome_transport.tls import ClientTls, ServerTls
+
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
@@ -44,6 +46,23 @@ class Authority:
         basic = ("-addext", "basicConstraints=critical,CA:FALSE")
         _request(issued.cert, issued.key, name, *signed, *extensions, *basic)
         return issued
+
+
+def server_tls(authority: Authority, client_ca: Path | None = None, **names: str) -> ServerTls:
+    """Settings of a server with a certificate of `authority`; see `Authority.issue` for names."""
+    issued = authority.issue("server", **names)
+    tls = ServerTls.from_files(issued.cert, issued.key, client_ca)
+    assert tls is not None
+    return tls
+
+
+def client_tls(authority: Authority, own: Authority | None = None, name: str = "") -> ClientTls:
+    """Settings of a client that believes `authority`, with a certificate of `own` if that is given."""
+    issued = own.issue("client", "DNS:client") if own else None
+    cert, key = (issued.cert, issued.key) if issued else (None, None)
+    tls = ClientTls.from_files(authority.ca, cert, key, name)
+    assert tls is not None
+    return tls
 
 
 def _request(cert: Path, key: Path, name: str, *options: str) -> None:

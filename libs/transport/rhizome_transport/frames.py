@@ -368,11 +368,7 @@ class FrameMultiplexer:
         session = Session(
             connection, self._peer_name, self._initial_credit, self._note_load, self._on_refused
         )
-        try:
-            await session.greet(_GREETING_LIMIT_S)
-        except BaseException:
-            connection.close()
-            raise
+        await session.greet(_GREETING_LIMIT_S)
         return session
 
     def _note_load(self, load: Load) -> None:

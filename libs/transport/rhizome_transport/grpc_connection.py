@@ -107,12 +107,11 @@ class GrpcConnection(FrameConnection, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        if not self.broken:
-            if isinstance(exc, OSError):
-                self._read_rest()
-            text = f"the connection to {self._target} broke: {_said(exc) if exc else 'it was closed there'}"
-            self._end(self._call.outcome or EngineError(grpc.StatusCode.UNAVAILABLE, text))
+        if isinstance(exc, OSError) and not self.broken:
+            self._read_rest()
         self._transport = None
+        text = f"the connection to {self._target} broke: {_said(exc) if exc else 'it was closed there'}"
+        self._end(self._call.outcome or EngineError(grpc.StatusCode.UNAVAILABLE, text))
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
@@ -276,8 +275,12 @@ class GrpcDialer:
 
 
 async def _addresses(where: GrpcTarget) -> Iterable[str | tuple[str, int]]:
-    async with asyncio.timeout(_RESOLVE_S):
-        found = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise OSError(f"the name was not resolved within {_RESOLVE_S:g} s") from None
     return dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found)
 
 

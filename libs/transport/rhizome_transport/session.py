@@ -65,11 +65,19 @@ class Session:
         self.alive = False
 
     async def greet(self, timeout_s: float) -> None:
-        """Exchange Hello and Welcome.
+        """Exchange Hello and Welcome; the connection is closed where that fails.
 
         Raises:
             EngineError: no Welcome in time, or another protocol version.
         """
+        try:
+            await self._exchange(timeout_s)
+        except BaseException:
+            self._connection.close()
+            raise
+        self.alive = True
+
+    async def _exchange(self, timeout_s: float) -> None:
         hello = Hello(
             protocol_version=PROTOCOL_VERSION,
             peer_name=self._peer_name,
@@ -94,7 +102,6 @@ class Session:
                 f"{PROTOCOL_VERSION}; run the same release of Rhizome on both sides",
             )
         self.instance_id = welcome.instance_id
-        self.alive = True
 
     async def run(self) -> EngineError:
         """Carry frames until the connection breaks; then fail everything that is open and say why."""
