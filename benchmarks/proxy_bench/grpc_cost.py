@@ -22,7 +22,7 @@ from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.metronome_engine import set_pace
 from rhizome_testing.processes import ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
-from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION
 from rhizome_transport.grpc_client import GrpcEngineClient
 
 STREAMS: Final = 64
@@ -85,7 +85,7 @@ async def _flood(bench: Bench, proxy: ProxyProcess) -> dict[str, float]:
         async def send(**frame: object) -> None:
             await call.write(ClientFrame(**frame).SerializeToString())  # type: ignore[arg-type]
 
-        await send(hello=Hello(protocol_version=1, peer_name="flood", initial_credit=_CREDIT))
+        await send(hello=Hello(protocol_version=PROTOCOL_VERSION, peer_name="flood", initial_credit=_CREDIT))
         for number in range(STREAMS):
             await send(submit=Submit(request=_request(f"s{number}", 1 << 19)))
 

@@ -39,7 +39,7 @@ from rhizome.engine.v1.load_pb2 import Load
 from rhizome_proxy.server import ProxyServer
 from rhizome_proxy.settings import ProxySettings
 from rhizome_testing.request_events import delta_event, finished_event, refused_event, started_event
-from rhizome_transport.channel import ENGINE_SERVICE
+from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.grpc_server import GrpcServer
 
@@ -173,7 +173,7 @@ class ScriptedEngine:
                 match frame.WhichOneof("frame"):
                     case "hello":
                         peer.peer_name, peer.credit = frame.hello.peer_name, frame.hello.initial_credit
-                        welcome = Welcome(protocol_version=1, instance_id="core")
+                        welcome = Welcome(protocol_version=PROTOCOL_VERSION, instance_id="core")
                         await context.write(EngineFrame(welcome=welcome).SerializeToString())
                     case "submit":
                         self.submits.append(frame.submit)
@@ -250,7 +250,9 @@ class Peer:
         self._reader: asyncio.Task[None] | None = None
 
     async def open(self) -> Peer:
-        await self.send(hello=Hello(protocol_version=1, peer_name="tester", initial_credit=self._credit))
+        await self.send(
+            hello=Hello(protocol_version=PROTOCOL_VERSION, peer_name="tester", initial_credit=self._credit)
+        )
         self._reader = asyncio.create_task(self._read())
         return self
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhizome.engine.v1.generate_pb2 import TokenIds
-from rhizome_text.packed_ids import PackedIds, varint
+from rhizome_text.packed_ids import PackedIds, pack
 from rhizome_transport.packed_ids import count_ids, ids_message
 
 IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)), max_size=40)
@@ -14,15 +14,15 @@ IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1)), max_si
 
 @given(ids=IDS)
 def test_they_are_what_protobuf_writes(ids: list[int]) -> None:
-    packed = PackedIds(b"".join(map(varint, ids)))
-    message = ids_message(packed.varints)
+    packed = PackedIds(pack(ids))
+    message = ids_message(packed.packed)
     assert message == TokenIds(ids=ids).SerializeToString()
     assert len(packed) == count_ids(message) == len(ids)
 
 
 @given(ids=IDS, place=st.integers(-50, 50))
 def test_they_read_as_a_list_does(ids: list[int], place: int) -> None:
-    packed = PackedIds(b"".join(map(varint, ids)))
+    packed = PackedIds(pack(ids))
     assert list(packed) == ids == packed
     assert packed[place:] == ids[place:]
     if -len(ids) <= place < len(ids):
@@ -34,10 +34,10 @@ def test_they_read_as_a_list_does(ids: list[int], place: int) -> None:
 def test_ids_in_several_fields_are_counted_together(ids: list[int], more: list[int]) -> None:
     """As `SplitRequest.append` writes them, or an encoder that does not pack."""
     parts = TokenIds(ids=ids).SerializeToString() + TokenIds(ids=more).SerializeToString()
-    assert count_ids(parts + b"\x08\x07") == len(ids) + len(more) + 1
+    assert count_ids(parts + b"\x15\x07\0\0\0") == len(ids) + len(more) + 1
 
 
-@pytest.mark.parametrize("broken", [b"\x0a\x02\x80\x80", b"\x0a\x05\x01"])
+@pytest.mark.parametrize("broken", [b"\x12\x03\0\0\0", b"\x12\x04\x01", b"\x12"])
 def test_ids_that_are_cut_off_are_an_error(broken: bytes) -> None:
     with pytest.raises(DecodeError):
         count_ids(broken)

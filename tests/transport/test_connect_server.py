@@ -191,7 +191,7 @@ async def test_what_breaks_the_contract_ends_the_stream(served, frame):
     [
         (b"\xff\xff", "INVALID_ARGUMENT", "no ClientFrame"),
         (ping(1), "INVALID_ARGUMENT", "must be Hello"),
-        (ClientFrame(hello=Hello(protocol_version=9)), "FAILED_PRECONDITION", "protocol 1"),
+        (ClientFrame(hello=Hello(protocol_version=9)), "FAILED_PRECONDITION", f"protocol {PROTOCOL_VERSION}"),
     ],
     ids=["noise", "no hello", "another version"],
 )

@@ -10,13 +10,14 @@ import pytest
 import zmq
 
 from rhizome.engine.v1.frames_pb2 import CallResult, ClientFrame, EngineFrame, Hello
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.core_connection import CoreConnection
 from rhizome_transport.dealer import DealerConnection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import FrameServer
 from rhizome_transport.open_core import open_core
 
-HELLO = ClientFrame(hello=Hello(protocol_version=1, initial_credit=1)).SerializeToString()
+HELLO = ClientFrame(hello=Hello(protocol_version=PROTOCOL_VERSION, initial_credit=1)).SerializeToString()
 
 
 @pytest.fixture(params=[DealerConnection, open_core])

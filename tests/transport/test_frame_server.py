@@ -23,6 +23,7 @@ from rhizome.engine.v1.frames_pb2 import (
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, GenerateResponse, TokenDelta
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_transport import frame_server
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.frame_server import FrameServer, Peer
 
 
@@ -76,7 +77,7 @@ def poll_for(
 
 def greet(server: FrameServer, peer: RawPeer, credit: int = 8) -> Peer:
     known = set(server.peers)
-    peer.send(hello=Hello(protocol_version=1, peer_name="raw", initial_credit=credit))
+    peer.send(hello=Hello(protocol_version=PROTOCOL_VERSION, peer_name="raw", initial_credit=credit))
     poll_for(server, lambda: set(server.peers) != known)
     welcome = peer.receive()
     assert welcome is not None
@@ -214,7 +215,7 @@ def test_a_peer_that_closes_is_reported_once(server, connect):
 def test_a_peer_that_says_hello_again_starts_over(server, connect):
     raw = connect()
     first = greet(server, raw)
-    raw.send(hello=Hello(protocol_version=1, peer_name="again", initial_credit=4))
+    raw.send(hello=Hello(protocol_version=PROTOCOL_VERSION, peer_name="again", initial_credit=4))
     poll_for(server, lambda: server.peers != (first,))
     assert server.take_gone() == [first]
 

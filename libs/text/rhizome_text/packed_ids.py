@@ -1,34 +1,32 @@
-"""Token ids as protobuf writes them: a prompt that is only passed on never becomes a list of numbers."""
+"""Token ids as they are sent: a prompt that is only passed on never becomes a list of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
-_CONTINUED = bytes(range(0x80, 0x100))
-"""Bytes after which a number goes on."""
+_WIDTH = 4
 
 
 class PackedIds(Sequence[int]):
     """Token ids, unpacked where somebody looks at them.
 
     Args:
-        varints: the ids one after another, each in seven bits a byte, the lowest first, the highest bit set
-            in all bytes but its last.
+        packed: the ids one after another, 4 bytes each, the lowest first; see `pack`.
 
     Attributes:
-        varints: as given.
+        packed: as given.
     """
 
-    __slots__ = ("_count", "_ids", "varints")
+    __slots__ = ("_ids", "packed")
 
-    def __init__(self, varints: bytes) -> None:
-        self.varints = varints
-        self._count = len(varints.translate(None, _CONTINUED))
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
         self._ids: list[int] | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.packed) // _WIDTH
 
     @overload
     def __getitem__(self, place: int) -> int: ...
@@ -48,27 +46,15 @@ class PackedIds(Sequence[int]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"PackedIds({self.varints!r})"
+        return f"PackedIds({self.packed!r})"
 
     def _unpacked(self) -> list[int]:
         if self._ids is None:
-            ids: list[int] = []
-            value = shift = 0
-            for byte in self.varints:
-                value |= (byte & 0x7F) << shift
-                shift += 7
-                if byte < 0x80:
-                    ids.append(value)
-                    value = shift = 0
-            self._ids = ids
+            self._ids = list(struct.unpack(f"<{len(self)}I", self.packed))
         return self._ids
 
 
-def varint(value: int) -> bytes:
-    """A number that is not negative, as in `PackedIds`."""
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+def pack(token_ids: Iterable[int]) -> bytes:
+    """Token ids from 0 to 2^32 - 1, as `PackedIds` takes them."""
+    ids = list(token_ids)
+    return struct.pack(f"<{len(ids)}I", *ids)

@@ -24,7 +24,7 @@ from typing import Any
 
 import tokenizers
 
-from rhizome_text.packed_ids import PackedIds, varint
+from rhizome_text.packed_ids import PackedIds, pack
 from rhizome_text.word_pattern import (
     GPT2_PATTERN,
     UnknownPatternError,
@@ -98,7 +98,7 @@ class WordEncoder:
         self._first_pieces = _Known(self._ids_of_piece)
         self._pieces = _Known(lambda piece: self._ids_of_piece(f" {piece}"))
         self._model = backend.model
-        self._added_ids = {text: varint(token_id) for text, token_id in added.items()}
+        self._added_ids = {text: pack([token_id]) for text, token_id in added.items()}
         probe = _PROBE.join(["", *longest_first[:8], ""])
         if self._ids(probe, most_new=len(probe)) != _ids_of(backend, probe):
             raise UnknownPatternError("it cuts its texts in another way")
@@ -156,7 +156,7 @@ class WordEncoder:
         if self._allowance < 0 or len(word) > _LONGEST_KNOWN:
             raise _ForThePackageError
         written = word if self._characters is None else word.translate(self._characters)
-        return b"".join([varint(token.id) for token in self._model.tokenize(written)])
+        return pack(token.id for token in self._model.tokenize(written))
 
 
 def word_encoder(backend: tokenizers.Tokenizer) -> WordEncoder | None:

@@ -10,7 +10,7 @@ from rhizome_transport.tokens import Tokens
 
 ENGINE_SERVICE = "rhizome.engine.v1.EngineService"
 ENGINE_ADMIN_SERVICE = "rhizome.engine.v1.EngineAdminService"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """A 128k-token prompt with log probabilities fits; a mistaken upload does not."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, TokenIds
-from rhizome_transport.packed_ids import TokenArray, count_ids, unpack_ids
+from rhizome_transport.packed_ids import TokenArray, count_ids, ids_array, unpack_ids
 from rhizome_transport.wire import cut, field
 
 _TOKEN_IDS = GenerateRequest.DESCRIPTOR.fields_by_name["token_ids"].number
@@ -46,7 +46,7 @@ class SplitRequest:
         Raises:
             DecodeError: it is no TokenIds.
         """
-        return unpack_ids(self.head.token_ids.SerializeToString() if self.prompt is None else self.prompt)
+        return ids_array(self.head.token_ids) if self.prompt is None else unpack_ids(self.prompt)
 
     @property
     def prompt_tokens(self) -> int:

@@ -2,8 +2,8 @@
 
     message = field*     field = key value     key = varint of number << 3 | kind
 
-A long prompt is 100 KB of varints: to parse them into numbers and to write them again takes a millisecond,
-to copy them a hundredth of that.
+A long prompt is 100 KB of ids: to make numbers of them and to write them again takes a millisecond, to copy
+them a hundredth of that.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ def cut(message: bytes, number: int) -> tuple[bytes, bytes | None]:
 
 def field(number: int, *content: bytes) -> bytes:
     """A serialised field that holds a message, bytes or a packed list; `content` is joined."""
-    key = number << 3 | _DELIMITED
-    return b"".join((_varint(key), _varint(sum(map(len, content))), *content))
+    return b"".join((_varint(field_key(number)), _varint(sum(map(len, content))), *content))
+
+
+def field_key(number: int) -> int:
+    """What stands before the length of a field that `field` writes."""
+    return number << 3 | _DELIMITED
 
 
 def read_varint(message: bytes, at: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from rhizome.engine.v1.engine_service_pb2 import WatchKvEventsRequest, WatchKvEv
 from rhizome.engine.v1.frames_pb2 import Call, ClientFrame, EngineFrame, Hello
 from rhizome_testing.hash_core import HashCore, all_events, token_request, tokens_in
 from rhizome_transport.block_hashes import block_hashes
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.kv_watch import stored_tokens, watch_kv_events
@@ -106,7 +107,7 @@ async def test_token_ids_are_told_to_peers_on_this_host_who_ask(
         zmq.Context.instance(), hash_core.endpoint, identity=RELAYED_IDENTITY_PREFIX + b"router"
     )
     try:
-        await relayed.send(ClientFrame(hello=Hello(protocol_version=1)).SerializeToString())
+        await relayed.send(ClientFrame(hello=Hello(protocol_version=PROTOCOL_VERSION)).SerializeToString())
         call = Call(call_id="1", method="WatchKvEvents", request=request)
         await relayed.send(ClientFrame(call=call).SerializeToString())
         async with asyncio.timeout(LONG_S):

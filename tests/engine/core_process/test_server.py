@@ -35,6 +35,7 @@ from rhizome.engine.v1.generate_pb2 import (
 )
 from rhizome_testing.hash_core import HashCore, all_events, token_request, tokens_in
 from rhizome_testing.hash_runner import expected_tokens
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX, DealerConnection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.zmq_client import ZmqEngineClient
@@ -145,7 +146,7 @@ async def test_refuses_a_second_open_request_of_the_same_peer_and_id(
         dealer.connect(hash_core.endpoint)
         submit = Submit(request=token_request([1], max_tokens=ENDLESS, request_id="same"))
         for frame in (
-            ClientFrame(hello=Hello(protocol_version=1, initial_credit=10_000)),
+            ClientFrame(hello=Hello(protocol_version=PROTOCOL_VERSION, initial_credit=10_000)),
             ClientFrame(submit=submit),
             ClientFrame(submit=submit),
         ):
@@ -336,7 +337,7 @@ async def test_administration_is_refused_to_peers_from_elsewhere(
     stranger = DealerConnection(context, hash_core.endpoint, identity=RELAYED_IDENTITY_PREFIX + b"1")
     try:
         # Whatever it calls itself.
-        hello = Hello(protocol_version=1, peer_name="rhizome-engine-front", initial_credit=1)
+        hello = Hello(protocol_version=PROTOCOL_VERSION, peer_name="rhizome-engine-front", initial_credit=1)
         await stranger.send(ClientFrame(hello=hello).SerializeToString())
         await stranger.send(ClientFrame(call=Call(call_id="c", method=method)).SerializeToString())
         results: list[CallResult] = []

@@ -120,7 +120,7 @@ def test_every_new_field_reaches_the_request() -> None:
     submit.request.sampling.bad_token_sequences.add().ids.extend([5, 6])
     request = to_request(submit, None, "m", RECOMMENDED)
     assert (request.tenant, request.resumed_tokens, request.prompt_logprobs) == ("t", 1, 0)
-    assert (request.prompt_ids, request.num_prompt) == ([1, 2, 3], 2)
+    assert (request.prompt_ids.tolist(), request.num_prompt) == ([1, 2, 3], 2)
     assert request.params.allowed_token_ids == (5, 6)
     assert request.params.bad_words == ((5, 6),)
     assert request.params.top_p == RECOMMENDED.top_p

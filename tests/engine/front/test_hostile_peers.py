@@ -27,7 +27,7 @@ from rhizome_engine.front.stream_limits import StreamLimits
 from rhizome_testing.engine_process import EngineProcess
 from rhizome_testing.hash_core import token_request
 from rhizome_testing.long_tests import takes_long
-from rhizome_transport.channel import ENGINE_SERVICE, open_channel
+from rhizome_transport.channel import ENGINE_SERVICE, PROTOCOL_VERSION, open_channel
 from rhizome_transport.dealer import RELAYED_IDENTITY_PREFIX
 from rhizome_transport.errors import EngineError, from_rpc_error
 from rhizome_transport.frame_server import Peer
@@ -79,7 +79,9 @@ class Raw:
         await self.call.write(ClientFrame(**frame).SerializeToString())
 
     async def hello(self, credit: int = 64) -> None:
-        await self.say(hello=Hello(protocol_version=1, peer_name="hostile", initial_credit=credit))
+        await self.say(
+            hello=Hello(protocol_version=PROTOCOL_VERSION, peer_name="hostile", initial_credit=credit)
+        )
 
     async def frames_until(self, done: Callable[[EngineFrame], bool]) -> list[EngineFrame]:
         frames: list[EngineFrame] = []

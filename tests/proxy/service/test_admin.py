@@ -86,6 +86,7 @@ async def test_a_drain_waits_for_open_requests(cluster, script, admin, eventuall
     assert len(second.submits) == 1 and not draining.done()
     release.set()
     assert (await draining).in_flight_requests == 0
+    await peer.outcome("r1")  # on another connection
     assert peer.tokens("r1") == TOKENS and len(first.submits) == 1
     back = await stub.AddBackend(proxy_pb2.AddBackendRequest(address=first.address))
     assert back.backend.state == proxy_pb2.BACKEND_STATE_READY

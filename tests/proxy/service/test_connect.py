@@ -13,6 +13,7 @@ from rhizome.engine.v1.frames_pb2 import Call, EngineFrame, Hello
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateRequest
 from rhizome.engine.v1.load_pb2 import Load
 from rhizome_backends.spec import BackendSpec
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.wire import field
 
@@ -57,7 +58,7 @@ async def test_introduces_itself_and_not_the_engine(cluster):
     await peer.outcome("r1")
     welcomes = [frame.welcome for frame in peer.parsed if frame.HasField("welcome")]
     assert len(welcomes) == 1 and peer.parsed[0].HasField("welcome")
-    assert welcomes[0].protocol_version == 1
+    assert welcomes[0].protocol_version == PROTOCOL_VERSION
     assert welcomes[0].instance_id not in ("", "core")
     assert engine.peers[0].peer_name == "tester"
 
@@ -266,7 +267,7 @@ async def test_asks_an_engine_that_serves_the_model(cluster):
     [
         (b"\xff\xff", "INVALID_ARGUMENT", "no ClientFrame"),
         (b"", "INVALID_ARGUMENT", "must be Hello"),
-        (b"\x0a\x02\x08\x09", "FAILED_PRECONDITION", "protocol 1"),
+        (b"\x0a\x02\x08\x09", "FAILED_PRECONDITION", f"protocol {PROTOCOL_VERSION}"),
     ],
 )
 async def test_a_stream_begins_with_a_hello(cluster, first, code, text):
@@ -281,7 +282,7 @@ async def test_a_prompt_that_is_no_list_of_ids_ends_the_stream(cluster):
     engine = await cluster.engine()
     proxy = await cluster.proxy(engine)
     peer = await cluster.peer(proxy)
-    broken = b"\x1a\x04\x0a\x02\xff\xff"
+    broken = b"\x1a\x04\x12\x02\xff\xff"
     request = GenerateRequest(request_id="r1").SerializeToString() + broken
     await peer.call.write(field(2, field(1, request)))
     assert await peer.call.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -291,7 +292,7 @@ async def test_a_prompt_that_is_no_list_of_ids_ends_the_stream(cluster):
 
 async def test_a_second_hello_ends_the_stream(cluster):
     peer = await cluster.peer(await cluster.proxy(await cluster.engine()))
-    await peer.send(hello=Hello(protocol_version=1))
+    await peer.send(hello=Hello(protocol_version=PROTOCOL_VERSION))
     assert await peer.call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

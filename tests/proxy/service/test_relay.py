@@ -160,7 +160,7 @@ async def test_no_engine_ready_is_unavailable_with_a_hint(cluster):
         await stub.GetModelInfo(GetModelInfoRequest())
 
 
-@pytest.mark.parametrize("payload", [b"\xff\xff", b"\x1a\x04\x0a\x02\xff\xff"], ids=["noise", "broken ids"])
+@pytest.mark.parametrize("payload", [b"\xff\xff", b"\x1a\x04\x12\x02\xff\xff"], ids=["noise", "broken ids"])
 async def test_bytes_that_are_no_request_are_refused_here(cluster, payload):
     engine = await cluster.engine()
     channel = cluster.channel(await cluster.proxy(engine))

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from rhizome.engine.v1.frames_pb2 import ClientFrame, Credit, EngineFrame, Hello, Submit
 from rhizome_testing.engine_ways import ask, tokens_of
+from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.frame_connection import FrameConnection
 
 
@@ -45,7 +46,7 @@ async def read_events(connection: FrameConnection, request_id: str) -> tuple[lis
 
 async def test_who_stops_reading_holds_up_neither_the_engine_nor_others(wired, until):
     connection = await wired.connect()
-    hello = Hello(protocol_version=1, peer_name="sleepy", initial_credit=1)
+    hello = Hello(protocol_version=PROTOCOL_VERSION, peer_name="sleepy", initial_credit=1)
     connection.post(ClientFrame(hello=hello).SerializeToString())
     connection.post(ClientFrame(submit=Submit(request=ask("count-sleepy", 300))).SerializeToString())
     await until(lambda: wired.core.open_requests == 1)
@@ -66,7 +67,7 @@ async def test_who_stops_reading_holds_up_neither_the_engine_nor_others(wired, u
 
 async def test_a_hundred_requests_of_who_does_not_read_wait_merged(wired, until):
     connection = await wired.connect()
-    hello = Hello(protocol_version=1, peer_name="sleepy", initial_credit=1)
+    hello = Hello(protocol_version=PROTOCOL_VERSION, peer_name="sleepy", initial_credit=1)
     connection.post(ClientFrame(hello=hello).SerializeToString())
     for number in range(100):
         connection.post(ClientFrame(submit=Submit(request=ask(f"count-{number}", 100))).SerializeToString())

@@ -28,6 +28,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from rhizome_routing.candidate import AnyCandidate, Candidate, LoadReport
 from rhizome_routing.policies.active import Active, OpenTokens
@@ -35,6 +36,9 @@ from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement, Policy
 from rhizome_routing.prefix.chain import TEXT_BLOCK
 from rhizome_routing.prefix.index import PrefixIndex
+
+_TIE: Final = 1e-6
+"""Costs in tokens that differ by less are equal, and chance decides."""
 
 
 class Cost(Policy):
@@ -71,26 +75,27 @@ class Cost(Policy):
 
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` by cost."""
-        now, draw = self._clock(), self._random.random
         # Reports come first: they say in which blocks a backend counts.
-        own, foreign = self._active.costs(backends, now)
+        own, foreign = self._active.costs(backends, self._clock())
         worst = max([work for work in foreign if work is not None], default=0.0)
         prompt = ask.prompt_tokens if ask is not None else 0
         cached = self._cached(ask) if ask is not None else {}
-        rows: list[tuple[float, bool, float, int]] = []
+        hit, draw = cached.get, self._random.random
+        costs: list[float] = []
+        unknown: list[int] = []
         idle_cost = 0.0
-        for place, backend in enumerate(backends):
-            active, others = own[place], foreign[place]
-            unknown = others is None
-            active += worst if others is None else others
-            cost = prompt - cached.get(backend.name, 0) + active / backend.weight
-            if not active and not unknown and cost > idle_cost:
+        for backend, mine, others in zip(backends, own, foreign, strict=True):
+            if others is None:
+                unknown.append(len(costs))
+            work = mine + (worst if others is None else others)
+            cost = prompt - hit(backend.name, 0) + work / backend.weight + draw() * _TIE
+            if not work and others is not None and cost > idle_cost:
                 idle_cost = cost
-            rows.append((cost, unknown, draw(), place))
+            costs.append(cost)
         if idle_cost:
-            rows = [(max(row[0], idle_cost), *row[1:]) if row[1] else row for row in rows]
-        rows.sort()
-        return [backends[row[3]] for row in rows]
+            for place in unknown:
+                costs[place] = max(costs[place], idle_cost + draw() * _TIE)
+        return [backends[place] for place in sorted(range(len(costs)), key=costs.__getitem__)]
 
     def place(self, backend: Candidate, ask: Ask | None) -> Placement:
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""

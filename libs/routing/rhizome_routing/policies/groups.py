@@ -26,8 +26,9 @@ class PriorityGroups(Policy):
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` group by group."""
         ordered = self.policy.order(backends, ask)
+        group = backends[0].priority if backends else 0
         for backend in backends:
-            if backend.busy or backend.priority != backends[0].priority:
+            if backend.busy or backend.priority != group:
                 ordered.sort(key=lambda one: (one.busy, one.priority))
                 break
         return ordered

@@ -25,6 +25,7 @@ from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.channel import MAX_MESSAGE_BYTES
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import Peer
+from rhizome_transport.packed_ids import ids_array
 
 MAX_INPUTS = 2048
 _PART_BYTES = 1024 * 1024
@@ -75,7 +76,7 @@ class EmbedCall:
         self.requests = [
             Request(
                 str(index),
-                ids.ids,
+                ids_array(ids),
                 peer=self,
                 embedding=params,
                 namespace=message.cache_namespace,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NoReturn
 
 import grpc
+from numpy.typing import ArrayLike
 
 from rhizome_engine.core.backlog import Backlog
 from rhizome_engine.core.cache_tiers import CacheTiers
@@ -264,12 +265,12 @@ class EngineCore:
         """Drop what no request holds, of one namespace or of all, in all tiers; returns pages freed."""
         return self._tiers.flush(namespace)
 
-    def pin_prefix(self, namespace: str, token_ids: Sequence[int], ttl_s: float | None = None) -> Pin:
+    def pin_prefix(self, namespace: str, token_ids: ArrayLike, ttl_s: float | None = None) -> Pin:
         """Keep what the cache holds of a prefix from eviction.
 
         Args:
             namespace: whose prefix it is.
-            token_ids: compute them first, with a request of `max_tokens` 0.
+            token_ids: [n] compute them first, with a request of `max_tokens` 0.
             ttl_s: seconds until it may be evicted again; None for ever.
 
         Raises:

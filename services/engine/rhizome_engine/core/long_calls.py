@@ -17,6 +17,7 @@ from rhizome_engine.core.translate import check_model, check_name, check_prompt
 from rhizome_engine.scheduler.request import FinishReason, Request
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frame_server import Peer
+from rhizome_transport.packed_ids import ids_array
 
 _MAX_PIN_S = 10 * 366 * 24 * 3600
 """Its end must be a date that the contract can name."""
@@ -90,7 +91,7 @@ class WarmPrefixCall:
             raise EngineError(grpc.StatusCode.INVALID_ARGUMENT, text, param="pin_for")
         self.request = Request(
             f"warm-{uuid.uuid4().hex}",
-            list(message.token_ids.ids),
+            ids_array(message.token_ids),
             peer=self,
             max_tokens=0,
             namespace=message.cache_namespace,

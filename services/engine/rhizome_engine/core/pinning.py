@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import grpc
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rhizome_engine.kvcache.pins import NothingCachedError, Pin, PinBudgetError, PinnedPrefixes
 from rhizome_transport.errors import EngineError
 
 
-def pin_prefix(pins: PinnedPrefixes, namespace: str, token_ids: Sequence[int], ttl_s: float | None) -> Pin:
+def pin_prefix(pins: PinnedPrefixes, namespace: str, token_ids: ArrayLike, ttl_s: float | None) -> Pin:
     """Keep what the cache holds of a prefix from eviction.
 
     Raises:

@@ -30,6 +30,7 @@ from rhizome_engine.scheduler.request import FinishReason, Request, Timings, Usa
 from rhizome_grammar.spec import MAX_PARTS, Grammar
 from rhizome_telemetry.propagation import from_proto
 from rhizome_transport.errors import EngineError
+from rhizome_transport.packed_ids import ids_array
 
 _MAX_REQUEST_ID_CHARS = 256
 _MAX_NAME_CHARS = 256
@@ -80,7 +81,7 @@ def to_request(submit: Submit, peer: Hashable, model: str, defaults: SamplingPar
     _check_counts(request)
     return Request(
         request.request_id,
-        list(request.token_ids.ids),
+        ids_array(request.token_ids),
         to_sampling_params(request.sampling, defaults),
         peer=peer,
         max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,

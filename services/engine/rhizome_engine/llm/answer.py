@@ -92,7 +92,7 @@ class TextAnswer:
         text = self._say(text)
         stopped = self._matched is not None or event.reason is FinishReason.STOP
         self.completion = Completion(
-            prompt_token_ids=self.request.prompt_ids,
+            prompt_token_ids=self.request.prompt_ids.tolist(),
             index=self._index,
             text="".join(self._pieces),
             token_ids=self._token_ids,
@@ -134,5 +134,5 @@ class VectorAnswer:
                 self._values = event.values
             case FinishedEvent():
                 assert self._values is not None
-                self.embedding = Embedding(self._values, self.request.prompt_ids, event.usage)
+                self.embedding = Embedding(self._values, self.request.prompt_ids.tolist(), event.usage)
         return None

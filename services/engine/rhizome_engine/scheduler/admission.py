@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import grpc
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rhizome_engine.scheduler.request import Request
 from rhizome_transport.errors import EngineError
@@ -94,9 +95,7 @@ class Limits:
         high = room if request.max_tokens is None else request.max_tokens
         request.admit(min(room, high), stop_ids, now, unix_ns)
 
-    def _check_ids(self, token_ids: list[int] | tuple[int, ...], param: str) -> None:
-        if not token_ids:
-            return
+    def _check_ids(self, token_ids: ArrayLike, param: str) -> None:
         ids = np.asarray(token_ids, np.int64)
         wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
         if len(wrong):

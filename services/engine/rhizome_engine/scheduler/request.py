@@ -10,6 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rhizome_engine.embedding.pooling import EmbeddingParams
 from rhizome_engine.kvcache.node import TokenIds
@@ -82,7 +83,7 @@ class Request:
 
     Args:
         request_id: unique among the open requests of one peer.
-        prompt_ids: token ids of the prompt.
+        prompt_ids: [n] token ids of the prompt.
         params: how tokens are chosen.
         peer: who asked; opaque, handed back with each event.
         max_tokens: most tokens to generate; None fills the context window, 0 only computes the prompt.
@@ -115,7 +116,7 @@ class Request:
     def __init__(
         self,
         request_id: str,
-        prompt_ids: Sequence[int],
+        prompt_ids: ArrayLike,
         params: SamplingParams | None = None,
         *,
         peer: Hashable = None,
@@ -134,7 +135,7 @@ class Request:
         embedding: EmbeddingParams | None = None,
     ) -> None:
         self.request_id = request_id
-        self.prompt_ids = list(prompt_ids)
+        self.prompt_ids = np.array(prompt_ids, np.int64)
         self.params = params or SamplingParams()
         self.peer = peer
         self.max_tokens = max_tokens if embedding is None else 0

@@ -20,7 +20,7 @@ from rhizome_gateway.parsing.base import OutputParser
 from rhizome_gateway.schema.fields import INT64_MAX
 from rhizome_gateway.schema.sampling import SamplingFields
 from rhizome_gateway.served_model import ServedModel
-from rhizome_text.packed_ids import PackedIds
+from rhizome_text.packed_ids import PackedIds, pack
 from rhizome_transport.packed_ids import ids_message
 from rhizome_transport.split_request import SplitRequest
 
@@ -121,9 +121,7 @@ def plan_choices(
 
 def _message(token_ids: Sequence[int]) -> bytes:
     """A serialised TokenIds."""
-    if isinstance(token_ids, PackedIds):
-        return ids_message(token_ids.varints)
-    return TokenIds(ids=token_ids).SerializeToString()
+    return ids_message(token_ids.packed if isinstance(token_ids, PackedIds) else pack(token_ids))
 
 
 def _check_named(fields: SamplingFields, output: Output, answers: int) -> None:

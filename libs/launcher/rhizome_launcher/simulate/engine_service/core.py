@@ -10,7 +10,6 @@ from itertools import count
 from typing import Final
 
 import grpc
-import numpy as np
 import orjson
 
 from rhizome.engine.v1.engine_service_pb2 import (
@@ -31,6 +30,7 @@ from rhizome_launcher.simulate.heart import Heart
 from rhizome_launcher.simulate.physics import Physics
 from rhizome_launcher.simulate.request import TOKEN_BYTES, SimulatedRequest
 from rhizome_transport.errors import EngineError
+from rhizome_transport.packed_ids import ids_array
 from rhizome_transport.tokenizer_chunks import files_sha256, split_files
 
 _WORD: Final = re.compile("[\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}\N{LOWER ONE EIGHTH BLOCK}]?[A-Za-z]+")
@@ -108,7 +108,7 @@ class EngineCore:
                 "a simulated engine continues token ids; send at least one in token_ids",
                 param="token_ids",
             )
-        ids = np.array(asked.token_ids.ids, "<u4")
+        ids = ids_array(asked.token_ids)
         limit = asked.stop.max_tokens if asked.stop.HasField("max_tokens") else self._default_max_tokens
         if len(ids) - asked.resumed_tokens + limit > self.info.max_context_tokens:
             raise EngineError(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rhizome.common.v1 import common_pb2 as rhizome_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rhizome/engine/v1/generate.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\"\x8d\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x33\n\x08sampling\x18\x06 \x01(\x0b\x32!.rhizome.engine.v1.SamplingParams\x12/\n\x04stop\x18\x07 \x01(\x0b\x32!.rhizome.engine.v1.StopConditions\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12+\n\x07grammar\x18\n \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar\x12\x1c\n\x0fprompt_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x16\n\x0eresumed_tokens\x18\r \x01(\r\x12\x11\n\x04\x65\x63ho\x18\x0e \x01(\x08H\x02\x88\x01\x01\x12\x11\n\tno_resume\x18\x0f \x01(\x08\x12\x14\n\x0c\x61\x66\x66inity_key\x18\x10 \x01(\tB\x07\n\x05inputB\x12\n\x10_prompt_logprobsB\x07\n\x05_echo\"\xca\x02\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x34\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x1a.rhizome.engine.v1.ChoicesH\x00\x12\x1b\n\x13\x66lexible_whitespace\x18\x06 \x01(\x08\x12\x34\n\x05parts\x18\x07 \x03(\x0b\x32%.rhizome.engine.v1.Grammar.PartsEntry\x1aH\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar:\x02\x38\x01\x42\x06\n\x04kind\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"8\n\x08Messages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.rhizome.engine.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xfb\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x44\n\nlogit_bias\x18\t \x03(\x0b\x32\x30.rhizome.engine.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x12\x36\n\x11\x61llowed_token_ids\x18\x0b \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x38\n\x13\x62\x61\x64_token_sequences\x18\x0c \x03(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x11\n\tbad_words\x18\r \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobs\"\xac\x01\n\x0eStopConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"\xe9\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.rhizome.engine.v1.StartedH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.TokenDeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.FinishedH\x00\x12<\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32!.rhizome.engine.v1.PromptLogprobsH\x00\x42\x07\n\x05\x65vent\"E\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"C\n\x0ePromptLogprobs\x12\x31\n\x08logprobs\x18\x01 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"`\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"L\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12+\n\x03top\x18\x02 \x03(\x0b\x32\x1e.rhizome.engine.v1.RankedToken\"0\n\x0bRankedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xd1\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.rhizome.engine.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.rhizome.common.v1.Usage\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.rhizome.common.v1.TimingsB\x0e\n\x0cmatched_stop*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rhizome/engine/v1/generate.proto\x12\x11rhizome.engine.v1\x1a\x1erhizome/common/v1/common.proto\"\x8d\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12/\n\x08messages\x18\x05 \x01(\x0b\x32\x1b.rhizome.engine.v1.MessagesH\x00\x12\x33\n\x08sampling\x18\x06 \x01(\x0b\x32!.rhizome.engine.v1.SamplingParams\x12/\n\x04stop\x18\x07 \x01(\x0b\x32!.rhizome.engine.v1.StopConditions\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12+\n\x07grammar\x18\n \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar\x12\x1c\n\x0fprompt_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x16\n\x0eresumed_tokens\x18\r \x01(\r\x12\x11\n\x04\x65\x63ho\x18\x0e \x01(\x08H\x02\x88\x01\x01\x12\x11\n\tno_resume\x18\x0f \x01(\x08\x12\x14\n\x0c\x61\x66\x66inity_key\x18\x10 \x01(\tB\x07\n\x05inputB\x12\n\x10_prompt_logprobsB\x07\n\x05_echo\"\xca\x02\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x34\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x1a.rhizome.engine.v1.ChoicesH\x00\x12\x1b\n\x13\x66lexible_whitespace\x18\x06 \x01(\x08\x12\x34\n\x05parts\x18\x07 \x03(\x0b\x32%.rhizome.engine.v1.Grammar.PartsEntry\x1aH\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.rhizome.engine.v1.Grammar:\x02\x38\x01\x42\x06\n\x04kind\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x1d\n\x08TokenIds\x12\x0b\n\x03ids\x18\x02 \x03(\x07J\x04\x08\x01\x10\x02\"8\n\x08Messages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.rhizome.engine.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xfb\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x44\n\nlogit_bias\x18\t \x03(\x0b\x32\x30.rhizome.engine.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x12\x36\n\x11\x61llowed_token_ids\x18\x0b \x01(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x38\n\x13\x62\x61\x64_token_sequences\x18\x0c \x03(\x0b\x32\x1b.rhizome.engine.v1.TokenIds\x12\x11\n\tbad_words\x18\r \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0f\n\r_top_logprobs\"\xac\x01\n\x0eStopConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"\xe9\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.rhizome.engine.v1.StartedH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.rhizome.engine.v1.TokenDeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.rhizome.engine.v1.FinishedH\x00\x12<\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32!.rhizome.engine.v1.PromptLogprobsH\x00\x42\x07\n\x05\x65vent\"E\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"C\n\x0ePromptLogprobs\x12\x31\n\x08logprobs\x18\x01 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"`\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1f.rhizome.engine.v1.TokenLogprob\"L\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12+\n\x03top\x18\x02 \x03(\x0b\x32\x1e.rhizome.engine.v1.RankedToken\"0\n\x0bRankedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xd1\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.rhizome.engine.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.rhizome.common.v1.Usage\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.rhizome.common.v1.TimingsB\x0e\n\x0cmatched_stop*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAMMAR_PARTSENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2740
-  _globals['_FINISHREASON']._serialized_end=2864
+  _globals['_FINISHREASON']._serialized_start=2746
+  _globals['_FINISHREASON']._serialized_end=2870
   _globals['_GENERATEREQUEST']._serialized_start=88
   _globals['_GENERATEREQUEST']._serialized_end=613
   _globals['_GRAMMAR']._serialized_start=616
@@ -49,29 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOICES']._serialized_start=962
   _globals['_CHOICES']._serialized_end=986
   _globals['_TOKENIDS']._serialized_start=988
-  _globals['_TOKENIDS']._serialized_end=1011
-  _globals['_MESSAGES']._serialized_start=1013
-  _globals['_MESSAGES']._serialized_end=1069
-  _globals['_MESSAGE']._serialized_start=1071
-  _globals['_MESSAGE']._serialized_end=1111
-  _globals['_SAMPLINGPARAMS']._serialized_start=1114
-  _globals['_SAMPLINGPARAMS']._serialized_end=1749
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1563
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1611
-  _globals['_STOPCONDITIONS']._serialized_start=1752
-  _globals['_STOPCONDITIONS']._serialized_end=1924
-  _globals['_GENERATERESPONSE']._serialized_start=1927
-  _globals['_GENERATERESPONSE']._serialized_end=2160
-  _globals['_STARTED']._serialized_start=2162
-  _globals['_STARTED']._serialized_end=2231
-  _globals['_PROMPTLOGPROBS']._serialized_start=2233
-  _globals['_PROMPTLOGPROBS']._serialized_end=2300
-  _globals['_TOKENDELTA']._serialized_start=2302
-  _globals['_TOKENDELTA']._serialized_end=2398
-  _globals['_TOKENLOGPROB']._serialized_start=2400
-  _globals['_TOKENLOGPROB']._serialized_end=2476
-  _globals['_RANKEDTOKEN']._serialized_start=2478
-  _globals['_RANKEDTOKEN']._serialized_end=2526
-  _globals['_FINISHED']._serialized_start=2529
-  _globals['_FINISHED']._serialized_end=2738
+  _globals['_TOKENIDS']._serialized_end=1017
+  _globals['_MESSAGES']._serialized_start=1019
+  _globals['_MESSAGES']._serialized_end=1075
+  _globals['_MESSAGE']._serialized_start=1077
+  _globals['_MESSAGE']._serialized_end=1117
+  _globals['_SAMPLINGPARAMS']._serialized_start=1120
+  _globals['_SAMPLINGPARAMS']._serialized_end=1755
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1569
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1617
+  _globals['_STOPCONDITIONS']._serialized_start=1758
+  _globals['_STOPCONDITIONS']._serialized_end=1930
+  _globals['_GENERATERESPONSE']._serialized_start=1933
+  _globals['_GENERATERESPONSE']._serialized_end=2166
+  _globals['_STARTED']._serialized_start=2168
+  _globals['_STARTED']._serialized_end=2237
+  _globals['_PROMPTLOGPROBS']._serialized_start=2239
+  _globals['_PROMPTLOGPROBS']._serialized_end=2306
+  _globals['_TOKENDELTA']._serialized_start=2308
+  _globals['_TOKENDELTA']._serialized_end=2404
+  _globals['_TOKENLOGPROB']._serialized_start=2406
+  _globals['_TOKENLOGPROB']._serialized_end=2482
+  _globals['_RANKEDTOKEN']._serialized_start=2484
+  _globals['_RANKEDTOKEN']._serialized_end=2532
+  _globals['_FINISHED']._serialized_start=2535
+  _globals['_FINISHED']._serialized_end=2744
 # @@protoc_insertion_point(module_scope)

@@ -283,7 +283,7 @@ class TokenIds(message.Message):
     IDS_FIELD_NUMBER: builtins.int
     @builtins.property
     def ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """In order."""
+        """In order. Of fixed width, so that whoever routes a long prompt need not read it number by number."""
 
     def __init__(
         self,
