@@ -1,7 +1,7 @@
 """The front end of `benchmarks/transport.py`: what a gateway's process spends on its engine's frames.
 
-client.py rtt TARGET COUNT          one request of one token after another: microseconds until it ended
-client.py stream TARGET COUNT S     COUNT streams for S seconds: tokens, and processor time of this process
+rtt TRANSPORT TARGET COUNT         one request of one token after another: microseconds until it ended
+stream TRANSPORT TARGET COUNT S    COUNT streams for S seconds: tokens, and processor time of this process
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 
 import uvloop
+from transport_bench.grpc_aio import GrpcAioEngineClient
 
 from rhizome.engine.v1.generate_pb2 import GenerateRequest, StopConditions, TokenIds
 from rhizome_transport.client import EngineClient
@@ -25,8 +26,10 @@ WARM_UP_S = 0.7
 PROMPT = TokenIds(ids=range(1, 129))
 
 
-def connect(target: str) -> EngineClient:
-    """The client that a gateway has for such a target."""
+def connect(transport: str, target: str) -> EngineClient:
+    """The client that a gateway has for such a target, or the reference."""
+    if transport == "grpc.aio":
+        return GrpcAioEngineClient(target, peer_name="bench")
     if is_core_endpoint(target):
         return ZmqEngineClient(target, peer_name="bench")
     return GrpcEngineClient(target, peer_name="bench")
@@ -99,8 +102,8 @@ async def streams(client: EngineClient, count: int, window_s: float) -> dict[str
 
 async def measure(arguments: list[str]) -> dict[str, float]:
     """Run one measurement."""
-    kind, target, *numbers = arguments
-    client = connect(target)
+    kind, transport, target, *numbers = arguments
+    client = connect(transport, target)
     try:
         await client.load()
         if kind == "rtt":
