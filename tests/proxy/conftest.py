@@ -127,6 +127,7 @@ class ScriptedEngine:
     def __post_init__(self) -> None:
         self.steps = itertools.count(1)
         self._server: GrpcServer | None = None
+        self.serving = False
 
     @property
     def address(self) -> str:
@@ -136,11 +137,12 @@ class ScriptedEngine:
         """Listen, after `kill` again on the same port."""
         self._server = GrpcServer(f"127.0.0.1:{self.port}", service_names=(ENGINE_SERVICE,))
         self._server.add_handlers(ENGINE_SERVICE, self._handlers())
-        self._server.set_serving(ENGINE_SERVICE, True)
+        self.set_serving(True)
         self.port = await self._server.start()
 
     def set_serving(self, serving: bool) -> None:
         assert self._server is not None
+        self.serving = serving
         self._server.set_serving(ENGINE_SERVICE, serving)
 
     async def kill(self) -> None:
@@ -148,6 +150,7 @@ class ScriptedEngine:
         if self._server is not None:
             await self._server._server.stop(None)
             self._server = None
+            self.serving = False
 
     def _handlers(self) -> dict[str, Any]:
         """Connect in bytes, the rest as in the contract."""
@@ -337,6 +340,9 @@ class Cluster:
         proxy = ProxyServer(ProxySettings(backends=backends, **fields))
         self._proxies.append(proxy)
         await proxy.start()
+        # A proxy waits only so long for its first checks, which take longer where the machine is busy.
+        serving = [engine.address for engine in engines if engine.serving]
+        await eventually(lambda: all(proxy.registry.get(address).ready for address in serving))
         return proxy
 
     async def peer(self, proxy: ProxyServer, credit: int = 1000) -> Peer:

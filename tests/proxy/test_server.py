@@ -55,10 +55,11 @@ async def test_a_taken_port_is_refused(cluster):
         await cluster.proxy(await cluster.engine(), port=proxy.port)
 
 
-async def test_a_proxy_may_stand_before_a_proxy(cluster):
+async def test_a_proxy_may_stand_before_a_proxy(cluster, eventually):
     engine = await cluster.engine()
     inner = await cluster.proxy(engine)
     outer = await cluster.proxy(backends=f"127.0.0.1:{inner.port}")
+    await eventually(outer.registry.ready)
     peer = await cluster.peer(outer)
     await peer.submit("r1")
     await peer.outcome("r1")

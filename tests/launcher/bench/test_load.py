@@ -42,7 +42,14 @@ async def test_a_closed_loop_keeps_so_many_open_and_sends_each_once(
 
 
 async def test_streams_of_a_wave_wait_for_each_other(client: OpenAIClient, puppet: PuppetServer) -> None:
-    puppet.behave = lambda index: Behaviour(first_s=0.2 if index % 4 == 0 else 0.0)
+    arrived = [asyncio.Event() for _ in range(3)]
+
+    def behave(index: int) -> Behaviour:
+        if index in (3, 7, 9):  # the last of each wave, which lets all of it go on
+            arrived[index // 4].set()
+        return Behaviour(after=arrived[index // 4])
+
+    puppet.behave = behave
     load = Load(client)
     await load.in_waves(bodies(client, 10), 4)
     assert [len(wave) for wave in load.waves] == [4, 4, 2]

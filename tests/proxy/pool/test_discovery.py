@@ -180,11 +180,11 @@ async def test_a_list_is_the_pool(registry):
     assert names(registry) == ["a:1", "b:2"]
 
 
-async def test_every_address_of_a_name_is_an_engine(cluster):
+async def test_every_address_of_a_name_is_an_engine(cluster, eventually):
     engine = await cluster.engine()
     proxy = await cluster.proxy(backends=f"dns:///localhost:{engine.port}")
     assert engine.address in names(proxy.registry)
-    assert proxy.registry.get(engine.address).ready
+    await eventually(lambda: proxy.registry.get(engine.address).ready)
 
 
 async def test_follows_what_the_name_resolves_to(registry, monkeypatch, eventually):

@@ -50,15 +50,16 @@ async def test_an_engine_that_reports_no_load_is_ready_with_load_unknown(cluster
     assert backend.foreign_requests() is None
 
 
-async def test_somebody_else_on_that_port_is_down(cluster):
+async def test_somebody_else_on_that_port_is_down(cluster, eventually):
     proxy = await cluster.proxy(await cluster.engine())
     # Another kind of server: it closes every connection.
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     second = await cluster.proxy(backends=f"127.0.0.1:{port},127.0.0.1:{proxy.port}")
-    states = {backend.spec.address: backend.state for backend in second.registry}
-    assert states[f"127.0.0.1:{proxy.port}"] is State.READY  # a proxy is an engine, too
-    assert states[f"127.0.0.1:{port}"] is not State.READY
+    inner, other = (second.registry.get(f"127.0.0.1:{one}") for one in (proxy.port, port))
+    await eventually(lambda: inner.ready)  # a proxy is an engine, too
+    await eventually(lambda: other.checked)
+    assert other.state is State.DOWN
     server.close()
 
 
