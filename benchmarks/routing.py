@@ -10,7 +10,8 @@ over the mean, `work` its seconds.
 
 Decision: CPU time of choosing one of 64 engines that report load and hold random parts of a prompt of 32,768
 tokens. `array` is hashing and ordering of a prompt that is an array; `request` is all that the proxy does
-from the serialised request to the engine. `place` follows a decision: the index takes the prompt in.
+from the serialised request to the engine. `place` follows a decision: the index takes the prompt in. `fixed`
+is the same small loop each time, of which no percentile would be above another on an undisturbed machine.
 Memory: resident growth per distinct prompt, over the second half of so many. The last line is all of it as
 JSON.
 """
@@ -60,6 +61,7 @@ TRACE = Path(
     os.environ.get("RHIZOME_TRACE", Path(__file__).parents[1] / "data" / "mooncake_conversation_trace.jsonl")
 )
 REFERENCE_HIT_RATIO = 0.172
+FIXED_WORK = 10_000
 
 
 def read_trace(path: Path, limit: int) -> Iterator[tuple[float, list[int], int]]:
@@ -183,7 +185,7 @@ async def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
     requests = [
         GenerateRequest(token_ids=TokenIds(ids=prompt.tolist())).SerializeToString() for prompt in prompts
     ]
-    times: dict[str, list[int]] = {"array": [], "place": [], "request": []}
+    times: dict[str, list[int]] = {"array": [], "place": [], "request": [], "fixed": []}
     gc.collect()
     gc.freeze()  # a proxy freezes what it starts with
     clock = time.thread_time_ns
@@ -202,6 +204,9 @@ async def decide(turns: int = 4_000) -> dict[str, dict[str, int]]:
         asked = SplitRequest.parse(payload)
         router.pick(Ask.of_generation(asked), asked.head.model)
         times["request"].append(clock() - start)
+        start = clock()
+        sum(range(FIXED_WORK))
+        times["fixed"].append(clock() - start)
     return {name: percentiles(taken) for name, taken in times.items()}
 
 
