@@ -6,6 +6,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from rhizome_proxy.server import ProxyServer
+from rhizome_proxy.settings import ProxySettings
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ENGINE, PROXY = "rhizome.engine.v1.EngineService", "rhizome.proxy.v1.ProxyService"
@@ -47,6 +50,16 @@ async def test_reflection_lists_both_services(cluster, version):
         await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=service))
         assert (await call.read()).file_descriptor_response.file_descriptor_proto
     call.cancel()
+
+
+async def test_engines_are_checked_before_a_proxy_serves(cluster):
+    engine = await cluster.engine()
+    proxy = ProxyServer(ProxySettings(backends=engine.address, port=0, poll_timeout_s=30.0))
+    try:
+        await proxy.start()
+        assert [backend.name for backend in proxy.registry.ready()] == [engine.address]
+    finally:
+        await proxy.stop(0.0)
 
 
 async def test_a_taken_port_is_refused(cluster):

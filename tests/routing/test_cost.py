@@ -51,6 +51,19 @@ async def test_namespaces_share_nothing(pool):
     assert {first(policy, pool, Ask(ids, namespace="two")) for _ in range(60)} == set("abcdefgh")
 
 
+async def test_of_two_that_seem_as_busy_the_known_one_is_first(make_backend):
+    policy = Cost()
+    pool = [make_backend("silent"), make_backend("known", reported=3)]  # unknown counts as the busiest known
+    assert {first(policy, pool, request) for request in [None, Ask(prompt(64))] * 20} == {"known"}
+
+
+async def test_equal_costs_are_dealt_by_chance_whatever_the_weight(make_backend):
+    for weight in (1e-9, 1.0, 1e9):
+        policy = Cost(seed=4)
+        pool = [make_backend(name, reported=1, weight=weight) for name in "abc"]
+        assert {first(policy, pool, None) for _ in range(60)} == set("abc")
+
+
 async def test_a_busy_holder_loses_to_an_idle_stranger(pool):
     policy, ids = Cost(), prompt(3072)
     policy.place(pool[0], Ask(ids)).end()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -12,9 +14,11 @@ import zmq
 from rhizome_testing.engine_ways import ask, tokens_of
 from rhizome_testing.scripted_engine import ScriptedCore
 from rhizome_testing.scripted_front import ScriptedFront
+from rhizome_transport import grpc_connection
 from rhizome_transport.errors import EngineError
 from rhizome_transport.frames import FrameMultiplexer
 from rhizome_transport.grpc_client import GrpcEngineClient
+from rhizome_transport.grpc_connection import GrpcDialer
 from rhizome_transport.open_core import open_core
 
 
@@ -79,3 +83,15 @@ async def test_an_unexpected_failure_to_connect_is_tried_again(endpoint):
     await frames.close()
     context.destroy(linger=0)
     core.stop()
+
+
+async def test_a_name_server_that_says_nothing_is_not_waited_for(monkeypatch):
+    async def silence(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(grpc_connection, "_RESOLVE_S", 0.05)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silence)
+    with pytest.raises(
+        EngineError, match=r"engine:1 cannot be reached: the name was not resolved within 0\.05 s"
+    ):
+        await GrpcDialer("engine:1")()

@@ -172,7 +172,7 @@ def test_any_workload_keeps_its_tokens_and_conserves_pages(
     h.finish()
     for request in added:
         got = h.tokens[request.request_id]
-        assert got == expected_tokens(request.prompt_ids, len(got))
+        assert got == expected_tokens(request.prompt_ids.tolist(), len(got))
         end = h.ended.get(request.request_id)
         if end is None:
             assert request.peer == 1  # dropped without events
@@ -180,7 +180,7 @@ def test_any_workload_keeps_its_tokens_and_conserves_pages(
             assert len(got) == request.max_tokens - request.resumed_tokens
             if request.prompt_logprobs is not None:
                 told = [-scores.logprob for scores in h.scores[request.request_id]]
-                assert told == request.prompt_ids[1 : request.num_prompt]
+                assert told == request.prompt_ids[1 : request.num_prompt].tolist()
     load = h.core.load()
     assert load.kv_pages_in_use == load.running_requests == load.waiting_requests == 0
     if len(h.ended) == len(added):

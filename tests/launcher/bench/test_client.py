@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -33,16 +32,16 @@ async def ask(client: OpenAIClient, text: str = "one two") -> RequestRecord:
 
 
 async def test_times_and_counts_of_a_good_answer(client: OpenAIClient, puppet: PuppetServer) -> None:
-    puppet.behave = lambda index: Behaviour(first_s=0.15, gap_s=0.05)
+    puppet.behave = lambda index: Behaviour(first_s=0.15, gap_s=0.3)
     record = await ask(client)
     assert record.ok and record.counted_by_server
     assert (record.prompt_tokens, record.output_tokens) == (TEMPLATE_TOKENS + 2 * TOKENS_PER_WORD, 6)
     assert record.cached_tokens == 1
     assert len(record.text_s) == 3
     assert record.ttft_s is not None and record.ttft_s >= 0.15  # the empty first chunk is no text
-    assert record.gaps_s == pytest.approx([b - a for a, b in itertools.pairwise(record.text_s)])
-    assert record.text_s[-1] - record.started_s >= 0.25
-    assert record.e2e_s >= 0.25
+    assert len(record.gaps_s) == 2
+    assert sum(record.gaps_s) >= 0.3  # of 0.6: each piece has its own time, and a first one may be late
+    assert record.e2e_s >= 0.75
 
 
 async def test_asks_for_a_stream_with_usage(client: OpenAIClient, puppet: PuppetServer) -> None:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
 
 from rhizome_routing.candidate import AnyCandidate, Candidate, LoadReport
 from rhizome_routing.policies.active import Active, OpenTokens
@@ -36,9 +35,6 @@ from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement, Policy
 from rhizome_routing.prefix.chain import TEXT_BLOCK
 from rhizome_routing.prefix.index import PrefixIndex
-
-_TIE: Final = 1e-6
-"""Costs in tokens that differ by less are equal, and chance decides."""
 
 
 class Cost(Policy):
@@ -81,21 +77,19 @@ class Cost(Policy):
         prompt = ask.prompt_tokens if ask is not None else 0
         cached = self._cached(ask) if ask is not None else {}
         hit, draw = cached.get, self._random.random
-        costs: list[float] = []
-        unknown: list[int] = []
+        rows: list[tuple[float, bool, float, int]] = []
         idle_cost = 0.0
         for backend, mine, others in zip(backends, own, foreign, strict=True):
-            if others is None:
-                unknown.append(len(costs))
+            unknown = others is None
             work = mine + (worst if others is None else others)
-            cost = prompt - hit(backend.name, 0) + work / backend.weight + draw() * _TIE
-            if not work and others is not None and cost > idle_cost:
+            cost = prompt - hit(backend.name, 0) + work / backend.weight
+            if not work and not unknown and cost > idle_cost:
                 idle_cost = cost
-            costs.append(cost)
+            rows.append((cost, unknown, draw(), len(rows)))
         if idle_cost:
-            for place in unknown:
-                costs[place] = max(costs[place], idle_cost + draw() * _TIE)
-        return [backends[place] for place in sorted(range(len(costs)), key=costs.__getitem__)]
+            rows = [(max(row[0], idle_cost), *row[1:]) if row[1] else row for row in rows]
+        rows.sort()
+        return [backends[row[3]] for row in rows]
 
     def place(self, backend: Candidate, ask: Ask | None) -> Placement:
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""

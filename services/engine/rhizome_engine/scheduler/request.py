@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rhizome_engine.embedding.pooling import EmbeddingParams
 from rhizome_engine.kvcache.node import TokenIds
@@ -135,7 +135,9 @@ class Request:
         embedding: EmbeddingParams | None = None,
     ) -> None:
         self.request_id = request_id
-        self.prompt_ids = np.array(prompt_ids, np.int64)
+        self.prompt_ids: NDArray[np.signedinteger[Any]] = np.array(prompt_ids, np.int64)
+        if self.prompt_ids.ndim != 1:
+            raise ValueError(f"a prompt is one list of token ids, not of shape {self.prompt_ids.shape}")
         self.params = params or SamplingParams()
         self.peer = peer
         self.max_tokens = max_tokens if embedding is None else 0
@@ -227,6 +229,7 @@ class Request:
         self.arrival_unix_ns = unix_ns
         self._tokens = np.empty(self.max_total_tokens, np.int32)
         self._tokens[: self.num_tokens] = self.prompt_ids
+        self.prompt_ids = self._tokens[: self.num_tokens]
 
     def append(self, token_id: int, now: float) -> None:
         """Note a generated token."""
