@@ -6,7 +6,9 @@ import grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhizome_proxy.pool import backend
 from rhizome_routing.retry_budget import RetryBudget
+from rhizome_transport.errors import EngineError
 
 
 @given(
@@ -50,8 +52,10 @@ async def test_without_budget_a_refusal_is_the_answer(cluster, script):
     assert proxy.router.counts.retries_denied == 4
 
 
-async def test_a_full_engine_comes_last_for_a_moment(cluster, script):
-    full, free = await cluster.engine(script.refuse(script.full)), await cluster.engine()
+async def test_a_full_engine_comes_last_for_a_moment(cluster, script, monkeypatch):
+    monkeypatch.setattr(backend, "_BRIEF_S", 60.0)  # ten requests may take longer than its second
+    no_room = EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", retry_after_s=60.0)
+    full, free = await cluster.engine(script.refuse(no_room)), await cluster.engine()
     peer = await cluster.peer(await cluster.proxy(full, free))
     for number in range(10):
         await peer.submit(f"r{number}")
