@@ -154,7 +154,7 @@ async def test_a_busy_backend_comes_last(bench: Bench):
     one.faults.stall = other.faults.stall = 1
     backends = face.backend(one), face.backend(other)
     for _ in range(4):
-        # A report that was asked for before a request went there takes it for somebody else's, until the next.
+        # A report asked for before a request went there takes it for somebody else's, until the next one.
         await eventually(lambda: all(backend.foreign_requests() == 0 for backend in backends))
         await (await face.begin(CHAT, {**CHATS, "stream": True})).reader.readuntil(b"content")
     counts = [backend.in_flight for backend in backends]
