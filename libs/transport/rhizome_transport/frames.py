@@ -152,7 +152,7 @@ class FrameMultiplexer:
         if deadline is not None:
             submit.timeout.CopyFrom(duration(deadline - loop.time()))
             expiry = deadline + _DEADLINE_SLACK_S, too_late(timeout_s)
-        # In the message, the prompt would be copied and measured number by number before it is written.
+        # In the message, the prompt would be parsed and written once more.
         whole = field(_REQUEST, asked.serialize())
         frame = _within_limit(field(_SUBMIT, whole, submit.SerializeToString()))
         inbox = RequestInbox(on_arrival, _tokens(asked))
