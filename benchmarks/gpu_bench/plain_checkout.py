@@ -43,7 +43,17 @@ OF_THE_SERVICES = (
     "llguidance",
     "psutil",
 )
-OF_THE_GATEWAY = (*OF_THE_SERVICES, "fastapi", "uvicorn", "orjson", "httptools", "typer", "rich", "uvloop")
+OF_THE_GATEWAY = (
+    *OF_THE_SERVICES,
+    "fastapi",
+    "uvicorn",
+    "orjson",
+    "hpack",
+    "httptools",
+    "typer",
+    "rich",
+    "uvloop",
+)
 
 
 class _Nameless(type(Exception)):

@@ -18,6 +18,7 @@ HIDDEN = (
     "google.rpc",
     "grpc_status",
     "orjson",
+    "hpack",
 )
 """What a machine with a GPU was seen to lack."""
 HIDING = f"""
