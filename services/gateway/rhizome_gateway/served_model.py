@@ -15,6 +15,7 @@ from rhizome_gateway import __version__
 from rhizome_gateway.parsing.detect import AUTO, choose_formats
 from rhizome_gateway.parsing.formats import OutputFormats
 from rhizome_gateway.structure.checker import GrammarChecker
+from rhizome_gateway.tokenization.long_texts import LongTexts
 from rhizome_text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -73,12 +74,14 @@ class ServedModel:
         info: what the engine said.
         text: how to write to it and read from it.
         grammars: compiles what its answers must conform to.
+        long_texts: where its tokenizer works on what takes long.
         fingerprint: changes with whatever may change the text of a seeded answer.
     """
 
     info: GetModelInfoResponse
     text: TextModel
     grammars: GrammarChecker = field(init=False)
+    long_texts: LongTexts = field(init=False, default_factory=LongTexts)
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:

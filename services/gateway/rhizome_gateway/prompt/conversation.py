@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from rhizome_gateway.errors import ApiError
@@ -14,6 +14,7 @@ from rhizome_gateway.prompt.context import max_prompt_chars, too_many_chars
 from rhizome_gateway.prompt.message import ChatMessage
 from rhizome_gateway.prompt.template_messages import TemplateMessages, template_tools
 from rhizome_gateway.served_model import ServedModel
+from rhizome_gateway.tokenization.long_texts import VERY_LONG
 from rhizome_text.chat_prompt import ChatPrompts, Conversation
 from rhizome_text.chat_template import ChatTemplate, ChatTemplateError, PromptTooLongError
 from rhizome_text.control_tokens import RenderedPrompt
@@ -102,6 +103,10 @@ async def chat_token_ids(
         limit = max_prompt_chars(served)
         if tools or chars > _INLINE_CHARS:
             rendered, token_ids = await asyncio.to_thread(_token_ids, prompts, given, limit)
+            if token_ids is None:  # tools are long sometimes, too
+                token_ids = await served.long_texts.work(
+                    len(_text(rendered)), partial(prompts.encode, rendered)
+                )
         else:
             rendered = prompts.render(given, limit)
             if isinstance(rendered, str):
@@ -120,7 +125,7 @@ async def chat_token_ids(
             code="invalid_value",
             param="messages",
         ) from error
-    text = rendered if isinstance(rendered, str) else rendered.text
+    text = _text(rendered)
     opens = markers is not None and _opens_reasoning(markers, given, rendered, prompts)
     if keep_last is not None:
         token_ids = token_ids[-keep_last:]
@@ -134,9 +139,14 @@ def _writer(template: ChatTemplate, markers: ReasoningMarkers | None) -> Templat
 
 def _token_ids(
     prompts: ChatPrompts, given: Conversation, limit: int
-) -> tuple[RenderedPrompt | str, Sequence[int]]:
+) -> tuple[RenderedPrompt | str, Sequence[int] | None]:
+    """No ids yet where the text is very long, and has to wait for its turn."""
     rendered = prompts.render(given, limit)
-    return rendered, prompts.encode(rendered)
+    return rendered, prompts.encode(rendered) if len(_text(rendered)) < VERY_LONG else None
+
+
+def _text(rendered: RenderedPrompt | str) -> str:
+    return rendered if isinstance(rendered, str) else rendered.text
 
 
 def _continued(

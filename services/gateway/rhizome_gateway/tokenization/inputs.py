@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
@@ -129,10 +129,9 @@ async def read_inputs(
             for place, text in enumerate(texts):
                 if (least := len(text) // longest) > limit:
                     raise too_long(limit, f"at least {least}", input_name(field, place, len(texts)), None)
-        if sum(map(len, texts)) <= _INLINE_CHARS:
-            read = _tokenised(served.tokenizer, texts, add_special_tokens)
-        else:
-            read = await asyncio.to_thread(_tokenised, served.tokenizer, texts, add_special_tokens)
+        tokenise = partial(_tokenised, served.tokenizer, texts, add_special_tokens)
+        chars = sum(map(len, texts))
+        read = tokenise() if chars <= _INLINE_CHARS else await served.long_texts.work(chars, tokenise)
     else:
         for ids in inputs:
             assert isinstance(ids, list)
