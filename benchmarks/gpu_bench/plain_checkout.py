@@ -139,7 +139,9 @@ def replace_missing() -> None:
     """Let the engine's core be imported without the packages that only its services need."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
-    for name in ("rhizome.common.v1.common_pb2",):
+    protocol = ROOT / "libs" / "protocol"
+    for path in sorted(protocol.rglob("*_pb2.py")):
+        name = ".".join(path.relative_to(protocol).with_suffix("").parts)
         try:
             importlib.import_module(name)
         except Exception:  # generated for another protobuf, or there is none: no core computes with messages

@@ -15,12 +15,13 @@ HIDDEN = (
     "zmq",
     "llguidance",
     "opentelemetry",
+    "google.protobuf",
     "google.rpc",
     "grpc_status",
     "orjson",
     "hpack",
 )
-"""What a machine with a GPU was seen to lack."""
+"""What a machine with a GPU was seen to lack, or may have too old."""
 HIDING = f"""
 import sys
 from importlib.machinery import PathFinder
