@@ -15,6 +15,8 @@ REQUESTS, ENGINES, TOKENS = 240, 3, 6
 
 async def test_every_request_ends_once_and_no_token_is_lost(cluster, script, eventually):
     dice = random.Random(7)
+    dying: list[object] = []  # says a token of each answer, and no more
+    over = asyncio.Event()
 
     async def speak(peer, submit):
         request_id = submit.request.request_id
@@ -28,6 +30,8 @@ async def test_every_request_ends_once_and_no_token_is_lost(cluster, script, eve
             if request_id in peer.engine.cancels:
                 return
             await peer.send(script.delta(request_id, token))
+            if peer.engine in dying:
+                await over.wait()
         await peer.send(script.finished(request_id))
 
     engines = [await cluster.engine(speak) for _ in range(ENGINES)]
@@ -38,7 +42,11 @@ async def test_every_request_ends_once_and_no_token_is_lost(cluster, script, eve
     async def kill_and_revive() -> None:
         while True:
             engine = dice.choice(engines)
+            if dice.random() < 0.7:  # else it dies wherever it is
+                dying.append(engine)
+                await asyncio.sleep(0.03)
             await engine.kill()
+            dying.clear()
             await asyncio.sleep(0.05)
             await engine.start()
             await asyncio.sleep(0.02)
@@ -56,6 +64,7 @@ async def test_every_request_ends_once_and_no_token_is_lost(cluster, script, eve
         await peers[number % len(peers)].outcome(f"r{number}")
     killer.cancel()
     await asyncio.gather(killer, return_exceptions=True)
+    over.set()
 
     whole = 0
     for number in range(REQUESTS):
