@@ -9,7 +9,8 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.proxy.conftest import Cluster, ScriptedEngine
+from tests.proxy.conftest import Cluster
+from tests.proxy.scripted_engine import ScriptedEngine
 from tests.proxy.service.resumable_answers import (
     CACHED,
     LOST,
