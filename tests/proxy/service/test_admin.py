@@ -7,13 +7,12 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from tests.proxy.scripted_engine import TOKENS
 
 from rhizome.proxy.v1 import proxy_service_pb2 as proxy_pb2
 from rhizome.proxy.v1.proxy_service_pb2_grpc import ProxyServiceStub
 from rhizome_backends.spec import BackendSpec
 from rhizome_testing.ports import free_ports
-
-TOKENS = (5, 6, 7)
 
 
 @pytest.fixture

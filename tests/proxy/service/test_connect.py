@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from tests.proxy.scripted_engine import TOKENS
 
 from rhizome.engine.v1.frames_pb2 import Call, EngineFrame, Hello
 from rhizome.engine.v1.generate_pb2 import FINISH_REASON_CANCELLED, GenerateRequest
@@ -17,7 +18,6 @@ from rhizome_transport.channel import PROTOCOL_VERSION
 from rhizome_transport.errors import EngineError
 from rhizome_transport.wire import field
 
-TOKENS = (5, 6, 7)
 FULL = EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", reason="QUEUE_FULL", retry_after_s=3.0)
 GONE = EngineError(grpc.StatusCode.UNAVAILABLE, "the core is starting", reason="MODEL_LOADING")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 import pytest
+from tests.proxy.scripted_engine import TOKENS
 
 from rhizome_transport.errors import EngineError
 
-TOKENS = (5, 6, 7)
 FULL = EngineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", reason="QUEUE_FULL", retry_after_s=3.0)
 GONE = EngineError(grpc.StatusCode.UNAVAILABLE, "the core is starting", reason="MODEL_LOADING")
 
