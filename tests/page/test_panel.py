@@ -130,6 +130,7 @@ def test_figures_of_a_gateway_that_is_gone_fade_and_go(visit: Callable[..., Any]
     memory = page.locator(".ring text").nth(1)
     expect(page.locator(".engine-ready")).to_have_count(1)
     expect(running).not_to_have_text("–")
+    one.causes.append("net::ERR_FAILED")
     page.route("**/v1/**", lambda route: route.abort())
     expect(page.locator(".pulse .light-unreachable")).to_be_visible()
     expect(page.locator(".pulse.stale")).to_have_count(1)
@@ -140,7 +141,6 @@ def test_figures_of_a_gateway_that_is_gone_fade_and_go(visit: Callable[..., Any]
     expect(page.locator(".engine-ready")).to_have_count(1)
     expect(memory).not_to_have_text("–")
     expect(page.locator(".pulse.stale")).to_have_count(0)
-    one.problems.clear()  # the browser calls each request that failed an error
 
 
 def test_a_gateway_that_writes_six_answers_is_not_called_unreachable(visit: Callable[..., Any], talker: Any):
@@ -161,12 +161,12 @@ def test_without_a_key_nothing_is_called_empty(visit: Callable[..., Any], talker
     one = visit(talker.url)
     page = one.page
     refused = {"error": {"message": "no key", "code": "invalid_api_key"}}
+    one.causes.append("401 (Unauthorized)")
     page.route("**/v1/**", lambda route: route.fulfill(status=401, json=refused))
     page.goto(one.url)
     expect(page.locator(".pulse .light-keyNeeded")).to_have_text("key needed")
     for place in (".radix-preview", ".pulse section:has(.nothing) >> nth=1"):
         expect(page.locator(place)).to_contain_text("Not shown without a key.")
-    one.problems.clear()
 
 
 def test_a_cache_that_nobody_sees_is_not_asked_for(visit: Callable[..., Any], talker: Any):
