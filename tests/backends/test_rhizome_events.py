@@ -112,8 +112,8 @@ def test_nothing_is_applied_after_a_gap_or_of_another_instance(lost):
     assert index.match([1]) == {}
 
 
-async def test_follows_a_real_engine(tmp_path, eventually):
-    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+async def test_follows_a_real_engine(tmp_path, tmp_path_factory, eventually):
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path_factory.mktemp("run"))}  # short: paths of sockets are
     model = Path(__file__).parents[2] / "models" / "demo"
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(EngineProcess(model, tmp_path, environment=environment))
