@@ -19,7 +19,7 @@ EDITABLES = $(addprefix -e ,$(1))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-systemd lint format typecheck proto proto-baseline fuzz fuzz-frames chaos processes soak bench bench-gpu lock audit sbom page \
+.PHONY: help setup demo test test-native native test-systemd lint format typecheck proto proto-baseline fuzz fuzz-frames chaos processes soak bench bench-gpu lock audit sbom page \
         page-check dashboards images test-compose clean
 
 help: ## list the targets
@@ -67,6 +67,18 @@ demo: $(VENV)/.runtime ## start two engines, a proxy and a gateway on the bundle
 
 test: $(VENV)/.dev $(LITELLM) $(BUF_IF_NPM) ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A copy of the packages, so that sources are never hidden behind what was compiled from them some time ago.
+NATIVE := build/native
+$(NATIVE)/.made: $(VENV)/.dev services/proxy/compile.py $(shell find libs services/proxy -name '*.py')
+	$(BIN)/python services/proxy/compile.py --into $(NATIVE)
+	touch $@
+
+native: $(NATIVE)/.made ## compile what requests run through in the proxy; then PYTHONPATH=build/native rhizome-proxy …
+
+test-native: $(NATIVE)/.made ## run the tests of the proxy on compiled modules
+	RHIZOME_NATIVE=1 PYTHONPATH=$(abspath $(NATIVE)) $(BIN)/python -m pytest $(PYTEST_ARGS) \
+		tests/relay tests/routing tests/backends tests/proxy
 
 lint: $(VENV)/.dev $(BUF) ## check style, formatting and contracts
 	$(BIN)/ruff check .

@@ -11,6 +11,9 @@ have the other. Processor time is the proxy's: it suffers less than wall time fr
 Our proxy is told that the backend has room for all of it, as the others assume; its queue is in the way of
 every request all the same. `relay` is our relay without the proxy's choices, queue, metrics and traces: the
 difference is what those cost.
+
+With `PYTHONPATH=build/native` (`make native`) all of it runs on compiled modules, and `uncompiled` is a proxy
+without them.
 """
 
 from __future__ import annotations
@@ -29,11 +32,13 @@ from proxy_bench.bench import Bench, measured, progress
 from proxy_bench.figures import OURS, Figure, compared, medians
 from proxy_bench.peers import Peer, installed, start_peer
 
+from rhizome_relay.compiled import COMPILED
 from rhizome_testing.cpu_clock import cpu_seconds
 from rhizome_testing.processes import ProcessFailedError, ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
 
 RELAY: Final = "relay"
+UNCOMPILED: Final = "uncompiled"
 RATE: Final = 200.0
 IDLE: Final = 2000
 _DIALLING: Final = 50
@@ -42,7 +47,8 @@ _STATIC_PROXY: Final = Path(__file__).parents[2] / "tests" / "relay" / "static_p
 
 async def measure(bench: Bench) -> list[Figure]:
     """All targets in turn, in rounds; of each figure the median."""
-    names = [OURS, *([RELAY] if _STATIC_PROXY.exists() else []), *installed()]
+    ours = [OURS, UNCOMPILED] if COMPILED else [OURS]
+    names = [*ours, *([RELAY] if _STATIC_PROXY.exists() else []), *installed()]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     mock = Path(__file__).with_name("http_mock.py")
     with ProcessFixture([sys.executable, str(mock)], log=bench.folder / "mock.log", name="mock") as backend:
@@ -164,7 +170,7 @@ def _cpu_s(process: psutil.Process) -> float:
 @contextlib.contextmanager
 def _started(name: str, backend: int, bench: Bench, number: int) -> Iterator[Peer]:
     label = f"{name}-{number}"
-    if name == OURS:
+    if name in (OURS, UNCOMPILED):
         with measured():
             proxy = ProxyProcess(
                 [f"http://127.0.0.1:{backend}"],
@@ -172,6 +178,7 @@ def _started(name: str, backend: int, bench: Bench, number: int) -> Iterator[Pee
                 *("--log-level", "WARNING", "--max-in-flight", str(8 * IDLE)),
                 http=True,
                 name=label,
+                environment={"PYTHONPATH": ""} if name == UNCOMPILED else None,
             )
         with proxy:
             proxy.wait_ready(1)

@@ -22,4 +22,4 @@ for service in "${services[@]}"; do
     requirements+=(-r "$lists/$service/third-party.txt")
 done
 mkdir -p "$into"
-"$python" -m pip wheel --quiet --wheel-dir "$into" -c requirements/constraints-cpu.txt hatchling "${requirements[@]}"
+"$python" -m pip wheel --quiet --wheel-dir "$into" -c requirements/constraints-cpu.txt hatchling mypy setuptools "${requirements[@]}"

@@ -13,6 +13,7 @@ from tests.relay.test_any_chunking import EXAMPLES, Background, cut, pieces
 
 from rhizome_relay.known_heads import PATIENCE, KnownHeads, KnownRequest, KnownResponse
 from rhizome_relay.request import RelayRequest
+from rhizome_testing.compiled_modules import interpreted
 
 EXTRA = (
     (),
@@ -77,6 +78,7 @@ async def seen(
     return got
 
 
+@interpreted
 @EXAMPLES
 @given(asked=st.lists(REQUESTS, min_size=1, max_size=8), lengths=st.lists(st.integers(0, 30), min_size=1))
 def test_both_sides_see_what_they_see_without(
@@ -93,6 +95,7 @@ def test_both_sides_see_what_they_see_without(
     assert known == background.run(seen(background.bed, asked, answers))
 
 
+@interpreted
 async def test_a_head_is_parsed_once(bed: Any) -> None:
     running = await bed()
     peer, other = await running.peer(), await running.peer()

@@ -14,6 +14,7 @@ from rhizome_relay.known_heads import KnownHeads, KnownResponse
 from rhizome_relay.picker import Ending
 from rhizome_relay.request import Pairs
 from rhizome_relay.upstream import Upstream, whole_chunk
+from rhizome_testing.compiled_modules import interpreted
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -111,6 +112,7 @@ def hear(arrivals: list[bytes]) -> tuple[Heard, bool]:
     return heard, connection.release()
 
 
+@interpreted
 @given(
     stream=st.lists(chunks(), max_size=6),
     ending=endings,

@@ -214,8 +214,9 @@ class TextContinuation:
         alike: list[bytes] = []
         for event in log.split(b"\n\n") if b"\r" not in log else _events(log):
             before, behind = self._around
-            if before and event.startswith(before) and event.endswith(behind):
-                alike.append(event[len(before) : len(event) - len(behind)])
+            end = len(event) - len(behind)
+            if before and end >= len(before) and event.startswith(before) and event.endswith(behind):
+                alike.append(event[len(before) : end])
                 continue
             self._add(alike)
             payload = _payload(event)

@@ -37,6 +37,7 @@ _ID = re.compile(rb"[!-~]{1,128}")
 class Downstream(asyncio.Protocol):
     """One connection; a `client.Client`."""
 
+    __deletable__ = ["_parser"]  # noqa: RUF012 - the compiler takes no other form
     __slots__ = (
         "_ahead", "_deaf", "_exchange", "_headers", "_in_head", "_last", "_loop", "_on_closed",
         "_parser", "_peer", "_pieces", "_reading", "_received", "_relay", "_replaying", "_request", "_silent",
@@ -175,8 +176,8 @@ class Downstream(asyncio.Protocol):
             self._feed(data)
             if self._silent > self._relay.settings.max_head_bytes:
                 raise too_long(self._target if self._in_head and not self._headers else b"")
-        except HttpError as error:
-            self._refuse(error)
+        except HttpError as refusal:
+            self._refuse(refusal)
         except httptools.HttpParserError as error:
             cause = error.__context__
             if cause is not None and not isinstance(cause, HttpError):
@@ -336,13 +337,16 @@ class Downstream(asyncio.Protocol):
             self._upload_held = not request.complete
             exchange = self._exchange = exchange_for(self._relay, self, request)
             exchange.start()
-            if self._exchange is exchange:
+            if self._serves(exchange):
                 self._continue(request)
         self._starting = False
         if self._exchange is None and (partial := self._request) is not None and not self._deaf:
             self._continue(partial)
             self.deadline = self._loop.time() + self._relay.settings.body_timeout_s
         self._adjust_reading()
+
+    def _serves(self, exchange: Exchange) -> bool:
+        return self._exchange is exchange
 
     def _continue(self, request: RelayRequest) -> None:
         if request.expects_continue and not request.complete:

@@ -92,7 +92,10 @@ class KnownHeads(Generic[Known]):
 
     def find(self, data: bytes) -> tuple[Known, bytes, bytes] | None:
         """The reading of the head, if `data` is one whole message, its body, and the digits of its length."""
-        at, stop, end = _place(data)
+        place = _place(data)
+        if place is None:
+            return None
+        at, stop, end = place
         known = self._heads.get(data[:at] + data[stop:end])
         if known is None:
             return None
@@ -101,10 +104,12 @@ class KnownHeads(Generic[Known]):
 
     def learn(self, data: bytes, length: int, known: Known) -> None:
         """Keep what the parser read, if `data` is one whole message with a body of so many bytes."""
-        at, stop, end = _place(data)
-        name = at - len(_NAME) - 1
+        place = _place(data)
+        if place is None:
+            return
+        at, stop, end = place
         if (
-            data[name - 2 : name + 1] in _STARTS
+            data.startswith(_STARTS, at - len(_NAME) - len(_STARTS[0]))
             and data.find(_END) + len(_END) == end
             and data[at:stop] == b"%d" % length
             and len(data) == end + length
@@ -125,11 +130,12 @@ def may_come_again(request: RelayRequest) -> bool:
     )
 
 
-def _place(data: bytes) -> tuple[int, int, int]:
-    """Where the digits of Content-Length begin and end, and where the head ends; nonsense where one lacks."""
-    at = data.find(_NAME, 0, _MOST_BYTES)
-    if at < 0:
-        at = data.find(_LOWER, 0, _MOST_BYTES)
-    at += len(_NAME)
+def _place(data: bytes) -> tuple[int, int, int] | None:
+    """Where the digits of Content-Length begin and end, and where the head ends; `None` where one lacks."""
+    name = data.find(_NAME, 0, _MOST_BYTES)
+    if name < 0:
+        name = data.find(_LOWER, 0, _MOST_BYTES)
+    at = name + len(_NAME)
     stop = data.find(b"\r", at, at + 20)
-    return at, stop, data.find(_END, stop, _MOST_BYTES) + len(_END)
+    end = data.find(_END, stop, _MOST_BYTES)
+    return None if name < 0 or stop < 0 or end < 0 else (at, stop, end + len(_END))

@@ -293,6 +293,7 @@ def whole_chunk(data: bytes) -> bytes:
     costs less than to parse, and it needs no other frame on its way to the client.
     """
     end = data.find(b"\r\n", 1, 10)
-    if end < 0 or not data.endswith(b"\r\n") or data[:end] != b"%x" % (len(data) - end - 4):
+    size = len(data) - end - 4
+    if end < 0 or size < 1 or not data.endswith(b"\r\n") or data[:end] != b"%x" % size:
         return b""
     return data[end + 2 : -2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -32,6 +32,7 @@ class ProxyProcess(ProcessFixture):
         http: whether it has an HTTP face.
         ports: of the gRPC face, of the operators' listener and of the HTTP face; free ones unless given.
         name: of its log.
+        environment: more of its variables.
 
     Attributes:
         port: of the gRPC face.
@@ -46,6 +47,7 @@ class ProxyProcess(ProcessFixture):
         http: bool = False,
         ports: Sequence[int] = (),
         name: str = "proxy",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port, admin_port, self.http_port = ports or free_ports(3)
         command = [
@@ -53,7 +55,7 @@ class ProxyProcess(ProcessFixture):
             *("--port", str(self.port), "--admin-port", str(admin_port), *arguments),
             *(("--http-port", str(self.http_port)) if http else ()),
         ]
-        super().__init__(command, log=folder / f"{name}.log", name=name)
+        super().__init__(command, log=folder / f"{name}.log", name=name, environment=environment)
         self.ports = (self.port, admin_port, self.http_port)
         self._channel = grpc.insecure_channel(f"127.0.0.1:{admin_port}")
         self._stub = ProxyServiceStub(self._channel)

@@ -22,6 +22,7 @@ from rhizome_proxy.service.fleet import FleetService
 from rhizome_proxy.service.proxy_service import PROXY_SERVICE, ProxyServicer
 from rhizome_proxy.service.relay import RelayService
 from rhizome_proxy.settings import ProxySettings
+from rhizome_relay.compiled import COMPILED
 from rhizome_relay.pool import Pools
 from rhizome_routing.admission import Admissions, Fleet
 from rhizome_routing.policies import POLICIES
@@ -145,8 +146,9 @@ class ProxyServer:
             self._metrics = MetricsListener(host, port, collector)
             _log.info("listening on port %d for scrapes", self._metrics.port)
         _log.info(
-            "listening on port %d for gRPC; %d of %d backends are ready",
+            "listening on port %d for gRPC%s; %d of %d backends are ready",
             self.port,
+            ", compiled" if COMPILED else "",
             sum(backend.ready for backend in self.registry),
             len(self.registry),
         )

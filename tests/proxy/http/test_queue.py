@@ -13,6 +13,7 @@ from tests.proxy.http.conftest import CHAT, CHATS, TEXT, Bench, Face, url
 from tests.relay.conftest import Call, eventually, say_ok
 
 from rhizome_routing.admission import Ticket
+from rhizome_testing.compiled_modules import interpreted
 
 COMMENT = b": waiting for a backend\n\n"
 STREAM = {**CHATS, "stream": True}
@@ -128,6 +129,7 @@ async def test_names_that_are_made_up_give_a_tenant_no_more_turns(bench: Bench, 
     assert turn <= 2
 
 
+@interpreted
 async def test_what_waited_pays_for_what_it_really_got(bench: Bench, monkeypatch):
     paid: list[tuple[int, int]] = []
     release = Ticket.release

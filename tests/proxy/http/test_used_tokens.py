@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from rhizome_proxy.http.picker import _used_tokens
+from rhizome_proxy.http.picker import Journey, _used_tokens
 from rhizome_relay.picker import Result
+from rhizome_relay.request import RelayRequest
 
 BEGINNING = b'event: message_start\ndata: {"message":{"usage":{"input_tokens":3,"output_tokens":0}}}\n\n'
 END = b'event: message_delta\ndata: {"delta":{},"usage":{"output_tokens":700}}\n\n'
 PROMPT = 10
+
+
+def journey_of(*, streamed: bool) -> Journey:
+    request = RelayRequest(b"POST", b"/v1/chat/completions", b"/v1/chat/completions", "1.1", [])
+    journey = Journey(request)
+    journey.prompt, journey.streamed = PROMPT, streamed
+    return journey
 
 
 @pytest.mark.parametrize(
@@ -30,11 +35,11 @@ PROMPT = 10
     ],
 )
 def test_cost(streamed: bool, whole: bool, pieces: int, usage: bytes, cost: int | None) -> None:
-    journey: Any = SimpleNamespace(prompt=PROMPT, streamed=streamed)
+    journey = journey_of(streamed=streamed)
     result = Result(200, whole, "one", 1, 0.0, 0.0, 0.0, pieces, usage)
     assert _used_tokens(journey, result) == cost
 
 
 def test_what_nobody_tried_costs_nothing() -> None:
-    journey: Any = SimpleNamespace(prompt=PROMPT, streamed=True)
+    journey = journey_of(streamed=True)
     assert _used_tokens(journey, Result(503, False, "", 0, 0.0, 0.0, 0.0)) == 0

@@ -27,11 +27,14 @@ class Policy(ABC):
 
     Attributes:
         name: as in the settings and in traces.
-        index: prefixes in tokens, to which the KV events of backends go; `None` where it uses none.
     """
 
     name: str
-    index: PrefixIndex | None = None
+
+    @property
+    def index(self) -> PrefixIndex | None:
+        """Prefixes in tokens, to which the KV events of backends go; `None` where it uses none."""
+        return None
 
     @abstractmethod
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:

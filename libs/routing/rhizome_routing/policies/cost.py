@@ -47,12 +47,10 @@ class Cost(Policy):
         clock: seconds, as load reports are stamped with.
 
     Attributes:
-        index: prefixes in tokens; KV events go there.
         text_index: prefixes in text.
     """
 
     name = "cost"
-    index: PrefixIndex
 
     def __init__(
         self,
@@ -62,12 +60,17 @@ class Cost(Policy):
         token_cost: float = 0.01,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.index = PrefixIndex(clock=clock)
+        self._ids = PrefixIndex(clock=clock)
         self.text_index = PrefixIndex(TEXT_BLOCK, clock)
         self._random = random.Random(seed)  # noqa: S311
         self._clock = clock
         self._active = Active(request_cost, token_cost, self._on_report)
         self._instances: dict[str, str] = {}
+
+    @property
+    def index(self) -> PrefixIndex:
+        """See `Policy`."""
+        return self._ids
 
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` by cost."""
@@ -95,20 +98,20 @@ class Cost(Policy):
         """Count the prompt at `backend`, and expect its prefixes in the cache there."""
         if ask is None:
             return super().place(backend, ask)
-        index = self.text_index if ask.is_text else self.index
+        index = self.text_index if ask.is_text else self._ids
         index.dispatched(backend.name, ask.chain(index.view(backend.name).block_size).hashes)
         return OpenTokens(self._active, backend.name, ask.prompt_tokens)
 
     def retain(self, names: Collection[str]) -> None:
         """See `Policy`."""
-        self.index.retain(names)
+        self._ids.retain(names)
         self.text_index.retain(names)
         self._active.retain(names)
         self._instances = {name: one for name, one in self._instances.items() if name in names}
 
     def _cached(self, ask: Ask) -> dict[str, int]:
         """Prompt tokens that each backend has cached; those without any are left out."""
-        index = self.text_index if ask.is_text else self.index
+        index = self.text_index if ask.is_text else self._ids
         cached: dict[str, int] = {}
         for block_size in index.block_sizes:
             chain = ask.chain(block_size)
@@ -120,10 +123,10 @@ class Cost(Policy):
         load, name = report.load, backend.name
         if load.page_size and load.kv_pages_total:
             pool_tokens = load.kv_pages_total * load.page_size
-            self.index.set_pool(name, pool_tokens, load.page_size)
+            self._ids.set_pool(name, pool_tokens, load.page_size)
             self.text_index.set_pool(name, pool_tokens, TEXT_BLOCK)
         if load.instance_id and self._instances.get(name, load.instance_id) != load.instance_id:
             self.text_index.cleared(name)
-            if not self.index.view(name).exact:
-                self.index.cleared(name)
+            if not self._ids.view(name).exact:
+                self._ids.cleared(name)
         self._instances[name] = load.instance_id

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from rhizome_routing.candidate import AnyCandidate, Candidate
 from rhizome_routing.policies.ask import Ask
 from rhizome_routing.policies.base import Placement, Policy
+from rhizome_routing.prefix.index import PrefixIndex
 
 
 class PriorityGroups(Policy):
@@ -21,7 +22,11 @@ class PriorityGroups(Policy):
     def __init__(self, policy: Policy) -> None:
         self.name = policy.name
         self.policy = policy
-        self.index = policy.index
+
+    @property
+    def index(self) -> PrefixIndex | None:
+        """See `Policy`."""
+        return self.policy.index
 
     def order(self, backends: Sequence[AnyCandidate], ask: Ask | None) -> list[AnyCandidate]:
         """Order `backends` group by group."""

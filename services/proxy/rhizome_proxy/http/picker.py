@@ -81,6 +81,7 @@ class PoolTarget:
     It is the `Lease` that it hands out, too; see `rhizome_relay.picker`.
     """
 
+    __deletable__ = ["_cut", "_heard_at"]  # noqa: RUF012 - the compiler takes no other form
     __slots__ = (
         "_backend", "_cut", "_heard_at", "_journey", "_lease", "_placement", "_retry", "_router", "_span",
         "headers", "kind", "name", "origin",

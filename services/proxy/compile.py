@@ -1,0 +1,116 @@
+"""Compile what every request runs through to C, with mypyc: half of the processor time of a relayed request.
+
+    python services/proxy/compile.py --into build/native
+    PYTHONPATH=build/native rhizome-proxy …
+
+The modules stay what they are, Python with types, and run uncompiled as well; only what is measured to matter
+is compiled. `--into` gets the packages whole, so it can come before them on Python's path, or be the very
+place where they are installed. Needs mypy, setuptools and a C compiler; see docs/proxy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from mypyc.build import mypycify
+from setuptools import Distribution, Extension
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PLACES: Final = (*sorted(ROOT.glob("libs/*")), ROOT / "services" / "proxy")
+
+_RELAY: Final = (
+    "closing", "downstream", "exchange", "framing", "headers", "known_heads", "picker", "pool", "relay",
+    "request", "response", "resumable", "upstream",
+)  # fmt: skip
+_ROUTING: Final = (
+    "admission/counts", "admission/drain_rate", "admission/fair_queue", "admission/first_tokens",
+    "admission/groups", "admission/queue", "admission/room", "admission/settings", "admission/ticket",
+    "candidate", "outlier", "policies/active", "policies/ask", "policies/base", "policies/cost",
+    "policies/groups", "policies/least_loaded", "policies/power_of_two", "policies/requests",
+    "policies/round_robin", "policies/session", "prefix/chain", "prefix/index", "retry_budget",
+)  # fmt: skip
+_PROXY: Final = ("http/picker", "http/reading", "pool/backend", "pool/registry", "router")
+
+MODULES: Final = (
+    *(f"rhizome_relay/{name}.py" for name in _RELAY),
+    *(f"rhizome_routing/{name}.py" for name in _ROUTING),
+    "rhizome_backends/text_continuation.py",
+    *(f"rhizome_proxy/{name}.py" for name in _PROXY),
+)
+"""Compiled together, so that calls among them are C's."""
+
+GROUP: Final = "rhizome_proxy"
+
+_TYPES: Final = """\
+[mypy]
+mypy_path = {places}
+explicit_package_bases = True
+namespace_packages = True
+follow_imports = silent
+[mypy-rhizome.*,google.*,grpc_health.*,grpc_reflection.*,grpc_status.*,smg_grpc_proto.*]
+ignore_errors = True
+ignore_missing_imports = True
+"""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="where the packages go")
+    parser.add_argument(
+        "--python", default=sys.executable, metavar="EXE", help="whose packages the types come from"
+    )
+    arguments = parser.parse_args()
+    into: Path = arguments.into.absolute()
+    into.mkdir(parents=True, exist_ok=True)
+    copy_packages(into)
+    with tempfile.TemporaryDirectory(prefix="rhizome-compile-") as folder:
+        compile_modules(Path(folder), into, arguments.python)
+    print(f"{len(MODULES)} modules are compiled in {into}")  # noqa: T201
+
+
+def copy_packages(into: Path) -> None:
+    """Put the packages that have compiled modules there, without what was compiled there before."""
+    for old in into.glob(f"{GROUP}__mypyc.*"):
+        old.unlink()
+    for name in sorted({module.partition("/")[0] for module in MODULES}):
+        source = next(place / name for place in PLACES if (place / name).is_dir())
+        if (into / name).is_dir():
+            for old in (into / name).rglob("*.so"):
+                old.unlink()
+        ignore = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(source, into / name, dirs_exist_ok=True, ignore=ignore)
+
+
+def compile_modules(work: Path, into: Path, python: str) -> None:
+    """Compile `MODULES` in a folder for what lies between, into the packages in `into`.
+
+    Raises:
+        SystemExit: the types are wrong, or the compiler failed.
+    """
+    settings = work / "mypy.ini"
+    settings.write_text(_TYPES.format(places=":".join(map(str, PLACES))), encoding="utf-8")
+    sources = [str(next(place / one for place in PLACES if (place / one).exists())) for one in MODULES]
+    before = Path.cwd()
+    os.chdir(work)  # setuptools reads the settings of whatever project it is started in
+    try:
+        options = ["--config-file", str(settings), "--python-executable", python, "--cache-dir", os.devnull]
+        extensions: list[Extension] = mypycify(
+            [*options, *sources], opt_level="2", debug_level="0", group_name=GROUP, target_dir=str(work)
+        )
+        build = Distribution({"name": GROUP, "ext_modules": extensions}).get_command_obj("build_ext")
+        build.build_lib, build.build_temp = str(into), str(work)  # type: ignore[attr-defined]
+        build.ensure_finalized()
+        build.run()
+    finally:
+        os.chdir(before)
+
+
+if __name__ == "__main__":
+    main()
