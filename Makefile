@@ -70,7 +70,7 @@ test: $(VENV)/.dev $(LITELLM) $(BUF_IF_NPM) ## run all tests
 
 # A copy of the packages, so that sources are never hidden behind what was compiled from them some time ago.
 NATIVE := build/native
-$(NATIVE)/.made: $(VENV)/.dev services/proxy/compile.py $(shell find libs services/proxy -name '*.py')
+$(NATIVE)/.made: $(VENV)/.dev services/proxy/compile.py $(shell find libs services/proxy -name "*.py" -o -name "*.c")
 	$(BIN)/python services/proxy/compile.py --into $(NATIVE)
 	touch $@
 
@@ -78,6 +78,7 @@ native: $(NATIVE)/.made ## compile what requests run through in the proxy; then 
 
 test-native: $(NATIVE)/.made ## run the tests of the proxy on compiled modules
 	RHIZOME_NATIVE=1 PYTHONPATH=$(abspath $(NATIVE)) $(BIN)/python -m pytest $(PYTEST_ARGS) \
+		$(addprefix tests/transport/test_,block_hashes.py packed_ids.py split_request.py wire.py) \
 		tests/relay tests/routing tests/backends tests/proxy
 
 lint: $(VENV)/.dev $(BUF) ## check style, formatting and contracts

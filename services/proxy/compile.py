@@ -35,15 +35,20 @@ _ROUTING: Final = (
     "policies/groups", "policies/least_loaded", "policies/power_of_two", "policies/requests",
     "policies/round_robin", "policies/session", "prefix/chain", "prefix/index", "retry_budget",
 )  # fmt: skip
+_TRANSPORT: Final = ("packed_ids", "split_request", "wire")
 _PROXY: Final = ("http/picker", "http/reading", "pool/backend", "pool/registry", "router")
 
 MODULES: Final = (
     *(f"rhizome_relay/{name}.py" for name in _RELAY),
     *(f"rhizome_routing/{name}.py" for name in _ROUTING),
+    *(f"rhizome_transport/{name}.py" for name in _TRANSPORT),
     "rhizome_backends/text_continuation.py",
     *(f"rhizome_proxy/{name}.py" for name in _PROXY),
 )
 """Compiled together, so that calls among them are C's."""
+
+HAND_WRITTEN: Final = ("rhizome_transport/block_hashes_native.c",)
+"""Modules in C, each with a slower twin in Python."""
 
 GROUP: Final = "rhizome_proxy"
 
@@ -72,7 +77,12 @@ def main() -> None:
     copy_packages(into)
     with tempfile.TemporaryDirectory(prefix="rhizome-compile-") as folder:
         compile_modules(Path(folder), into, arguments.python)
-    print(f"{len(MODULES)} modules are compiled in {into}")  # noqa: T201
+    print(f"{len(MODULES) + len(HAND_WRITTEN)} modules are compiled in {into}")  # noqa: T201
+
+
+def find(one: str) -> str:
+    """Where a package or a file of one is in this repository."""
+    return next(str(place / one) for place in PLACES if (place / one).exists())
 
 
 def copy_packages(into: Path) -> None:
@@ -80,7 +90,7 @@ def copy_packages(into: Path) -> None:
     for old in into.glob(f"{GROUP}__mypyc.*"):
         old.unlink()
     for name in sorted({module.partition("/")[0] for module in MODULES}):
-        source = next(place / name for place in PLACES if (place / name).is_dir())
+        source = find(name)
         if (into / name).is_dir():
             for old in (into / name).rglob("*.so"):
                 old.unlink()
@@ -96,7 +106,7 @@ def compile_modules(work: Path, into: Path, python: str) -> None:
     """
     settings = work / "mypy.ini"
     settings.write_text(_TYPES.format(places=":".join(map(str, PLACES))), encoding="utf-8")
-    sources = [str(next(place / one for place in PLACES if (place / one).exists())) for one in MODULES]
+    sources = [find(one) for one in MODULES]
     before = Path.cwd()
     os.chdir(work)  # setuptools reads the settings of whatever project it is started in
     try:
@@ -104,6 +114,10 @@ def compile_modules(work: Path, into: Path, python: str) -> None:
         extensions: list[Extension] = mypycify(
             [*options, *sources], opt_level="2", debug_level="0", group_name=GROUP, target_dir=str(work)
         )
+        extensions += [
+            Extension(one.removesuffix(".c").replace("/", "."), [find(one)], extra_compile_args=["-O3"])
+            for one in HAND_WRITTEN
+        ]
         build = Distribution({"name": GROUP, "ext_modules": extensions}).get_command_obj("build_ext")
         build.build_lib, build.build_temp = str(into), str(work)  # type: ignore[attr-defined]
         build.ensure_finalized()

@@ -42,7 +42,9 @@ def as_the_contract_says(ids: list[int], size: int, namespace: str) -> list[int]
 
 @given(tokens, block_sizes, namespaces)
 def test_is_what_the_contract_says(ids: list[int], size: int, namespace: str) -> None:
-    assert block_hashes(ids, size, namespace).tolist() == as_the_contract_says(ids, size, namespace)
+    said = as_the_contract_says(ids, size, namespace)
+    for given_as in (ids, np.array(ids, np.uint32)):
+        assert block_hashes(given_as, size, namespace).tolist() == said
 
 
 def test_the_example_in_the_contract_is_right() -> None:
@@ -57,7 +59,22 @@ def test_a_chain_goes_on_from_any_block(ids: list[int], size: int, namespace: st
     cut = min(cut, len(whole))
     parent = whole[cut - 1] if cut else root_hash(namespace)
     assert whole[:cut] == block_hashes(ids[: cut * size + size - 1], size, namespace).tolist()[:cut]
-    assert whole[cut:] == extend_hashes(ids[cut * size :], size, parent, cut).tolist()
+    for later in (ids[cut * size :], np.array(ids[cut * size :], np.uint32)):
+        assert whole[cut:] == extend_hashes(later, size, parent, cut).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64])
+def test_where_the_ids_lie_does_not_matter(dtype: type) -> None:
+    ids = np.random.default_rng(2).integers(0, 2**32, 160_001).astype(dtype)
+    wanted = block_hashes(ids.tolist(), 16, "").tolist()
+    assert len(wanted) == 10_000
+    apart = np.zeros((len(ids), 3), dtype)
+    apart[:, 1] = ids
+    shifted = np.frombuffer(b"." + ids.tobytes(), dtype, offset=1)
+    for array in (ids, apart[:, 1], shifted, ids[::-1][::-1]):
+        assert block_hashes(array, 16, "").tolist() == wanted
+    ids.flags.writeable = False
+    assert block_hashes(ids, 16, "").tolist() == wanted
 
 
 @given(st.lists(st.integers(0, 2**31 - 1)), block_sizes)

@@ -26,9 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+try:
+    from rhizome_transport import block_hashes_native as _native
+except ImportError:  # it is compiled in images, and by `make native`
+    _native = None  # type: ignore[assignment]
+
 BlockHashes = NDArray[np.uint64]
 
 _GOLDEN = np.array(0x9E3779B97F4A7C15, np.uint64)
+_FIRST_PLACES = np.arange(1, 8_193, dtype=np.uint64) * _GOLDEN
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 _27, _30, _31 = np.uint64(27), np.uint64(30), np.uint64(31)
@@ -37,7 +43,7 @@ _27, _30, _31 = np.uint64(27), np.uint64(30), np.uint64(31)
 def block_hashes(token_ids: ArrayLike, block_size: int, namespace: str) -> BlockHashes:
     """Hash every prefix of a prompt that ends with a full block.
 
-    An array of 32-bit integers is fastest; to read a list takes several times as long as to hash it.
+    An array of unsigned 32-bit integers is fastest; to read a list takes several times as long as to hash it.
 
     Args:
         token_ids: [n] integers from 0 to 2^32 - 1.
@@ -77,12 +83,23 @@ def extend_hashes(token_ids: ArrayLike, block_size: int, parent_hash: int, posit
         raise ValueError(f"a block has a token at least, not {block_size}")
     ids = np.asarray(token_ids)
     count = len(ids) // block_size
+    if _native is not None and ids.dtype == np.uint32:
+        hashes: BlockHashes = np.empty(count, np.uint64)
+        _native.extend(np.ascontiguousarray(ids), _multipliers(block_size), parent_hash, position, hashes)
+        return hashes
     blocks = ids[: count * block_size].astype(np.uint64).reshape(count, block_size)
-    sums: BlockHashes = blocks @ _multipliers(block_size)
-    sums += np.arange(position + 1, position + count + 1, dtype=np.uint64) * _GOLDEN
-    hashes: BlockHashes = np.cumsum(_mix(sums), dtype=np.uint64)
+    hashes = np.vecdot(blocks, _multipliers(block_size))
+    hashes += _places(position, count)
+    np.add.accumulate(_mix(hashes), out=hashes)
     hashes += np.uint64(parent_hash)
     return hashes
+
+
+def _places(position: int, count: int) -> BlockHashes:
+    """What the place of each of `count` blocks adds."""
+    if position + count > len(_FIRST_PLACES):
+        return np.arange(position + 1, position + count + 1, dtype=np.uint64) * _GOLDEN
+    return _FIRST_PLACES[position : position + count]
 
 
 @lru_cache(maxsize=16)

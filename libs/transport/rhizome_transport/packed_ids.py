@@ -61,9 +61,10 @@ def ids_array(message: TokenIds) -> TokenArray:
     return unpack_ids(message.SerializeToString())
 
 
-def _packed(message: bytes) -> bytes | None:
+def _packed(message: bytes) -> bytes | memoryview | None:
     """The ids as they stand there; `None` where protobuf has to say what they are, or what is wrong."""
-    parts: list[bytes] = []
+    parts: list[memoryview] = []
+    view = memoryview(message)
     at = 0
     while at < len(message) and len(parts) < _MOST_PARTS:
         try:
@@ -78,5 +79,9 @@ def _packed(message: bytes) -> bytes | None:
         ):
             return None
         at = begin + length
-        parts.append(message[begin:at])
-    return b"".join(parts) if at == len(message) else None
+        parts.append(view[begin:at])
+    if at < len(message):
+        return None
+    if len(parts) == 1 and begin % _WIDTH == 0:  # where it would be aligned as a copy is
+        return parts[0]
+    return b"".join(parts)

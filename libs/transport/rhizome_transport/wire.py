@@ -69,11 +69,15 @@ def read_varint(message: bytes, at: int) -> tuple[int, int]:
     Raises:
         DecodeError: it has no end.
     """
-    value = 0
-    for place, byte in enumerate(message[at : at + _LONGEST_VARINT]):
-        value |= (byte & 0x7F) << 7 * place
+    value, end = 0, min(len(message), at + _LONGEST_VARINT)
+    shift = 0
+    while at < end:
+        byte = message[at]
+        at += 1
         if byte < 0x80:
-            return value, at + place + 1
+            return value | byte << shift, at
+        value |= (byte & 0x7F) << shift
+        shift += 7
     raise DecodeError("a number has no end")
 
 

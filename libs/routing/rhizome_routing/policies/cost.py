@@ -112,8 +112,12 @@ class Cost(Policy):
     def _cached(self, ask: Ask) -> dict[str, int]:
         """Prompt tokens that each backend has cached; those without any are left out."""
         index = self.text_index if ask.is_text else self._ids
+        sizes = index.block_sizes
+        if len(sizes) == 1:
+            chain = ask.chain(*sizes)
+            return index.match(chain.probes, chain.tokens)
         cached: dict[str, int] = {}
-        for block_size in index.block_sizes:
+        for block_size in sizes:
             chain = ask.chain(block_size)
             cached.update(index.match(chain.probes, chain.tokens))
         return cached

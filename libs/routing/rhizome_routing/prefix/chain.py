@@ -35,38 +35,40 @@ class Chain:
     """The sampled prefixes of one prompt, shortest first.
 
     Attributes:
-        sample: [n] their hashes, as Python's integers where they were computed so.
-        probes: [m] those of the hashes to look up, at most about `MOST_PROBES`.
+        probes: [m] hashes to look up, at most about `MOST_PROBES`.
         tokens: [m] how long the prefixes are that the probes name.
+        named: [n] all hashes, of which the sample is taken when it is asked for; a list is the sample.
+        mask: the sample's.
     """
 
-    sample: BlockHashes | list[int]
     probes: list[int]
     tokens: list[int]
+    named: BlockHashes | list[int]
+    mask: int
 
     @property
     def hashes(self) -> list[int]:
-        """`sample` as Python's integers."""
-        if isinstance(self.sample, list):
-            return self.sample
-        hashes: list[int] = self.sample.tolist()
-        return hashes
+        """The sample."""
+        if isinstance(self.named, list):
+            return self.named
+        return _zero_under(self.mask, self.named)[1]
 
 
 def chain_of(token_ids: NDArray[np.uint32], block_size: int, namespace: str) -> Chain:
     """Sample the prefixes of a prompt that end with a full block of `block_size` tokens."""
     hashes = block_hashes(token_ids, block_size, namespace)
     mask = sample_mask(block_size)
-    sample = np.flatnonzero((hashes & np.uint64(mask)) == 0) if mask else np.arange(len(hashes))
-    named = hashes[sample]
     finer = mask
     while len(hashes) > (finer + 1) * MOST_PROBES:
         finer = finer << 1 | 1
-    probes, lengths = named, (sample + 1) * block_size
-    if finer != mask:
-        probed = np.flatnonzero((named & np.uint64(finer)) == 0)
-        probes, lengths = named[probed], lengths[probed]
-    return Chain(named, probes.tolist(), lengths.tolist())
+    places, probes = _zero_under(finer, hashes)
+    return Chain(probes, ((places + 1) * block_size).tolist(), hashes, mask)
+
+
+def _zero_under(mask: int, hashes: BlockHashes) -> tuple[NDArray[np.intp], list[int]]:
+    """Hashes whose bits are zero under a mask: where, and which."""
+    places = np.flatnonzero((hashes & np.uint64(mask)) == 0) if mask else np.arange(len(hashes))
+    return places, hashes[places].tolist()
 
 
 def sampled(hashes: Iterable[int], block_size: int) -> list[int]:
@@ -91,9 +93,9 @@ def chain_of_text(text: bytes, namespace: str) -> Chain:
         one = hash((one, text[begin : begin + TEXT_CHUNK_BYTES]))
         named.append(one & _HASH)
     if len(named) <= MOST_PROBES:
-        return Chain(named, named, list(range(TEXT_BLOCK, (len(named) + 1) * TEXT_BLOCK, TEXT_BLOCK)))
+        return Chain(named, list(range(TEXT_BLOCK, (len(named) + 1) * TEXT_BLOCK, TEXT_BLOCK)), named, 0)
     mask = 0
     while len(named) > (mask + 1) * MOST_PROBES:
         mask = mask << 1 | 1
     probed = [(name, place) for place, name in enumerate(named, 1) if not name & mask]
-    return Chain(named, [name for name, _ in probed], [place * TEXT_BLOCK for _, place in probed])
+    return Chain([name for name, _ in probed], [place * TEXT_BLOCK for _, place in probed], named, 0)

@@ -15,6 +15,7 @@ Memory: about 200 bytes per sampled block (`chain`) and backend that holds it, b
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import OrderedDict, deque
@@ -40,18 +41,20 @@ class View:
 
     Attributes:
         name: of the backend.
-        bit: its place in the sets.
+        place: of its bit in the sets.
+        bit: that bit.
         exact: KV events say what it holds.
         block_size: tokens per block of the hashes that it is known by.
         capacity: sampled blocks that fit into its pool.
         held: hash -> until when it counts, least recently used first.
     """
 
-    __slots__ = ("bit", "block_size", "capacity", "exact", "held", "name")
+    __slots__ = ("bit", "block_size", "capacity", "exact", "held", "name", "place")
 
-    def __init__(self, name: str, bit: int, block_size: int) -> None:
+    def __init__(self, name: str, place: int, block_size: int) -> None:
         self.name = name
-        self.bit = bit
+        self.place = place
+        self.bit = 1 << place
         self.exact = False
         self.block_size = block_size
         self.capacity = DEFAULT_POOL_TOKENS // max(block_size, SAMPLE_TOKENS)
@@ -73,7 +76,7 @@ class PrefixIndex:
         self._clock = clock
         self._holders: dict[int, int] = {}
         self._views: dict[str, View] = {}
-        self._by_bit: dict[int, View] = {}
+        self._names: dict[int, str] = {}
         self._block_sizes: set[int] = set()  # found out again where empty
         self._speculative: deque[tuple[float, View, list[int]]] = deque()
 
@@ -92,10 +95,9 @@ class PrefixIndex:
         """A backend's view; an empty one for a backend that is new."""
         found = self._views.get(name)
         if found is None:
-            bit = 1
-            while bit in self._by_bit:
-                bit <<= 1
-            found = self._views[name] = self._by_bit[bit] = View(name, bit, self._default_block)
+            place = next(place for place in itertools.count() if place not in self._names)
+            self._names[place] = name
+            found = self._views[name] = View(name, place, self._default_block)
             self._block_sizes = set()
         return found
 
@@ -112,16 +114,16 @@ class PrefixIndex:
         self._expire()
         lengths = lengths or range(1, len(hashes) + 1)
         matched: dict[str, int] = {}
-        holders, by_bit = self._holders, self._by_bit
+        holders, names = self._holders, self._names
         running, length = -1, 0  # at first the set of all backends
         for one, longer in zip((*hashes, _NO_HASH), (*lengths, 0), strict=True):
             still = holders.get(one, 0) & running
             if still != running:
-                ended = running & ~still if length else 0
+                ended = running ^ still if length else 0
                 while ended:
-                    bit = ended & -ended
-                    matched[by_bit[bit].name] = length
-                    ended ^= bit
+                    last = ended.bit_length() - 1
+                    matched[names[last]] = length
+                    ended ^= 1 << last
                 if not still:
                     break
                 running = still
@@ -196,7 +198,7 @@ class PrefixIndex:
         """Forget all backends but these."""
         for name in [name for name in self._views if name not in names]:
             self.cleared(name, everything=True)
-            del self._by_bit[self._views.pop(name).bit]
+            del self._names[self._views.pop(name).place]
             self._block_sizes = set()
 
     def _expire(self) -> None:
