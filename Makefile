@@ -70,13 +70,11 @@ test: $(VENV)/.dev $(LITELLM) $(BUF_IF_NPM) ## run all tests
 
 # A copy of the packages, so that sources are never hidden behind what was compiled from them some time ago.
 NATIVE := build/native
-$(NATIVE)/.made: $(VENV)/.dev services/proxy/compile.py $(shell find libs services/proxy -name "*.py" -o -name "*.c")
+
+native: $(VENV)/.dev ## compile what requests run through in the proxy; then PYTHONPATH=build/native rhizome-proxy …
 	$(BIN)/python services/proxy/compile.py --into $(NATIVE)
-	touch $@
 
-native: $(NATIVE)/.made ## compile what requests run through in the proxy; then PYTHONPATH=build/native rhizome-proxy …
-
-test-native: $(NATIVE)/.made ## run the tests of the proxy on compiled modules
+test-native: native ## run the tests of the proxy on compiled modules
 	RHIZOME_NATIVE=1 PYTHONPATH=$(abspath $(NATIVE)) $(BIN)/python -m pytest $(PYTEST_ARGS) \
 		$(addprefix tests/transport/test_,block_hashes.py packed_ids.py split_request.py wire.py) \
 		tests/relay tests/routing tests/backends tests/proxy

@@ -1,6 +1,7 @@
 """What the proxy is worth: failures that nobody notices, work that is not done twice, and what it costs.
 
     python benchmarks/proxy.py [SECTION...] [--rounds 3] [--trace FILE] [--json FILE] [--quick]
+                               [--interpreted]
 
     failover   kill -9 of one of four engines under streams, over both faces, beside other proxies
     rolling    restart of every engine, and of the proxy itself behind nginx
@@ -9,7 +10,8 @@
     http       the HTTP face: processor time, added latency, memory, beside other proxies
     grpc       the gRPC face: added latency, tokens per second
 
-The proxy has a processor of its own where there are two. Noisy figures are measured in rounds, in turn with
+The proxy runs compiled, as in its image (`make native`; `--interpreted` and `--quick`: not), and has a
+processor of its own where there are two. Noisy figures are measured in rounds, in turn with
 what they are compared with. `docs/benchmarking.md` says how to get figures that hold; the last line is JSON.
 """
 
@@ -29,6 +31,7 @@ from typing import Any
 
 from proxy_bench.bench import Bench, stay_aside
 from proxy_bench.figures import table
+from proxy_bench.native import add_argument, start_compiled
 
 SECTIONS = {
     "failover": "failover",
@@ -56,9 +59,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--quick", action="store_true", help="short, to try the program; figures mean little")
+    add_argument(parser)
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"{', '.join(sorted(unknown))} is unknown; there are {', '.join(SECTIONS)}")
+    start_compiled(interpreted=arguments.interpreted or arguments.quick)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # the processes inherit it
     stay_aside()

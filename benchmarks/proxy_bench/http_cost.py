@@ -12,8 +12,7 @@ Our proxy is told that the backend has room for all of it, as the others assume;
 every request all the same. `relay` is our relay without the proxy's choices, queue, metrics and traces: the
 difference is what those cost.
 
-With `PYTHONPATH=build/native` (`make native`) all of it runs on compiled modules, and `uncompiled` is a proxy
-without them.
+Where our modules are compiled, `interpreted` is our proxy without that.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from rhizome_testing.processes import ProcessFailedError, ProcessFixture
 from rhizome_testing.proxy_process import ProxyProcess
 
 RELAY: Final = "relay"
-UNCOMPILED: Final = "uncompiled"
+INTERPRETED: Final = "interpreted"
 RATE: Final = 200.0
 IDLE: Final = 2000
 _DIALLING: Final = 50
@@ -47,7 +46,7 @@ _STATIC_PROXY: Final = Path(__file__).parents[2] / "tests" / "relay" / "static_p
 
 async def measure(bench: Bench) -> list[Figure]:
     """All targets in turn, in rounds; of each figure the median."""
-    ours = [OURS, UNCOMPILED] if COMPILED else [OURS]
+    ours = [OURS, INTERPRETED] if COMPILED else [OURS]
     names = [*ours, *([RELAY] if _STATIC_PROXY.exists() else []), *installed()]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     mock = Path(__file__).with_name("http_mock.py")
@@ -170,7 +169,7 @@ def _cpu_s(process: psutil.Process) -> float:
 @contextlib.contextmanager
 def _started(name: str, backend: int, bench: Bench, number: int) -> Iterator[Peer]:
     label = f"{name}-{number}"
-    if name in (OURS, UNCOMPILED):
+    if name in (OURS, INTERPRETED):
         with measured():
             proxy = ProxyProcess(
                 [f"http://127.0.0.1:{backend}"],
@@ -178,7 +177,7 @@ def _started(name: str, backend: int, bench: Bench, number: int) -> Iterator[Pee
                 *("--log-level", "WARNING", "--max-in-flight", str(8 * IDLE)),
                 http=True,
                 name=label,
-                environment={"PYTHONPATH": ""} if name == UNCOMPILED else None,
+                environment={"PYTHONPATH": ""} if name == INTERPRETED else None,
             )
         with proxy:
             proxy.wait_ready(1)

@@ -5,7 +5,8 @@
 
 The modules stay what they are, Python with types, and run uncompiled as well; only what is measured to matter
 is compiled. `--into` gets the packages whole, so it can come before them on Python's path, or be the very
-place where they are installed. Needs mypy, setuptools and a C compiler; see docs/proxy.md.
+place where they are installed. What is newer there than all sources stays. Needs mypy, setuptools and a C
+compiler; see docs/proxy.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -50,7 +52,10 @@ MODULES: Final = (
 HAND_WRITTEN: Final = ("rhizome_transport/block_hashes_native.c",)
 """Modules in C, each with a slower twin in Python."""
 
+PACKAGES: Final = sorted({one.partition("/")[0] for one in (*MODULES, *HAND_WRITTEN)})
 GROUP: Final = "rhizome_proxy"
+COMPILED_LAST: Final = f"{GROUP}__mypyc{sysconfig.get_config_var('EXT_SUFFIX')}"
+"""What mypyc puts all modules into; the others only name theirs."""
 
 _TYPES: Final = """\
 [mypy]
@@ -74,22 +79,33 @@ def main() -> None:
     arguments = parser.parse_args()
     into: Path = arguments.into.absolute()
     into.mkdir(parents=True, exist_ok=True)
+    if is_current(into):
+        return
     copy_packages(into)
     with tempfile.TemporaryDirectory(prefix="rhizome-compile-") as folder:
         compile_modules(Path(folder), into, arguments.python)
     print(f"{len(MODULES) + len(HAND_WRITTEN)} modules are compiled in {into}")  # noqa: T201
 
 
-def find(one: str) -> str:
+def find(one: str) -> Path:
     """Where a package or a file of one is in this repository."""
-    return next(str(place / one) for place in PLACES if (place / one).exists())
+    return next(place / one for place in PLACES if (place / one).exists())
+
+
+def is_current(into: Path) -> bool:
+    """Whether all was compiled there after the last change, for this Python."""
+    newest = into / COMPILED_LAST
+    if not newest.exists():
+        return False
+    sources = [one for name in PACKAGES for one in find(name).rglob("*") if one.suffix in {".py", ".c"}]
+    return all(one.stat().st_mtime < newest.stat().st_mtime for one in [*sources, Path(__file__)])
 
 
 def copy_packages(into: Path) -> None:
     """Put the packages that have compiled modules there, without what was compiled there before."""
     for old in into.glob(f"{GROUP}__mypyc.*"):
         old.unlink()
-    for name in sorted({module.partition("/")[0] for module in MODULES}):
+    for name in PACKAGES:
         source = find(name)
         if (into / name).is_dir():
             for old in (into / name).rglob("*.so"):
@@ -106,7 +122,8 @@ def compile_modules(work: Path, into: Path, python: str) -> None:
     """
     settings = work / "mypy.ini"
     settings.write_text(_TYPES.format(places=":".join(map(str, PLACES))), encoding="utf-8")
-    sources = [find(one) for one in MODULES]
+    sources = [str(find(one)) for one in MODULES]
+    built = work / "built"
     before = Path.cwd()
     os.chdir(work)  # setuptools reads the settings of whatever project it is started in
     try:
@@ -115,15 +132,16 @@ def compile_modules(work: Path, into: Path, python: str) -> None:
             [*options, *sources], opt_level="2", debug_level="0", group_name=GROUP, target_dir=str(work)
         )
         extensions += [
-            Extension(one.removesuffix(".c").replace("/", "."), [find(one)], extra_compile_args=["-O3"])
-            for one in HAND_WRITTEN
+            Extension(one.removesuffix(".c").replace("/", "."), [str(find(one))]) for one in HAND_WRITTEN
         ]
         build = Distribution({"name": GROUP, "ext_modules": extensions}).get_command_obj("build_ext")
-        build.build_lib, build.build_temp = str(into), str(work)  # type: ignore[attr-defined]
+        build.build_lib, build.build_temp = str(built), str(work)  # type: ignore[attr-defined]
         build.ensure_finalized()
         build.run()
     finally:
         os.chdir(before)
+    shutil.copytree(built, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(COMPILED_LAST))
+    shutil.copy(built / COMPILED_LAST, into)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhizome_transport.block_hashes import block_hashes, extend_hashes, root_hash
+from rhizome_transport.block_hashes import block_hashes, choose_hashes, extend_hashes, root_hash
 
 PROTO = Path(__file__).parents[2] / "proto/rhizome/engine/v1/engine_service.proto"
 MASK = 2**64 - 1
@@ -142,6 +142,14 @@ def test_one_bit_of_one_id_changes_half_of_the_bits_from_there_on(block_size: in
         assert not difference[:first].any() and difference[first:].all()
         changed.append(np.unpackbits(difference[first:].view(np.uint8)).mean())
     assert abs(float(np.mean(changed)) - 0.5) < 0.02
+
+
+@given(st.lists(st.integers(0, MASK) | st.integers(0, 40)), st.sampled_from([0, 1, 3, 7, MASK]))
+def test_chooses_hashes_by_their_bits(hashes: list[int], mask: int) -> None:
+    chosen = [(place, one) for place, one in enumerate(hashes, 1) if not one & mask]
+    lengths, named = choose_hashes(np.array(hashes, np.uint64), mask)
+    assert list(zip(lengths, named, strict=True)) == chosen
+    assert choose_hashes(np.array(hashes, np.uint64)[::-1][::-1], mask) == (lengths, named)
 
 
 @given(tokens, st.lists(namespaces, min_size=2, unique=True), block_sizes)

@@ -95,6 +95,22 @@ def extend_hashes(token_ids: ArrayLike, block_size: int, parent_hash: int, posit
     return hashes
 
 
+def choose_hashes(hashes: BlockHashes, mask: int) -> tuple[list[int], list[int]]:
+    """Those hashes whose bits are zero under a mask.
+
+    Args:
+        hashes: [n] of prefixes of one to n blocks.
+        mask: bits of a hash.
+
+    Returns:
+        [m] how many blocks the prefixes have, and their hashes.
+    """
+    if _native is not None:
+        return _native.choose(np.ascontiguousarray(hashes), mask)
+    places = np.flatnonzero((hashes & np.uint64(mask)) == 0) if mask else np.arange(len(hashes))
+    return (places + 1).tolist(), hashes[places].tolist()
+
+
 def _places(position: int, count: int) -> BlockHashes:
     """What the place of each of `count` blocks adds."""
     if position + count > len(_FIRST_PLACES):

@@ -1,5 +1,5 @@
-/* What `block_hashes.extend_hashes` computes, in one pass over the ids; numpy takes ten. That module's docstring
-   has the definition, `services/proxy/compile.py` compiles this, and the module does without where it is not. */
+/* What `block_hashes` does with arrays, each in one pass; numpy takes ten. That module's docstrings have the
+   definitions, `services/proxy/compile.py` compiles this, and the module does without where it is not. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -49,7 +49,36 @@ static PyObject *extend(PyObject *module, PyObject *arguments)
     return fits ? Py_NewRef(Py_None) : NULL;
 }
 
-static PyMethodDef methods[] = {{"extend", extend, METH_VARARGS, NULL}, {0}};
+static int append(PyObject *list, unsigned long long value)
+{
+    PyObject *number = PyLong_FromUnsignedLongLong(value);
+    int failed = number == NULL || PyList_Append(list, number);
+    Py_XDECREF(number);
+    return failed;
+}
+
+/* choose(hashes, mask) -> how many blocks each of those has whose bits are zero under the mask, and which they are. */
+static PyObject *choose(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    Py_buffer hashes;
+    unsigned long long mask;
+    if (!PyArg_ParseTuple(arguments, "y*K", &hashes, &mask))
+        return NULL;
+    PyObject *lengths = PyList_New(0), *chosen = PyList_New(0);
+    int failed = lengths == NULL || chosen == NULL;
+    const uint64_t *hash = hashes.buf;
+    for (Py_ssize_t at = 0; !failed && at < hashes.len / (Py_ssize_t)sizeof *hash; at++)
+        if (!(hash[at] & mask))
+            failed = append(lengths, at + 1) || append(chosen, hash[at]);
+    PyBuffer_Release(&hashes);
+    PyObject *both = failed ? NULL : PyTuple_Pack(2, lengths, chosen);
+    Py_XDECREF(lengths);
+    Py_XDECREF(chosen);
+    return both;
+}
+
+static PyMethodDef methods[] = {{"extend", extend, METH_VARARGS, NULL}, {"choose", choose, METH_VARARGS, NULL}, {0}};
 static PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "block_hashes_native", .m_methods = methods};
 
 PyMODINIT_FUNC PyInit_block_hashes_native(void)

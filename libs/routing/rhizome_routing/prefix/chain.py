@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rhizome_transport.block_hashes import BlockHashes, block_hashes
+from rhizome_transport.block_hashes import BlockHashes, block_hashes, choose_hashes
 
 SAMPLE_TOKENS: Final = 64
 MOST_PROBES: Final = 64
@@ -51,7 +51,7 @@ class Chain:
         """The sample."""
         if isinstance(self.named, list):
             return self.named
-        return _zero_under(self.mask, self.named)[1]
+        return choose_hashes(self.named, self.mask)[1]
 
 
 def chain_of(token_ids: NDArray[np.uint32], block_size: int, namespace: str) -> Chain:
@@ -61,14 +61,8 @@ def chain_of(token_ids: NDArray[np.uint32], block_size: int, namespace: str) -> 
     finer = mask
     while len(hashes) > (finer + 1) * MOST_PROBES:
         finer = finer << 1 | 1
-    places, probes = _zero_under(finer, hashes)
-    return Chain(probes, ((places + 1) * block_size).tolist(), hashes, mask)
-
-
-def _zero_under(mask: int, hashes: BlockHashes) -> tuple[NDArray[np.intp], list[int]]:
-    """Hashes whose bits are zero under a mask: where, and which."""
-    places = np.flatnonzero((hashes & np.uint64(mask)) == 0) if mask else np.arange(len(hashes))
-    return places, hashes[places].tolist()
+    blocks, probes = choose_hashes(hashes, finer)
+    return Chain(probes, [count * block_size for count in blocks], hashes, mask)
 
 
 def sampled(hashes: Iterable[int], block_size: int) -> list[int]:
