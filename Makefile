@@ -72,7 +72,7 @@ test: $(VENV)/.dev $(LITELLM) $(BUF_IF_NPM) ## run all tests
 NATIVE := build/native
 
 native: $(VENV)/.dev ## compile what requests run through in the proxy; then PYTHONPATH=build/native rhizome-proxy …
-	$(BIN)/python services/proxy/compile.py --into $(NATIVE)
+	$(BIN)/python scripts/compile_proxy.py --into $(NATIVE)
 
 test-native: native ## run the tests of the proxy on compiled modules
 	RHIZOME_NATIVE=1 PYTHONPATH=$(abspath $(NATIVE)) $(BIN)/python -m pytest $(PYTEST_ARGS) \

@@ -25,7 +25,7 @@ def start_compiled(*, interpreted: bool) -> None:
     """Begin this program anew on compiled modules, unless it runs on them, or should not or cannot."""
     if COMPILED or interpreted:
         return
-    script = ROOT / "services" / "proxy" / "compile.py"
+    script = ROOT / "scripts" / "compile_proxy.py"
     print("compiling the proxy's modules, a minute the first time", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, script, "--into", NATIVE], stdout=sys.stderr, check=False)
     if done.returncode:

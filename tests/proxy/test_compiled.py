@@ -14,7 +14,7 @@ import pytest
 from rhizome_testing.compiled_modules import interpreted
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "services" / "proxy" / "compile.py"
+SCRIPT = ROOT / "scripts" / "compile_proxy.py"
 
 
 def listed(name: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Whether the modules that every request runs through are compiled: `compile.py` of the proxy does that."""
+"""Whether the modules that every request runs through are compiled: `scripts/compile_proxy.py` does that."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 /* What `block_hashes` does with arrays, each in one pass; numpy takes ten. That module's docstrings have the
-   definitions, `services/proxy/compile.py` compiles this, and the module does without where it is not. */
+   definitions, `scripts/compile_proxy.py` compiles this, and the module does without where it is not. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -1,6 +1,6 @@
 """Compile what every request runs through to C, with mypyc: half of the processor time of a relayed request.
 
-    python services/proxy/compile.py --into build/native
+    python scripts/compile_proxy.py --into build/native
     PYTHONPATH=build/native rhizome-proxy …
 
 The modules stay what they are, Python with types, and run uncompiled as well; only what is measured to matter
@@ -23,7 +23,7 @@ from typing import Final
 from mypyc.build import mypycify
 from setuptools import Distribution, Extension
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[1]
 PLACES: Final = (*sorted(ROOT.glob("libs/*")), ROOT / "services" / "proxy")
 
 _RELAY: Final = (
@@ -84,7 +84,7 @@ def main() -> None:
     copy_packages(into)
     with tempfile.TemporaryDirectory(prefix="rhizome-compile-") as folder:
         compile_modules(Path(folder), into, arguments.python)
-    print(f"{len(MODULES) + len(HAND_WRITTEN)} modules are compiled in {into}")  # noqa: T201
+    print(f"{len(MODULES) + len(HAND_WRITTEN)} modules are compiled in {into}")
 
 
 def find(one: str) -> Path:
