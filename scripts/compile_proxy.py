@@ -27,8 +27,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PLACES: Final = (*sorted(ROOT.glob("libs/*")), ROOT / "services" / "proxy")
 
 _RELAY: Final = (
-    "closing", "downstream", "exchange", "framing", "headers", "known_heads", "picker", "pool", "relay",
-    "request", "response", "resumable", "upstream",
+    "attempts", "closing", "downstream", "exchange", "framing", "headers", "known_heads", "picker", "pool",
+    "relay", "request", "response", "resumable", "upstream",
 )  # fmt: skip
 _ROUTING: Final = (
     "admission/counts", "admission/drain_rate", "admission/fair_queue", "admission/first_tokens",

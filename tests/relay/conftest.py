@@ -118,9 +118,13 @@ class Backend:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def stop(self) -> None:
+    def leave(self) -> None:
+        """Listen no longer."""
         if self._server is not None:
             self._server.close()
+
+    async def stop(self) -> None:
+        self.leave()
         self.close_connections()
         await eventually(lambda: not self.open)
 

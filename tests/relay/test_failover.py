@@ -89,10 +89,62 @@ async def test_a_date_in_retry_after_is_understood(bed: Any) -> None:
     assert running.targets[0].outcomes[0].retry_after_s > 1e9
 
 
-async def test_attempts_have_a_limit(bed: Any) -> None:
-    running = await bed(hang_up, hang_up, hang_up, say_ok, max_attempts=3)
+async def test_refusals_have_a_limit(bed: Any) -> None:
+    running = await bed(*[refusing(503)] * 3, say_ok, max_attempts=3)
     response = await running.ask(post(b"{}"))
-    assert (response.status, response.values(b"x-rhizome-attempts")) == (502, [b"3"])
+    assert (response.status, response.values(b"x-rhizome-attempts")) == (503, [b"3"])
+
+
+@pytest.mark.parametrize(("max_resumes", "losses"), [(0, 3), (3, 3), (5, 5)])
+async def test_losses_have_a_limit_of_their_own(bed: Any, max_resumes: int, losses: int) -> None:
+    settings = {"retries": 0, "max_attempts": 1, "max_resumes": max_resumes}
+    running = await bed(*[hang_up] * losses, say_ok, **settings)
+    response = await running.ask(post(b"{}"))
+    assert (response.status, response.values(b"x-rhizome-attempts")) == (200, [b"%d" % (losses + 1)])
+    running = await bed(*[hang_up] * (losses + 1), say_ok, **settings)
+    response = await running.ask(post(b"{}"))
+    assert (response.status, response.values(b"x-rhizome-attempts")) == (502, [b"%d" % (losses + 1)])
+    assert not running.backends[-1].received, "the request may be what kills them"
+
+
+async def test_who_dies_of_a_request_on_a_kept_connection_is_lost(bed: Any) -> None:
+    """It looks as if the connection had been idle; that nobody listens any more says that it was not."""
+
+    def dying(backend: Any) -> Any:
+        async def die(call: Call) -> None:
+            backend.leave()
+            call.reset()
+
+        return die
+
+    running = await bed(*[say_ok] * 6, retries=0, max_resumes=3)
+    peer = await running.peer()
+    for target, backend in zip(running.targets, running.backends, strict=True):
+        running.picker.choose = lambda request, target=target: iter([target])
+        assert (await peer.ask(post(b"{}"))).status == 200
+        backend.script = dying(backend)
+    running.picker.choose = lambda request: iter(running.targets)
+    assert (await peer.ask(post(b"{}"))).status == 502
+    assert [len(backend.received) for backend in running.backends] == [2, 2, 2, 2, 1, 1]
+    assert [target.endings[1:] for target in running.targets] == [[Ending.LOST]] * 4 + [[]] * 2
+
+
+async def test_who_worked_on_a_request_was_not_idle(bed: Any) -> None:
+    """A connection that breaks long after a request went out broke under it."""
+
+    async def work(call: Call) -> None:
+        if len(running.backend.received) < 2:
+            await say_ok(call)
+        else:
+            await asyncio.sleep(1.2)
+            call.reset()
+
+    running = await bed(work, say_ok)
+    peer = await running.peer()
+    assert (await peer.ask(post(b"{}"))).values(b"x-rhizome-backend") == [b"b0"]
+    assert (await peer.ask(post(b"{}"))).values(b"x-rhizome-backend") == [b"b1"]
+    assert running.backend.accepted == 1
+    assert running.targets[0].endings == [Ending.COMPLETE, Ending.LOST]
 
 
 async def test_the_budget_bounds_retries(bed: Any) -> None:

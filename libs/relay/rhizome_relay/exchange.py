@@ -6,21 +6,18 @@ callbacks of the two connections; a task exists only while a picker queues or a 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable
 from typing import cast
 
 from rhizome_relay import errors
 from rhizome_relay.answer import Handler, status_line
+from rhizome_relay.attempts import Attempts
 from rhizome_relay.client import Client
-from rhizome_relay.closing import Closing
-from rhizome_relay.errors import HttpError
 from rhizome_relay.headers import in_a_loop, request_head, response_headers, retry_after_s
 from rhizome_relay.known_heads import KnownResponse
 from rhizome_relay.picker import Ending, Target
-from rhizome_relay.pool import OriginPool
 from rhizome_relay.relay import Relay
 from rhizome_relay.request import Pairs, RelayRequest
 from rhizome_relay.response import ResponseWriter
@@ -35,20 +32,16 @@ USAGE_BYTES = 2048
 """So much of its end is kept, where usage stands."""
 
 
-class Exchange(Closing):
+class Exchange(Attempts):
     """A request on its way."""
 
-    __slots__ = ("_handler", "_pool", "_refusal", "_retries", "_sent_at", "_targets")
+    __slots__ = ("_handler",)
 
     def __init__(
         self, relay: Relay, client: Client, request: RelayRequest, handler: Handler | None = None
     ) -> None:
         super().__init__(relay, client, request)
         self._handler = handler  # of a path of our own
-        self._targets: Iterator[Target] = iter(())
-        self._refusal: HttpError | None = None
-        self._retries = 0
-        self._sent_at = 0.0
 
     def start(self) -> None:
         """Begin; the client hears from it in any case."""
@@ -58,7 +51,7 @@ class Exchange(Closing):
         except Exception as error:
             self._crash(error)
 
-    # choosing and trying targets
+    # choosing a target
 
     def _choose(self) -> None:
         relay, request = self._relay, self.request
@@ -82,61 +75,6 @@ class Exchange(Closing):
     async def _answer_locally(self, handler: Handler) -> None:
         self._answer(await handler(self.request))
 
-    async def _queue(self, picking: Awaitable[Iterable[Target]]) -> None:
-        self._picked(await picking)
-
-    def _picked(self, targets: Iterable[Target]) -> None:
-        self.queue_s = time.perf_counter() - self._began
-        self._targets = iter(targets)
-        self._try_next(errors.NONE_READY)
-
-    def _try_next(self, error: HttpError) -> None:
-        """Try another target; `error` is for the client when there is none."""
-        target = self._next_target()
-        if target is None:
-            self._fail(self._refusal or error)
-        else:
-            self._attempt(target)
-
-    def _next_target(self) -> Target | None:
-        try:
-            return next(self._targets, None)
-        except HttpError as error:
-            self._refusal = error.with_traceback(None)  # which holds this exchange
-        except Exception:
-            _log.exception("the picker failed", extra=self.request.log_ids)
-        return None
-
-    def _attempt(self, target: Target) -> None:
-        self._target = target
-        self.attempts += 1
-        self._answering = self._verbatim = False
-        self._heard_at = 0.0
-        self._retry_after_s = self.first_byte_s = 0.0
-        try:
-            self._lease = target.lease(self.cut, self.heard_at)
-            self._pool = self._relay.pools.of(target.origin)
-            # What is passed on as it arrives could not be sent again if an old connection were dead.
-            upstream = self._pool.take() if self.request.held else None
-            if upstream is None:
-                self._run(self._connect(self._pool))
-            else:
-                self._send(upstream)
-        except Exception as error:
-            self._crash(error)
-
-    async def _connect(self, pool: OriginPool) -> None:
-        began = time.perf_counter()
-        upstream = None
-        with contextlib.suppress(OSError):
-            upstream = await pool.connect()
-        self.connect_s += time.perf_counter() - began
-        if upstream is not None:
-            self._send(upstream)
-        else:
-            self._release(Ending.UNREACHABLE)
-            self._try_next(errors.NONE_REACHED)
-
     def _send(self, upstream: Upstream) -> None:
         request, settings = self.request, self._relay.settings
         self._upstream = upstream
@@ -154,16 +92,6 @@ class Exchange(Closing):
                 self.end_upload()
             self._client.hold_upload(upstream.write_paused)
         self._expect(settings.first_byte_timeout_s if request.complete else settings.body_timeout_s)
-
-    def _another(self) -> Target | None:
-        """A target for a retry, if there is one, the request can be sent again and the budget allows it."""
-        if not self.request.held or self._retries + 1 >= self._relay.settings.max_attempts:
-            return None
-        target = self._next_target()
-        if target is None or not self._relay.budget.take():
-            return None
-        self._retries += 1
-        return target
 
     # the request's body, where it is not held
 
@@ -298,18 +226,9 @@ class Exchange(Closing):
         elif self._was_idle(upstream):
             # The backend closed an idle connection just as the request went out: that is no fault.
             self._client.deadline = self._total_at
-            self._run(self._connect(self._pool))
+            self._run(self._connect(self._pool, again=True))
         else:
-            _log.warning("%s did not answer: %s", self._target.name, reason, extra=request.log_ids)
-            self._release(ending)
-            if (target := self._another()) is not None:
-                self._client.deadline = self._total_at
-                self._attempt(target)
-            else:
-                self._fail(self._refusal or errors.LOST)
-
-    def _was_idle(self, upstream: Upstream | None) -> bool:
-        return upstream is not None and upstream.reused and not upstream.answered and self.request.held
+            self._unanswered(ending, reason)
 
     def _finish(self) -> None:
         upstream, self._upstream = self._upstream, None

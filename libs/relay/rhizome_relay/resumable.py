@@ -39,7 +39,7 @@ _MAY_CHANGE = frozenset((408, 425, 429))
 class ResumableExchange(Exchange):
     """A request for a stream of events on its way; see `Exchange`."""
 
-    __slots__ = ("_continuation", "_error", "_following", "_losses", "_opened", "_wait_until")
+    __slots__ = ("_continuation", "_error", "_following", "_opened", "_wait_until")
 
     def __init__(
         self, relay: Relay, client: Client, request: RelayRequest, continuation: Continuation
@@ -47,7 +47,6 @@ class ResumableExchange(Exchange):
         super().__init__(relay, client, request)
         self._continuation = continuation
         self._following = False  # the client gets events of a backend, and the continuation sees them
-        self._losses = 0
         self._wait_until = 0.0
         self._opened = False  # the client has a head that is ours
         self._error: bytes | None = None  # a refusal that has to become an event

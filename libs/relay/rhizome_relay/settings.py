@@ -36,7 +36,7 @@ class RelaySettings:
         total_timeout_s: of a whole exchange.
         backend_keep_alive_s: how long a connection to a backend may idle.
         backend_idle_connections: how many of them each backend may have.
-        max_attempts: backends that may get a request; those that could not be reached do not count.
+        max_attempts: backends that may refuse a request; those lost or out of reach do not count.
         retry_statuses: responses that another backend may do better than.
         max_resumes: backends that may be lost under a stream which goes on at another one each time.
         resume_wait_s: how long such a stream waits for a backend that can go on.

@@ -31,6 +31,24 @@ async def test_a_process_that_dies_with_requests_costs_nobody_one(bench: Bench):
     assert {answer.status_code for answer in await asyncio.gather(*asks)} == {200}
 
 
+async def test_an_answer_outlives_three_backends_of_three(bench: Bench):
+    """As in a restart of the whole fleet, one after the other: who was lost first is back by then."""
+    calls: list[Call] = []
+
+    async def die_three_times(call: Call) -> None:
+        calls.append(call)
+        if len(calls) > 3:
+            await say_ok(call)
+            return
+        await face.ready(3)
+        call.reset()
+
+    servers = [await bench.script(die_three_times) for _ in range(3)]
+    face = await bench.proxy(*servers, retry_share=0, min_retries_per_s=1e-6)
+    answer = await face.post(CHAT, SHORT)
+    assert (answer.status_code, answer.headers["x-rhizome-attempts"]) == (200, "4")
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_full_backend_is_left_for_another(bench: Bench, status):
     full, free = await bench.simulate(), await bench.simulate()

@@ -236,7 +236,10 @@ class PoolPicker:
     def _targets(self, journey: Journey) -> Iterator[PoolTarget]:
         router, tried = self._router, set[str]()
         while (backend := router.pick(journey.ask, journey.model, tried, http=True)) is not None:
+            losses = journey.losses
             yield PoolTarget(router, backend, journey, retry=bool(tried))
+            if journey.losses > losses:
+                tried.clear()  # who was lost or had no room before may do by now
             tried.add(backend.name)
         if not tried:
             raise self._nobody()
