@@ -36,12 +36,14 @@ async def test_an_answer_outlives_three_backends_of_three(bench: Bench):
     calls: list[Call] = []
 
     async def die_three_times(call: Call) -> None:
-        calls.append(call)
-        if len(calls) > 3:
-            await say_ok(call)
-            return
-        await face.ready(3)
-        call.reset()
+        if call.request.line.startswith(b"POST /v1/chat"):  # others ask who it is
+            calls.append(call)
+            if len(calls) <= 3:
+                await face.ready(3)
+                await call.send(b"HTTP/1.1 200")  # or it might be a connection that was idle for too long
+                call.reset()
+                return
+        await say_ok(call)
 
     servers = [await bench.script(die_three_times) for _ in range(3)]
     face = await bench.proxy(*servers, retry_share=0, min_retries_per_s=1e-6)
