@@ -4,7 +4,7 @@
 #     deploy/images/make_base.sh [DIR]      # as root; DIR is for scratch, some 1 GB
 #
 #     rhizome-base:python    Python                     BASE_IMAGE of all services
-#     rhizome-base:build     with pip and a compiler    BUILD_IMAGE of all services
+#     rhizome-base:build     with pip, a compiler and Python's headers    BUILD_IMAGE of all services
 #     rhizome-base:nginx     nginx                      NGINX_IMAGE of deploy/compose
 #
 # Images that are there already stay as they are. SUITE (bookworm) and MIRROR (debootstrap's own) say where packages come
@@ -85,7 +85,7 @@ if missing python; then
     import "$root" rhizome-base:python --change 'CMD ["python3"]'
 fi
 if missing build; then
-    add "$root" python3-venv g++
+    add "$root" python3-venv python3-dev g++
     import "$root" rhizome-base:build --change 'CMD ["python3"]'
 fi
 rm -rf "$root"
