@@ -5,8 +5,8 @@
 
 The modules stay what they are, Python with types, and run uncompiled as well; only what is measured to matter
 is compiled. `--into` gets the packages whole, so it can come before them on Python's path, or be the very
-place where they are installed. What is newer there than all sources stays. Needs mypy, setuptools and a C
-compiler; see docs/proxy.md.
+place where they are installed. What is there of the sources as they are stays. Needs mypy, setuptools and a
+C compiler; see docs/proxy.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ HAND_WRITTEN: Final = ("rhizome_transport/block_hashes_native.c",)
 
 PACKAGES: Final = sorted({one.partition("/")[0] for one in (*MODULES, *HAND_WRITTEN)})
 GROUP: Final = "rhizome_proxy"
-COMPILED_LAST: Final = f"{GROUP}__mypyc{sysconfig.get_config_var('EXT_SUFFIX')}"
+SUFFIX: Final[str] = sysconfig.get_config_var("EXT_SUFFIX")
+COMPILED_LAST: Final = f"{GROUP}__mypyc{SUFFIX}"
 """What mypyc puts all modules into; the others only name theirs."""
 
 _TYPES: Final = """\
@@ -81,9 +82,12 @@ def main() -> None:
     into.mkdir(parents=True, exist_ok=True)
     if is_current(into):
         return
-    copy_packages(into)
     with tempfile.TemporaryDirectory(prefix="rhizome-compile-") as folder:
-        compile_modules(Path(folder), into, arguments.python)
+        tree = Path(folder, "tree")
+        for name in PACKAGES:
+            shutil.copytree(find(name), tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        compile_modules(Path(folder, "work"), tree, str(Path(arguments.python).absolute()))
+        replace(tree, into)
     print(f"{len(MODULES) + len(HAND_WRITTEN)} modules are compiled in {into}")
 
 
@@ -93,55 +97,63 @@ def find(one: str) -> Path:
 
 
 def is_current(into: Path) -> bool:
-    """Whether all was compiled there after the last change, for this Python."""
-    newest = into / COMPILED_LAST
-    if not newest.exists():
-        return False
-    sources = [one for name in PACKAGES for one in find(name).rglob("*") if one.suffix in {".py", ".c"}]
-    return all(one.stat().st_mtime < newest.stat().st_mtime for one in [*sources, Path(__file__)])
+    """Whether what is there was compiled from the sources as they are, by this script, for this Python."""
+    last = into / COMPILED_LAST
+    built = [into / f"{one.rpartition('.')[0]}{SUFFIX}" for one in (*MODULES, *HAND_WRITTEN)]
+    return (
+        all(one.exists() for one in (last, *built))
+        and last.stat().st_mtime > Path(__file__).stat().st_mtime
+        and all(contents(find(name)) == contents(into / name) for name in PACKAGES)
+    )
 
 
-def copy_packages(into: Path) -> None:
-    """Put the packages that have compiled modules there, without what was compiled there before."""
-    for old in into.glob(f"{GROUP}__mypyc.*"):
-        old.unlink()
-    for name in PACKAGES:
-        source = find(name)
-        if (into / name).is_dir():
-            for old in (into / name).rglob("*.so"):
-                old.unlink()
-        ignore = shutil.ignore_patterns("__pycache__", "*.so")
-        shutil.copytree(source, into / name, dirs_exist_ok=True, ignore=ignore)
+def contents(package: Path) -> dict[Path, bytes]:
+    """The sources of a package."""
+    files = [one for one in package.rglob("*") if one.suffix in {".py", ".c"}]
+    return {one.relative_to(package): one.read_bytes() for one in files}
 
 
-def compile_modules(work: Path, into: Path, python: str) -> None:
-    """Compile `MODULES` in a folder for what lies between, into the packages in `into`.
+def compile_modules(work: Path, tree: Path, python: str) -> None:
+    """Compile `MODULES` in place, in a copy of their packages.
+
+    Args:
+        work: a folder for what lies between, made anew.
+        tree: has the packages.
+        python: whose packages the types come from.
 
     Raises:
         SystemExit: the types are wrong, or the compiler failed.
     """
+    work.mkdir()
     settings = work / "mypy.ini"
-    settings.write_text(_TYPES.format(places=":".join(map(str, PLACES))), encoding="utf-8")
-    sources = [str(find(one)) for one in MODULES]
-    built = work / "built"
+    settings.write_text(_TYPES.format(places=":".join(map(str, (tree, *PLACES)))), encoding="utf-8")
     before = Path.cwd()
     os.chdir(work)  # setuptools reads the settings of whatever project it is started in
     try:
         options = ["--config-file", str(settings), "--python-executable", python, "--cache-dir", os.devnull]
+        sources = [str(tree / one) for one in MODULES]
         extensions: list[Extension] = mypycify(
             [*options, *sources], opt_level="2", debug_level="0", group_name=GROUP, target_dir=str(work)
         )
         extensions += [
-            Extension(one.removesuffix(".c").replace("/", "."), [str(find(one))]) for one in HAND_WRITTEN
+            Extension(one.removesuffix(".c").replace("/", "."), [str(tree / one)]) for one in HAND_WRITTEN
         ]
         build = Distribution({"name": GROUP, "ext_modules": extensions}).get_command_obj("build_ext")
-        build.build_lib, build.build_temp = str(built), str(work)  # type: ignore[attr-defined]
+        build.build_lib, build.build_temp = str(tree), str(work)  # type: ignore[attr-defined]
         build.ensure_finalized()
         build.run()
     finally:
         os.chdir(before)
-    shutil.copytree(built, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(COMPILED_LAST))
-    shutil.copy(built / COMPILED_LAST, into)
+
+
+def replace(tree: Path, into: Path) -> None:
+    """Put what was compiled in the place of what is there; what belongs to nobody any more goes."""
+    for old in into.glob(f"{GROUP}__mypyc.*"):
+        old.unlink()
+    for name in PACKAGES:
+        shutil.rmtree(into / name, ignore_errors=True)
+        shutil.copytree(tree / name, into / name)
+    shutil.copy(tree / COMPILED_LAST, into)
 
 
 if __name__ == "__main__":

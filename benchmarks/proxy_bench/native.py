@@ -25,12 +25,15 @@ def start_compiled(*, interpreted: bool) -> None:
     """Begin this program anew on compiled modules, unless it runs on them, or should not or cannot."""
     if COMPILED or interpreted:
         return
+    before = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    if str(NATIVE) in before:
+        print("this Python does not read PYTHONPATH: all of this is interpreted", file=sys.stderr, flush=True)
+        return
     script = ROOT / "scripts" / "compile_proxy.py"
     print("compiling the proxy's modules, a minute the first time", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, script, "--into", NATIVE], stdout=sys.stderr, check=False)
     if done.returncode:
         print("they could not be compiled: all of this is interpreted", file=sys.stderr, flush=True)
         return
-    paths = [str(NATIVE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(NATIVE), *before])
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

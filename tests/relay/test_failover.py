@@ -129,24 +129,6 @@ async def test_who_dies_of_a_request_on_a_kept_connection_is_lost(bed: Any) -> N
     assert [target.endings[1:] for target in running.targets] == [[Ending.LOST]] * 4 + [[]] * 2
 
 
-async def test_who_worked_on_a_request_was_not_idle(bed: Any) -> None:
-    """A connection that breaks long after a request went out broke under it."""
-
-    async def work(call: Call) -> None:
-        if len(running.backend.received) < 2:
-            await say_ok(call)
-        else:
-            await asyncio.sleep(1.2)
-            call.reset()
-
-    running = await bed(work, say_ok)
-    peer = await running.peer()
-    assert (await peer.ask(post(b"{}"))).values(b"x-rhizome-backend") == [b"b0"]
-    assert (await peer.ask(post(b"{}"))).values(b"x-rhizome-backend") == [b"b1"]
-    assert running.backend.accepted == 1
-    assert running.targets[0].endings == [Ending.COMPLETE, Ending.LOST]
-
-
 async def test_the_budget_bounds_retries(bed: Any) -> None:
     running = await bed(refusing(503), say_ok, retries=1)
     assert (await running.ask(post(b"{}"))).status == 200

@@ -310,6 +310,38 @@ async def test_an_idle_connection_that_was_closed_is_no_loss(queueing: Any) -> N
     assert running.targets[1].endings == [Ending.COMPLETE] * 2
 
 
+async def test_who_leaves_with_a_kept_connection_does_not_end_a_stream(queueing: Any) -> None:
+    running = await queueing(letters(b"a", lose=True), letters(), letters(b"b"), max_resumes=2)
+    running.gate.set_result(running.targets[1:2])
+    assert (await running.ask(ASK)).body == DONE
+
+    async def leave(call: Call) -> None:
+        running.backends[1].leave()
+        call.reset()
+
+    running.backends[1].script = leave
+    running.gate = asyncio.get_running_loop().create_future()
+    running.gate.set_result(running.targets[:1])
+    running.following = running.targets[1:]
+    assert (await running.ask(ASK)).body == letter(b"a") + letter(b"b") + DONE
+    assert [target.endings[-1] for target in running.targets] == [
+        Ending.TRUNCATED,
+        Ending.LOST,
+        Ending.COMPLETE,
+    ]
+
+
+async def test_who_is_lost_before_the_first_event_is_none_of_the_streams_losses(queueing: Any) -> None:
+    async def hang_up(call: Call) -> None:
+        call.reset()
+
+    scripts = [hang_up] * 3 + [letters(b"a", lose=True), letters(b"b")]
+    running = await queueing(*scripts, max_resumes=1)
+    running.gate.set_result(running.targets[:-1])
+    running.following = running.targets[-1:]
+    assert (await running.ask(ASK)).body == letter(b"a") + letter(b"b") + DONE
+
+
 async def test_nobody_to_go_on_is_seen(queueing: Any) -> None:
     running = await queueing(letters(b"a", lose=True))
     running.gate.set_result(running.targets)

@@ -25,9 +25,6 @@ from rhizome_relay.upstream import Upstream
 
 _log = logging.getLogger(__name__)
 
-_RACE_S: Final = 1.0
-"""A connection that was closed while it was idle says so within this time."""
-
 _LEAST_LOSSES: Final = 3
 """So many backends may be lost under a request that nobody has answered, even where no stream may go on."""
 
@@ -142,6 +139,4 @@ class Attempts(Closing):
             self._fail(self._refusal or errors.LOST)
 
     def _was_idle(self, upstream: Upstream | None) -> bool:
-        if upstream is None or upstream.answered or not upstream.reused or not self.request.held:
-            return False
-        return time.perf_counter() - self._sent_at < _RACE_S
+        return upstream is not None and upstream.reused and not upstream.answered and self.request.held

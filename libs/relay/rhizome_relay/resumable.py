@@ -39,7 +39,7 @@ _MAY_CHANGE = frozenset((408, 425, 429))
 class ResumableExchange(Exchange):
     """A request for a stream of events on its way; see `Exchange`."""
 
-    __slots__ = ("_continuation", "_error", "_following", "_opened", "_wait_until")
+    __slots__ = ("_continuation", "_error", "_following", "_interruptions", "_opened", "_wait_until")
 
     def __init__(
         self, relay: Relay, client: Client, request: RelayRequest, continuation: Continuation
@@ -47,6 +47,7 @@ class ResumableExchange(Exchange):
         super().__init__(relay, client, request)
         self._continuation = continuation
         self._following = False  # the client gets events of a backend, and the continuation sees them
+        self._interruptions = 0
         self._wait_until = 0.0
         self._opened = False  # the client has a head that is ours
         self._error: bytes | None = None  # a refusal that has to become an event
@@ -164,6 +165,13 @@ class ResumableExchange(Exchange):
             self._release(ending)
             self._lost()
 
+    def _unanswered(self, ending: Ending, reason: str) -> None:
+        if self._following:
+            self._release(ending)
+            self._lost()
+        else:
+            super()._unanswered(ending, reason)
+
     def expire(self) -> None:
         """See `Exchange`; a backend that fell silent is one that is lost."""
         if self._heard_since():
@@ -199,8 +207,8 @@ class ResumableExchange(Exchange):
 
     def _lost(self) -> None:
         """A backend was lost under the stream: too many of them are enough."""
-        self._losses += 1
-        if self._losses > self._relay.settings.max_resumes:
+        self._interruptions += 1
+        if self._interruptions > self._relay.settings.max_resumes:
             super()._broken()
         else:
             self._resume()
